@@ -1,0 +1,1 @@
+"""One file, one command: `PANEL` is its place in the help, `command` what Typer calls."""

@@ -1,0 +1,60 @@
+"""kd resume: goes on with an interrupted run."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from kd_cli import console
+from kd_cli.errors import ConfigError
+from kd_cli.hydra_command import Json, launch, present_one
+
+PANEL = "Experiments"
+
+
+def command(
+    run: Annotated[Path, typer.Argument(help="The folder of an interrupted run.", show_default=False)],
+    json: Json = False,
+) -> None:
+    """Go on with an interrupted run; it ends with the same bits as if nothing had happened."""
+    console.setup(as_json=json)
+    run = run.absolute()
+    name, arguments = saved_command(run)
+    from kd_cli.commands import distill, train_baseline, train_teacher
+    from kd_cli.commands import run as compare
+
+    modules: dict[str, Any] = {
+        "run": (compare.job, compare.present),
+        "train-teacher": (train_teacher.job, present_one),
+        "train-baseline": (train_baseline.job, present_one),
+        "distill": (distill.job, present_one),
+    }
+    job, present = modules[name]
+    launch(name, [*arguments, f"hydra.run.dir={hydra_quote(str(run))}"], job, present)
+
+
+def saved_command(run: Path) -> tuple[str, list[str]]:
+    """The command and the arguments that made a run.
+
+    Raises:
+        ConfigError: the folder holds no run, or a part of a comparison.
+    """
+    from kd_cli.files import read_json
+
+    record = read_json(run / "run.json")
+    if record is None:
+        raise ConfigError(f"{run} holds no run (no run.json); kd list runs shows what is there")
+    if record["command"] == "run" and record.get("stage"):
+        raise ConfigError(f"{run} is a part of a comparison; type kd resume {shlex.quote(str(run.parent))}")
+    if Path(record["directory"]).is_dir():
+        os.chdir(record["directory"])  # relative paths in its arguments are meant from there
+    return record["command"], list(record["arguments"])
+
+
+def hydra_quote(text: str) -> str:
+    """A value that Hydra's grammar takes as it stands, whatever is in it."""
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"

@@ -1,0 +1,59 @@
+"""kd run: the main job."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from kd_cli import console
+from kd_cli.config import Config, Launch
+from kd_cli.hydra_command import hydra_command
+
+PANEL = "Experiments"
+
+_COLUMNS = ("network", "test %", "last %", "val %", "epoch", "parameters", "gain")
+
+
+def job(config: Config, launch: Launch) -> dict[str, Any]:
+    """Teacher, baseline and distilled student."""
+    from kd_cli import experiment
+
+    return experiment.compare(config, launch)
+
+
+def present(result: Mapping[str, Any]) -> None:
+    """The table of the three."""
+    stages = [stage for stage in ("teacher", "baseline", "distilled") if stage in result]
+    rows = [_row(stage, result[stage], result["gain"] if stage == "distilled" else None) for stage in stages]
+    console.say()
+    console.table(
+        "Top-1 accuracy on the test and validation images",
+        _COLUMNS,
+        rows,
+        left=("network",),
+    )
+    console.say("test: at the epoch that was best on validation; last: at the last epoch.")
+    console.say(
+        f"gain: distilled − baseline in percentage points, seed {result['seed']}. "
+        "One seed proves little: kd run -m seed=0,1,2,3,4"
+    )
+    for key, (baseline, distilled) in result.get("recipe_differences", {}).items():
+        console.notice(
+            f"the gain is not distillation's alone: {key} is {baseline} for the baseline, {distilled} for the student"
+        )
+    console.say(f"{result['seconds']:.0f} seconds; everything is in {console.short_path(result['run'])}")
+
+
+def _row(stage: str, result: Mapping[str, Any], gain: float | None) -> tuple[Any, ...]:
+    return (
+        stage,
+        result["test_top1"],
+        result["test_top1_last"],
+        result["val_top1"],
+        f"{result['best_epoch']}/{result['epochs']}",
+        result["parameters"],
+        None if gain is None else f"{gain:+.2f}",
+    )
+
+
+command = hydra_command("run", "Train teacher, baseline student and distilled student, and compare them.", job, present)

@@ -1,0 +1,72 @@
+"""kd show: one run, from what it was told to what came of it."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from kd_cli import console
+from kd_cli.hydra_command import Json
+
+PANEL = "Results"
+
+
+def command(
+    run: Annotated[Path, typer.Argument(help="The folder of a run.", show_default=False)], json: Json = False
+) -> None:
+    """Show a run: configuration, metrics, result and provenance."""
+    console.setup(as_json=json)
+    from kd_cli.errors import ConfigError
+    from kd_cli.files import read_json
+    from kd_cli.rundir import flatten, read_metrics, status_of
+
+    record = read_json(run / "run.json")
+    if record is None:
+        raise ConfigError(f"{run} holds no run (no run.json); kd list runs shows what is there")
+    config, metrics, result = _config(run), read_metrics(run), read_json(run / "result.json")
+    record["status"] = status_of(run)
+    _table("Configuration", _without_repeats(flatten(config)))
+    if metrics:
+        columns = list(metrics[0])
+        rows = [[_short(row.get(name)) for name in columns] for row in metrics]
+        console.table("Metrics", columns, rows)
+    if result:
+        _table("Result", flatten(result))
+    shown = {key: value for key, value in flatten(record).items() if not key.startswith(("arguments", "data.classes"))}
+    _table("Provenance", shown)
+    console.say(f"made by: {rerun_line(record)}")
+    console.emit({"run": str(run), "config": config, "metrics": metrics, "result": result, "provenance": record})
+
+
+def _table(title: str, values: Mapping[str, Any]) -> None:
+    rows = [(key, "–" if value is None else str(value)) for key, value in values.items()]
+    console.table(title, ("key", "value"), rows, left=("key", "value"))
+
+
+def _without_repeats(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Without the stages' options that say the same as `trainer`."""
+    repeated = {key for key in config if config.get(f"trainer.{key.partition('_trainer.')[2]}", ...) == config[key]}
+    return {key: value for key, value in config.items() if key not in repeated}
+
+
+def rerun_line(record: Mapping[str, Any]) -> str:
+    """The command that made a run, as it can be typed again."""
+    return " ".join(["kd", str(record.get("command")), *map(shlex.quote, record.get("arguments", []))])
+
+
+def _config(run: Path) -> dict[str, Any]:
+    from omegaconf import OmegaConf
+
+    try:
+        config = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))
+    except OSError:
+        return {}
+    return {str(key): value for key, value in config.items()} if isinstance(config, dict) else {}
+
+
+def _short(value: Any) -> Any:
+    return f"{value:.4g}" if isinstance(value, float) and abs(value) < 1 else value

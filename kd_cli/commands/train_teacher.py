@@ -1,0 +1,20 @@
+"""kd train-teacher: train a teacher."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kd_cli.config import Config, Launch
+from kd_cli.hydra_command import hydra_command, present_one
+
+PANEL = "Experiments"
+
+
+def job(config: Config, launch: Launch) -> dict[str, Any]:
+    """Train a teacher."""
+    from kd_cli import experiment
+
+    return experiment.train(config, launch, "teacher")
+
+
+command = hydra_command("train-teacher", "Train a teacher.", job, present_one)

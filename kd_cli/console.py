@@ -1,0 +1,185 @@
+"""Everything that is shown to a person. With `--json`, standard output is left to one JSON object."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+_json = False
+_emitted = False
+_live_console: Console | None = None  # while a live line is drawn, everything else must be printed through its console
+
+
+def setup(*, as_json: bool) -> None:
+    """Says where things go: people's text to standard output, or to standard error beside JSON."""
+    global _json, _emitted
+    _json, _emitted = as_json, False
+    logger = logging.getLogger("kd")
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    logger.handlers = [_Notices()]
+
+
+def say(text: str = "", *, style: str = "") -> None:
+    """One line for a person."""
+    _people().print(text, style=style or None, markup=False, highlight=False, soft_wrap=True)
+
+
+def notice(text: str) -> None:
+    """One line on standard error about something that the user should know and that does not stop the run."""
+    _console(sys.stderr).print(f"note: {text}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+
+def emit(value: Mapping[str, Any]) -> None:
+    """The one JSON object of `--json`: the first that is emitted. Nothing without `--json`."""
+    global _emitted
+    if _json and not _emitted:
+        _emitted = True
+        sys.stdout.write(json.dumps(value, indent=2, default=str) + "\n")
+        sys.stdout.flush()
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], *, left: Sequence[str] = ()) -> None:
+    """A table for a person.
+
+    Args:
+        left: columns that hold text; the others hold numbers and stand to the right.
+    """
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    drawn = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, title_style="bold")
+    for name in columns:
+        drawn.add_column(name, justify="left" if name in left else "right", overflow="fold")
+    for row in rows:
+        drawn.add_row(*(Text(_cell(value)) for value in row))
+    _print_table(drawn)
+
+
+def short_path(path: str | Path) -> str:
+    """A path as a person would type it: relative where it is below the working directory."""
+    full = Path(path)
+    return str(full.relative_to(Path.cwd())) if full.is_relative_to(Path.cwd()) else str(full)
+
+
+def panel(title: str, text: str) -> None:
+    """An error, on standard error."""
+    from rich.panel import Panel
+    from rich.text import Text
+
+    _console(sys.stderr).print(Panel(Text(text), title=Text(title), border_style="red", title_align="left"))
+
+
+class Watcher:
+    """Follows one training: a live line on a terminal, one plain line per epoch elsewhere.
+
+    Args:
+        label: what is trained: `teacher`.
+        epochs: how many there will be.
+        done: epochs that an earlier process has done.
+    """
+
+    def __init__(self, label: str, epochs: int, done: int = 0) -> None:
+        self.label, self.total, self.done = label, epochs, done
+        self._start: float | None = None  # when the first batch was done: what comes before it is set-up
+        self._last = 0.0
+        self._before = 0
+        self._live: Any = None
+
+    def batch(self, progress: Any) -> None:
+        """Called after every batch (see trainer.Progress); draws a few times a second at most."""
+        if self._start is None:
+            self._start, self._before = time.monotonic(), progress.images
+        if self._live is None or time.monotonic() - self._last < 0.2 or progress.images == self._before:
+            return
+        self._last = time.monotonic()
+        share = (progress.epoch - 1 - self.done + progress.batch / progress.batches) / max(1, self.total - self.done)
+        elapsed = self._last - self._start
+        loss = float(progress.sums["loss"]) / progress.seen
+        top1 = 100 * float(progress.sums["correct"]) / progress.seen
+        left = _clock(elapsed / max(share, 1e-9) - elapsed)
+        speed = (progress.images - self._before) / max(elapsed, 1e-9)
+        self._live.update(
+            f"{self.label:<10} epoch {progress.epoch}/{self.total}  {_bar(progress.batch / progress.batches)}  "
+            f"loss {loss:.4f}  train {top1:5.2f} %  {speed:,.0f} img/s  {left} left"
+        )
+
+    def epoch(self, record: Mapping[str, float]) -> None:
+        """One line that stays."""
+        val = f"  val {record['val_top1']:5.2f} %" if "val_top1" in record else ""
+        say(
+            f"{self.label:<10} epoch {record['epoch']:>{len(str(self.total))}}/{self.total}  "
+            f"loss {record['train_loss']:.4f}  train {record['train_top1']:5.2f} %{val}  "
+            f"{record['images_per_second']:,.0f} images/s"
+        )
+
+
+@contextmanager
+def watching(label: str, epochs: int, done: int = 0) -> Iterator[Watcher]:
+    """A Watcher with its live line, where there is a terminal to draw it on."""
+    watcher = Watcher(label, epochs, done)
+    people = _people()
+    if not people.is_terminal:
+        yield watcher
+        return
+    global _live_console
+    with people.status(f"{label} starts") as status:
+        watcher._live, _live_console = status, people
+        try:
+            yield watcher
+        finally:
+            _live_console = None
+
+
+class _Notices(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        notice(record.getMessage())
+
+
+def _people() -> Console:
+    return _live_console or _console(sys.stderr if _json else sys.stdout)
+
+
+def _console(stream: Any) -> Console:
+    from rich.console import Console
+
+    plain = os.environ.get("NO_COLOR") or os.environ.get("CI") or os.environ.get("TERM") == "dumb"
+    return Console(file=stream, force_terminal=False if plain else None)
+
+
+def _print_table(drawn: Table) -> None:
+    console = _people()
+    if not console.is_terminal:
+        console.width = 1000  # a file has no edge; tables are as wide as their contents
+    console.print(drawn)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, float):
+        return f"{value:.2f}"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def _bar(share: float, width: int = 10) -> str:
+    full = round(share * width)
+    return "━" * full + "╌" * (width - full)
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(int(max(0.0, seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

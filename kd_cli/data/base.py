@@ -1,0 +1,252 @@
+"""What a data set is to `kd`: uint8 images, a validation split that never moves, batches that are f(seed, epoch).
+
+A component of `DATASETS` returns a `Raw`: the undivided data set. Its signature holds its own options; every data set
+also has those of `Common`, and a component that names one of them in its signature is given it.
+
+N training images, B per batch, C channels, H/W size, K classes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+import torch
+from torch import Tensor
+
+from kd_cli.data import order
+from kd_cli.data.common import COMMON, Common
+from kd_cli.data.prepare import Prepare
+from kd_cli.data.store import Images, Store, digest_of, digest_tensor, fits_in_memory, shape_of
+from kd_cli.errors import ConfigError, DataError
+from kd_cli.registry import Registry, bind_options
+from kd_cli.types import Batch, DataSpec
+
+Part = Literal["train", "val", "test"]
+F = TypeVar("F", bound="Callable[..., Raw]")
+
+
+@dataclass(frozen=True)
+class Raw:
+    """An undivided data set.
+
+    Args:
+        train_images: [N, H, W, C], uint8, or images that are read one by one.
+        train_labels: [N], int64, 0 … K-1.
+        test_images: as `train_images`.
+        test_labels: as `train_labels`.
+        class_names: K names, in label order.
+        digest: hex, where the source already knows what identifies its pixels.
+    """
+
+    train_images: Images
+    train_labels: Tensor
+    test_images: Images
+    test_labels: Tensor
+    class_names: tuple[str, ...]
+    digest: str | None = None
+
+
+DATASETS: Registry[Raw] = Registry("dataset", "kd_cli.data", injected=tuple(COMMON))
+
+
+def checked_by(check: Callable[..., None]) -> Callable[[F], F]:
+    """Decorator of a component: `check` takes the same own options and raises ValueError, before any data is read."""
+
+    def attach(component: F) -> F:
+        vars(component)["check"] = check
+        return component
+
+    return attach
+
+
+def check_dataset(options: Mapping[str, Any]) -> None:
+    """Checks a data set's options without reading any data.
+
+    Args:
+        options: `{name: …, root: …, val_fraction: …}`: the component's own options and the common ones.
+
+    Raises:
+        ConfigError: unknown name or option, a value of the wrong type or out of range.
+    """
+    _common(options)
+
+
+def load_dataset(options: Mapping[str, Any]) -> Data:
+    """Reads and splits a data set.
+
+    Args:
+        options: as `check_dataset`.
+
+    Raises:
+        ConfigError: as `check_dataset`, and where mean or std do not fit the channels.
+        DataError: data are missing, unreadable or do not fit.
+    """
+    common = _common(options)
+    own = {key: value for key, value in options.items() if key not in COMMON}
+    return Data(str(options["name"]), DATASETS.build(own, **vars(common)), common)
+
+
+def _common(options: Mapping[str, Any]) -> Common:
+    """Checks all options and returns the common ones."""
+    own = {key: value for key, value in options.items() if key not in COMMON}
+    arguments = DATASETS.check(own)
+    what = f"dataset {options['name']!r}"
+    shared = {key: value for key, value in options.items() if key in COMMON}
+    checked = bind_options(Common, shared, where="dataset", what=what)
+    try:
+        _check_own(DATASETS.component(str(options["name"])), arguments)
+        return Common(**checked)
+    except ValueError as error:
+        raise ConfigError(f"{what}: {error}") from error
+
+
+def _check_own(component: Callable[..., Raw], arguments: Mapping[str, Any]) -> None:
+    check = vars(component).get("check")
+    if check is not None:
+        parameters = inspect.signature(component).parameters
+        defaults = {name: parameter.default for name, parameter in parameters.items() if name not in COMMON}
+        check(**{**defaults, **arguments})
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """One part: the rows [n] of a store that belong to it, and their labels [n]."""
+
+    store: Store
+    rows: Tensor
+    labels: Tensor
+
+
+class Data:
+    """A data set, split and ready to give batches.
+
+    Args:
+        name: the registered name.
+        raw: the undivided data set.
+        common: how to split, hold, augment and normalise it.
+
+    Raises:
+        ConfigError: mean or std do not fit the channels.
+        DataError: the parts do not fit together, or the validation split is impossible.
+    """
+
+    def __init__(self, name: str, raw: Raw, common: Common) -> None:
+        height, width, channels = _check_raw(name, raw)
+        key = "dataset.val_fraction"
+        kept, taken = order.stratified_split(raw.train_labels, common.val_fraction, common.split_seed, key=key)
+        train, test = _stores(raw, common)
+        self._parts: dict[Part, _Rows] = {
+            "train": _Rows(train, kept, raw.train_labels[kept]),
+            "val": _Rows(train, taken, raw.train_labels[taken]),
+            "test": _Rows(test, torch.arange(len(raw.test_labels)), raw.test_labels),
+        }
+        self._prepare = Prepare(common.augment, common.mean or (0.0,), common.std or (1.0,), (height, width, channels))
+        self.name = name
+        self.spec = DataSpec(len(raw.class_names), len(kept), (channels, height, width), raw.class_names)
+        self.preprocessing: dict[str, Any] = self._prepare.record()
+        self.fingerprint = _fingerprint(raw, taken)
+
+    def size(self, part: Part) -> int:
+        """How many images; 0 for the validation part when `val_fraction` is 0."""
+        return len(self._parts[part].rows)
+
+    def steps(self, batch_size: int, limit: int | None = None) -> int:
+        """Training batches per epoch.
+
+        A last, smaller batch counts; one of a single image does not (batch normalisation cannot train on it), unless
+        it is the only one.
+
+        Args:
+            batch_size: B of the global batch.
+            limit: at most so many.
+        """
+        return order.count_steps(self.size("train"), batch_size, limit)
+
+    def train_batches(
+        self,
+        *,
+        seed: int,
+        epoch: int,
+        batch_size: int,
+        device: torch.device,
+        limit: int | None = None,
+        shard: tuple[int, int] = (0, 1),
+    ) -> Iterator[Batch]:
+        """The batches of an epoch, shuffled and augmented as (seed, epoch) say, whatever the workers and processes.
+
+        Args:
+            batch_size: B of the global batch; `steps` says how many there are.
+            limit: at most so many batches.
+            shard: (rank, world): of each global batch the rows rank, rank + world, … A last batch with fewer images
+                than `world` is empty for the highest ranks.
+
+        Raises:
+            DataError: an image cannot be read.
+        """
+        size = self.size("train")
+        shuffled = order.permutation(size, seed, epoch)
+        ids = order.cut(shuffled, batch_size, self.steps(batch_size, limit), shard)
+        table = self._prepare.table(size, seed, epoch, device)
+        for batch in self._batches("train", ids, device):
+            pixels = self._prepare.augment(batch.images, table[batch.ids])
+            yield Batch(self._prepare.normalise(pixels), batch.labels, batch.ids)
+
+    def eval_batches(self, part: Part, *, batch_size: int, device: torch.device) -> Iterator[Batch]:
+        """All images of a part in their fixed order, normalised, not augmented; ids are positions in that part.
+
+        Raises:
+            DataError: an image cannot be read.
+        """
+        ids = list(torch.arange(self.size(part)).split(batch_size)) if self.size(part) else []
+        for batch in self._batches(part, ids, device):
+            yield Batch(self._prepare.normalise(batch.images), batch.labels, batch.ids)
+
+    def _batches(self, part: Part, ids: Sequence[Tensor], device: torch.device) -> Iterator[Batch]:
+        """Batches of bare pixels [B, H, W, C], uint8, on `device`."""
+        if not ids:
+            return
+        chosen, sizes = torch.cat(list(ids)), [len(each) for each in ids]
+        rows, labels = self._parts[part].rows[chosen], self._parts[part].labels[chosen]
+        # One copy to the device per epoch, not three per batch.
+        on_device = (each.to(device).split(sizes) for each in (rows, labels, chosen))
+        device_rows, device_labels, device_ids = on_device
+        pixels = self._parts[part].store.batches(device_rows, device)
+        for images, label, number in zip(pixels, device_labels, device_ids, strict=True):
+            yield Batch(images, label, number)
+
+
+def _stores(raw: Raw, common: Common) -> tuple[Store, Store]:
+    num_bytes = sum(images.numel() for images in (raw.train_images, raw.test_images) if isinstance(images, Tensor))
+    streamed = not fits_in_memory(num_bytes, common.in_memory, common.memory_limit_gb)
+    train, test = (
+        Store(images, streamed=streamed, workers=common.workers) for images in (raw.train_images, raw.test_images)
+    )
+    return train, test
+
+
+def _check_raw(name: str, raw: Raw) -> tuple[int, int, int]:
+    """The shape (H, W, C) that all images have."""
+    for part, images, labels in (
+        ("train", raw.train_images, raw.train_labels),
+        ("test", raw.test_images, raw.test_labels),
+    ):
+        if len(images) != len(labels) or len(labels) == 0:
+            raise DataError(f"dataset {name!r}: {part} has {len(images)} images and {len(labels)} labels")
+        if labels.min() < 0 or labels.max() >= len(raw.class_names):
+            given = f"{int(labels.min())} … {int(labels.max())}"
+            raise DataError(f"dataset {name!r}: {part} labels {given} do not fit {len(raw.class_names)} classes")
+    shapes = shape_of(raw.train_images), shape_of(raw.test_images)
+    if shapes[0] != shapes[1]:
+        raise DataError(f"dataset {name!r}: training images are {shapes[0]}, test images {shapes[1]} (H, W, C)")
+    return shapes[0]
+
+
+def _fingerprint(raw: Raw, taken: Tensor) -> str:
+    """SHA-256 of pixels, labels, class names and the validation split, hex."""
+    pixels = [raw.digest] if raw.digest else [digest_of(raw.train_images), digest_of(raw.test_images)]
+    others = [digest_tensor(each) for each in (raw.train_labels, raw.test_labels, taken)]
+    return hashlib.sha256("\n".join([*pixels, *others, *raw.class_names]).encode()).hexdigest()

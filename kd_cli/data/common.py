@@ -1,0 +1,52 @@
+"""The options that every data set has."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Literal
+
+from kd_cli.data.store import InMemory
+
+
+@dataclass(frozen=True)
+class Common:
+    """The options of every data set.
+
+    Args:
+        val_fraction: share of each class's training images kept for validation, 0 … 0.9; 0: no validation.
+        split_seed: fixes that share; not the run's seed, so that a teacher of another seed never saw these images.
+        augment: what is done to training images; `kd_cli.data.augment` describes each.
+        mean: per channel, of values 0 … 1; one number serves all channels; none: 0.
+        std: likewise, > 0; none: 1.
+        in_memory: hold the decoded images in memory; `auto`: up to `memory_limit_gb`.
+        memory_limit_gb: 10⁹ bytes of pixels.
+        workers: processes that decode; results do not depend on it.
+
+    Raises:
+        ValueError: a value is out of range.
+    """
+
+    val_fraction: float = 0.1
+    split_seed: int = 0
+    augment: Literal["none", "flip", "crop_flip", "strong"] = "none"
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    in_memory: InMemory = "auto"
+    memory_limit_gb: float = 4.0
+    workers: int = 2
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.val_fraction <= 0.9:
+            raise ValueError(f"val_fraction={self.val_fraction} is outside 0 … 0.9; type dataset.val_fraction=0.1")
+        if self.mean == () or self.std == ():
+            raise ValueError("mean and std need at least one number; type dataset.mean=[0.5] dataset.std=[0.5]")
+        if self.std is not None and min(self.std) <= 0:
+            raise ValueError(f"std={list(self.std)} divides: each must be above 0; type dataset.std=[1.0]")
+        if self.memory_limit_gb <= 0:
+            raise ValueError(f"memory_limit_gb={self.memory_limit_gb} must be above 0; type dataset.memory_limit_gb=4")
+        if self.workers < 0:
+            raise ValueError(f"workers={self.workers} must be 0 or more; type dataset.workers=2")
+
+
+COMMON = frozenset(field.name for field in dataclasses.fields(Common))

@@ -1,0 +1,57 @@
+"""MNIST (LeCun, Cortes, Burges) and Fashion-MNIST (Xiao, Rasul, Vollgraf 2017, arXiv:1708.07747), 28×28 grey."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from kd_cli.data.base import DATASETS, Raw
+from kd_cli.data.download import Source, open_parts
+
+NAMES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+
+
+@DATASETS.register("mnist")
+def mnist(root: str, download: bool = True) -> Raw:
+    """Handwritten digits, 60,000 + 10,000.
+
+    Args:
+        root: the folder that holds `MNIST/raw/`.
+        download: fetch it if it is not there.
+
+    Raises:
+        DataError: missing or damaged.
+    """
+    from torchvision.datasets import MNIST
+
+    parts = open_parts(
+        _source("MNIST", MNIST, "https://ossci-datasets.s3.amazonaws.com/mnist/"), root, download=download
+    )
+    return _raw(*parts, class_names=tuple("0123456789"))
+
+
+@DATASETS.register("fashion_mnist")
+def fashion_mnist(root: str, download: bool = True) -> Raw:
+    """Photographs of clothes, 60,000 + 10,000.
+
+    Args:
+        root: the folder that holds `FashionMNIST/raw/`.
+        download: fetch it if it is not there.
+
+    Raises:
+        DataError: missing or damaged.
+    """
+    from torchvision.datasets import FashionMNIST
+
+    source = _source("FashionMNIST", FashionMNIST, "https://github.com/zalandoresearch/fashion-mnist")
+    train, test = open_parts(source, root, download=download)
+    return _raw(train, test, class_names=tuple(train.classes))
+
+
+def _source(title: str, dataset: Any, url: str) -> Source:
+    files = [str(Path(title, "raw", name)) for name in NAMES]
+    return Source(title, dataset, files, [f"{file}.gz" for file in files], url)
+
+
+def _raw(train: Any, test: Any, class_names: tuple[str, ...]) -> Raw:
+    return Raw(train.data.unsqueeze(-1), train.targets, test.data.unsqueeze(-1), test.targets, class_names)

@@ -1,0 +1,64 @@
+"""Which images make which batch: a pure function of (seed, epoch), and the stratified splits. N images, B per batch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from kd_cli.errors import DataError
+from kd_cli.seeds import derive_seed
+
+
+def generator(seed: int, *purpose: str | int) -> torch.Generator:
+    """A CPU generator whose stream depends on nothing but its arguments."""
+    return torch.Generator().manual_seed(derive_seed(seed, *purpose))
+
+
+def permutation(size: int, seed: int, epoch: int) -> Tensor:
+    """The order of an epoch: [N], int64."""
+    return torch.randperm(size, generator=generator(seed, "order", epoch))
+
+
+def count_steps(size: int, batch_size: int, limit: int | None = None) -> int:
+    """Batches per epoch. A last batch of one image is not counted: batch normalisation cannot train on it."""
+    full, rest = divmod(size, batch_size)
+    steps = full + (rest > 1 or (rest == 1 and full == 0))
+    return steps if limit is None else min(steps, limit)
+
+
+def cut(order: Tensor, batch_size: int, steps: int, shard: tuple[int, int] = (0, 1)) -> list[Tensor]:
+    """Cuts an order [N] into global batches and takes from each the rows of one process.
+
+    Args:
+        shard: (rank, world). A last batch smaller than `world` leaves nothing to the highest ranks; theirs is empty.
+    """
+    rank, world = shard
+    starts = range(0, steps * batch_size, batch_size)
+    return [order[start : start + batch_size][rank::world] for start in starts]
+
+
+def stratified_split(labels: Tensor, fraction: float, seed: int, *, key: str) -> tuple[Tensor, Tensor]:
+    """Divides positions so that each class gives `fraction` of its images, rounded, to the second part.
+
+    Args:
+        labels: [N], int64.
+        fraction: 0 ≤ fraction < 1.
+        key: the option that holds `fraction`, for messages: `dataset.val_fraction`.
+
+    Returns:
+        Positions that stay and positions that were taken, each ascending.
+
+    Raises:
+        DataError: if a class would lose all its images, or nothing would be taken though fraction > 0.
+    """
+    shuffled = torch.randperm(len(labels), generator=generator(seed, key))
+    taken = torch.zeros(len(labels), dtype=torch.bool)
+    for label in labels.unique().tolist():
+        members = shuffled[labels[shuffled] == label]
+        count = int(len(members) * fraction + 0.5)
+        if count == len(members):
+            raise DataError(f"{key}={fraction} would take all {count} images of class {label}; type a smaller {key}=…")
+        taken[members[:count]] = True
+    if fraction > 0 and not taken.any():
+        raise DataError(f"{key}={fraction} takes no image: every class is too small; type a larger {key}=… or {key}=0")
+    return (~taken).nonzero().flatten(), taken.nonzero().flatten()

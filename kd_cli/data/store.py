@@ -1,0 +1,147 @@
+"""Where pixels are: in memory as one tensor, or in files that worker processes decode. Both give the same batches."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, Protocol, Union, cast
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from kd_cli.errors import DataError
+
+InMemory = Literal["auto", True, False]
+
+
+class Streamed(Protocol):
+    """Images that are read one by one."""
+
+    image_shape: tuple[int, int, int]  # (H, W, C) of every image
+
+    @property
+    def digest(self) -> str: ...  # hex: which images these are, known without reading them
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, row: int) -> Tensor: ...  # [H, W, C], uint8; DataError if it cannot be read
+
+
+# [N, H, W, C], uint8: channels last, so that a batch needs no copy to be in that memory format.
+Images = Union[Tensor, Streamed]  # noqa: UP007  (a Protocol cannot stand on the right of | at run time in Python 3.10)
+
+
+def shape_of(images: Images) -> tuple[int, int, int]:
+    """(H, W, C)."""
+    height, width, channels = images.shape[1:] if isinstance(images, Tensor) else images.image_shape
+    return height, width, channels
+
+
+def digest_of(images: Images) -> str:
+    """BLAKE2b of shape and pixels, hex; for streamed images what they say of themselves."""
+    return digest_tensor(images) if isinstance(images, Tensor) else images.digest
+
+
+def digest_tensor(tensor: Tensor) -> str:
+    """BLAKE2b of type, shape and values, hex: on processors without SHA instructions twice as fast as SHA-256."""
+    digest = hashlib.blake2b(f"{tensor.dtype}{tuple(tensor.shape)}".encode(), digest_size=32)
+    digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def fits_in_memory(num_bytes: int, in_memory: InMemory, memory_limit_gb: float) -> bool:
+    """Whether decoded images are to be held in memory. 1 GB = 10⁹ bytes."""
+    return num_bytes <= memory_limit_gb * 1e9 if in_memory == "auto" else bool(in_memory)
+
+
+class Store:
+    """Gives batches of pixels.
+
+    Args:
+        images: [N, H, W, C].
+        streamed: read through worker processes although `images` may be a tensor.
+        workers: how many; 0 decodes in this process.
+    """
+
+    def __init__(self, images: Images, *, streamed: bool, workers: int) -> None:
+        self.images = images
+        self._streamed = streamed or not isinstance(images, Tensor)
+        self._workers = workers
+        self._resident: dict[torch.device, Tensor] = {}
+
+    def batches(self, rows: Sequence[Tensor], device: torch.device) -> Iterator[Tensor]:
+        """For each item of `rows` [B] its pixels [B, H, W, C], uint8, on `device`.
+
+        Raises:
+            DataError: an image cannot be read.
+        """
+        if self._streamed:
+            for pixels in _stream(self.images, rows, self._workers, pin=device.type == "cuda"):
+                yield pixels.to(device, non_blocking=True)
+            return
+        resident = self._on(device)
+        for chosen in rows:
+            yield resident.index_select(0, chosen)
+
+    def _on(self, device: torch.device) -> Tensor:
+        if device not in self._resident:
+            self._resident[device] = cast(Tensor, self.images).to(device)
+        return self._resident[device]
+
+
+class _Reader(Dataset[Any]):
+    """Hands a worker's DataError on as a value: raised there, it would arrive wrapped in a traceback."""
+
+    def __init__(self, images: Images) -> None:
+        self.images = images
+
+    def __getitem__(self, row: int) -> Tensor | DataError:
+        try:
+            return self.images[row]
+        except DataError as error:
+            return error
+
+
+class _Collate:
+    """Items → [B, H, W, C], or the first error."""
+
+    def __init__(self, image_shape: tuple[int, int, int]) -> None:
+        self.image_shape = image_shape
+
+    def __call__(self, items: Sequence[Tensor | DataError]) -> Tensor | DataError:
+        pixels = [item for item in items if isinstance(item, Tensor)]
+        for item in items:
+            if isinstance(item, DataError):
+                return item
+        return torch.stack(pixels) if pixels else torch.empty((0, *self.image_shape), dtype=torch.uint8)
+
+
+def _stream(images: Images, batches: Sequence[Tensor], workers: int, *, pin: bool) -> Iterator[Tensor]:
+    """Decodes batches of rows in worker processes, never more of them than processors; in order."""
+    loader: DataLoader[Any] = DataLoader(
+        _Reader(images),
+        batch_sampler=[rows.tolist() for rows in batches],
+        num_workers=min(workers, _processors()),
+        collate_fn=_Collate(shape_of(images)),
+        pin_memory=pin,
+        generator=torch.Generator(),  # its own: the default would draw from the global one and change the run
+    )
+    with warnings.catch_warnings():
+        # Python ≥ 3.12 warns of every fork of a process with threads; these workers only decode.
+        warnings.filterwarnings("ignore", category=DeprecationWarning, message=".*fork.*")
+        iterator = iter(loader)
+    try:
+        for pixels in iterator:
+            if isinstance(pixels, DataError):
+                raise pixels
+            yield pixels
+    finally:
+        del iterator  # now: left to the garbage collector, its workers are waited for, five seconds
+
+
+def _processors() -> int:
+    affinity = getattr(os, "sched_getaffinity", None)  # absent on macOS
+    return len(affinity(0)) if affinity else os.cpu_count() or 1

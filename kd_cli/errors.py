@@ -1,0 +1,113 @@
+"""The errors a user can cause or meet, and the exit code of each.
+
+KDError            1  the run failed
+├── ConfigError    2  usage or configuration
+├── DataError      3  data missing, unreadable or not fitting
+├── DivergedError  4  the loss is not finite
+├── Interrupted  130  Ctrl-C
+└── Terminated   143  SIGTERM
+"""
+
+from __future__ import annotations
+
+import difflib
+import sys
+import traceback
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+
+class KDError(Exception):
+    """A run failed for a reason that its message states in full."""
+
+    exit_code = 1
+
+
+class ConfigError(KDError):
+    """The command line or the configuration is wrong."""
+
+    exit_code = 2
+
+
+class DataError(KDError):
+    """Data are missing, unreadable or do not fit."""
+
+    exit_code = 3
+
+
+class DivergedError(KDError):
+    """The loss is not finite; the weights were left as they were before that step."""
+
+    exit_code = 4
+
+
+class Interrupted(KDError):
+    """The user pressed Ctrl-C."""
+
+    exit_code = 130
+
+
+class Terminated(KDError):
+    """The process was asked to end (SIGTERM)."""
+
+    exit_code = 143
+
+
+def suggest(word: str, known: Iterable[str]) -> str:
+    """`; did you mean 'x'? Known: x, y, z`, as the end of a message about an unknown `word`."""
+    names = sorted(str(name) for name in known)
+    close = difflib.get_close_matches(str(word), names, n=1, cutoff=0.5)
+    hint = f"; did you mean {close[0]!r}?" if close else "."
+    return f"{hint} Known: {', '.join(names) or 'none'}"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """An error as the user sees it."""
+
+    title: str
+    text: str
+    exit_code: int
+
+
+def describe_error(error: BaseException) -> Problem:
+    """What to show of an error, and the exit code."""
+    if isinstance(error, KDError):
+        return Problem(type(error).__name__, str(error), error.exit_code)
+    module = type(error).__module__.partition(".")[0]
+    if module in ("hydra", "omegaconf") or (isinstance(error, ValueError) and _raised_in_hydra(error)):
+        return Problem("ConfigError", _hydra_text(error), ConfigError.exit_code)
+    if isinstance(error, OSError) and _raised_in_hydra(error):
+        return Problem("ConfigError", f"{error}; choose another folder: hydra.run.dir=DIR", ConfigError.exit_code)
+    place = traceback.extract_tb(error.__traceback__)[-1:]
+    where = f"\n{place[0].filename}:{place[0].lineno} in {place[0].name}" if place else ""
+    text = f"{error}{where}\nHYDRA_FULL_ERROR=1 shows the whole traceback."
+    return Problem(type(error).__name__, text, KDError.exit_code)
+
+
+def _raised_in_hydra(error: BaseException) -> bool:
+    """Hydra itself failed, and not a job that it called (a job's errors are raised again outside of it)."""
+    hydra = sys.modules.get("hydra")
+    folder = str(Path(str(hydra.__file__)).parent) if hydra else "no hydra"
+    return any(frame.filename.startswith(folder) for frame in traceback.extract_tb(error.__traceback__))
+
+
+def _hydra_text(error: BaseException) -> str:
+    """Hydra's message, with the nearest known key where it has none."""
+    cause = error.__cause__ or error
+    missing = getattr(error, "missing_cfg_file", None)
+    if missing is not None:
+        group, _, name = str(missing).rpartition("/")
+        options = getattr(error, "options", None) or ()
+        return f"{group or '--config-name'}: there is no {group or 'configuration'} {name!r}{suggest(name, options)}"
+    lines = [line for line in str(error).splitlines() if "append to your config use" not in line]
+    parent, key = getattr(cause, "parent_node", None), getattr(cause, "key", None)
+    if "Config" in type(cause).__name__ and parent is not None and hasattr(parent, "keys") and key not in parent:
+        full = str(getattr(cause, "full_key", None) or key)
+        prefix = full.rpartition(".")[0]
+        known = [f"{prefix}.{name}" if prefix else str(name) for name in parent]
+        return f"{full}: there is no such option{suggest(full, known)}"
+    cause_text = "" if cause is error or str(cause) in str(error) else f"\n{str(cause).splitlines()[0]}"
+    quote = "\nA value that holds = or , needs quotes of its own: key=\"'a=b'\"" if "input" in lines[0] else ""
+    return "\n".join(lines) + cause_text + quote

@@ -1,0 +1,64 @@
+"""How good a network is on one part of the data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kd_cli.data.base import Data, Part
+
+
+def evaluate(network: nn.Module, data: Data, part: Part, *, batch_size: int, device: torch.device) -> dict[str, Any]:
+    """Accuracy and likelihood of `network` on `part`.
+
+    Returns:
+        `top1`, `top5` (percent; `top5` where there are more than five classes), `nll` (mean negative log-likelihood,
+        nats), `images`. Percentages have two decimals, so that every place shows the same number.
+
+    Raises:
+        ValueError: if the part is empty.
+    """
+    logits, labels = predict(network, data, part, batch_size=batch_size, device=device)
+    if not len(labels):
+        raise ValueError(f"the {part} part of {data.name} is empty")
+    scores: dict[str, Any] = {"top1": top_k(logits, labels, 1)}
+    if logits.shape[1] > 5:
+        scores["top5"] = top_k(logits, labels, 5)
+    return scores | {"nll": round(float(F.cross_entropy(logits, labels)), 6), "images": len(labels)}
+
+
+def predict(
+    network: nn.Module, data: Data, part: Part, *, batch_size: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Logits [N, K] in float32 and labels [N] of a whole part, in its order, on the CPU."""
+    logits, labels = [], []
+    with evaluating(network):
+        for batch in data.eval_batches(part, batch_size=batch_size, device=device):
+            logits.append(network(batch.images).float())
+            labels.append(batch.labels)
+    if not labels:
+        return torch.zeros(0, data.spec.num_classes), torch.zeros(0, dtype=torch.int64)
+    return torch.cat(logits).cpu(), torch.cat(labels).cpu()
+
+
+def top_k(logits: Tensor, labels: Tensor, k: int) -> float:
+    """Percentage of rows of logits [N, K] whose label [N] is among the k largest, with two decimals."""
+    hits = (logits.topk(k, dim=1).indices == labels[:, None]).any(dim=1)
+    return round(100 * float(hits.double().mean()), 2)
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Eval mode and no gradients; the network's mode is put back afterwards."""
+    was_training = network.training
+    network.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        network.train(was_training)

@@ -1,0 +1,133 @@
+"""One training inside its run's folder: resumed where it was left, saved, stopped in time, judged once at the end."""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+import torch
+
+from kd_cli import console
+from kd_cli.checkpoint import load_state
+from kd_cli.data.base import Data, Part
+from kd_cli.errors import ConfigError, DataError
+from kd_cli.evaluate import evaluate
+from kd_cli.models.base import count_parameters
+from kd_cli.recipe import Recipe
+from kd_cli.rundir import RunDir
+from kd_cli.task import Task
+from kd_cli.trainer import Record, Trainer, TrainState
+
+Result = dict[str, Any]
+
+
+def fit(task: Task, data: Data, run: RunDir, recipe: Recipe, *, stage: str, seed: int, device: torch.device) -> Result:
+    """Trains a task to its end, whatever an earlier process has done of it, and returns the run's result.
+
+    Raises:
+        ConfigError: early stopping without validation images.
+        DivergedError: the loss is not finite.
+        KDError: the run's folder cannot be written.
+    """
+    if recipe.early_stopping and not data.size("val"):
+        raise ConfigError("trainer.early_stopping needs validation images; type dataset.val_fraction=0.1")
+    run.note(data=_data_facts(data), device=str(device), threads=torch.get_num_threads(), seed=seed)
+    if recipe.compile:
+        task.deployed.compile()
+    state = _resume(run, stage)
+    if not _ended(run.metrics(), recipe):
+        with console.watching(stage, recipe.epochs, state.epoch if state else 0) as watcher:
+            trainer = Trainer(recipe, seed=seed, device=device, watch=watcher.batch)
+            for record in trainer.epochs(task, data, state):
+                run.log(record)
+                watcher.epoch(record)
+                if _save(run, trainer, record, recipe):
+                    break
+    result = _judge(task, data, run, recipe, device) | {"stage": stage, "seed": seed}
+    run.finish(result)
+    return result
+
+
+def best_epoch(records: list[dict[str, Any]]) -> int:
+    """The epoch with the best validation accuracy (ties: the smaller validation loss, then the earlier epoch).
+
+    Without validation images nothing is chosen: it is the last epoch.
+    """
+    if "val_top1" not in records[-1]:
+        return int(records[-1]["epoch"])
+    return int(max(records, key=lambda row: (row["val_top1"], -row["val_loss"], -row["epoch"]))["epoch"])
+
+
+def _resume(run: RunDir, stage: str) -> TrainState | None:
+    checkpoint = run.latest()
+    if checkpoint is None or not _best_is_whole(run, checkpoint.plain["epoch"]):
+        run.rewind(0)
+        return None
+    state = TrainState(checkpoint.plain["epoch"], checkpoint.tensors("training"), checkpoint.plain)
+    run.rewind(state.epoch)
+    console.say(f"{stage:<10} goes on after epoch {state.epoch} ({console.short_path(checkpoint.path)})")
+    return state
+
+
+def _best_is_whole(run: RunDir, epoch: int) -> bool:
+    """Without the best epoch's checkpoint the run could go on but never be judged."""
+    try:
+        run.checkpoint(best_epoch([row for row in run.metrics() if row["epoch"] <= epoch]))
+    except DataError as error:
+        console.notice(f"{error}; it was the best epoch's, so training begins again")
+        return False
+    return True
+
+
+def _save(run: RunDir, trainer: Trainer, record: Record, recipe: Recipe) -> bool:
+    """Writes a checkpoint where one is due; True if training is over."""
+    records = run.metrics()
+    epoch, best, over = int(record["epoch"]), best_epoch(records), _ended(records, recipe)
+    if over or best == epoch or epoch % recipe.checkpoint_every == 0:
+        state = trainer.state(epoch)
+        tensors = {"model": trainer.deployed.state_dict(), "training": state.tensors}
+        run.save_checkpoint(epoch, tensors, state.plain, best_epoch=best)
+    return over
+
+
+def _ended(records: list[dict[str, Any]], recipe: Recipe) -> bool:
+    if not records:
+        return False
+    epoch = records[-1]["epoch"]
+    tired = recipe.early_stopping is not None and epoch - best_epoch(records) >= recipe.early_stopping
+    return bool(epoch >= recipe.epochs or tired)
+
+
+def _judge(task: Task, data: Data, run: RunDir, recipe: Recipe, device: torch.device) -> Result:
+    """Evaluates the best and the last epoch on the test images, each once."""
+    records = run.metrics()
+    best, last = best_epoch(records), int(records[-1]["epoch"])
+    digests, scores = {}, {}
+    for epoch in {best, last}:
+        checkpoint = run.checkpoint(epoch)
+        load_state(task.deployed, checkpoint.tensors("model"))
+        digests[epoch] = checkpoint.model_digest
+        scores[epoch] = evaluate(task.deployed, data, "test", batch_size=recipe.eval_batch_size, device=device)
+    chosen = next(row for row in records if row["epoch"] == best)
+    return {
+        "run": str(run.path),
+        "test_top1": scores[best]["top1"],
+        "test_top1_last": scores[last]["top1"],
+        "test_nll": scores[best]["nll"],
+        "val_top1": chosen.get("val_top1"),
+        "best_epoch": best,
+        "epochs": last,
+        "parameters": count_parameters(task.deployed),
+        "train_seconds": round(sum(row["seconds"] for row in records), 1),
+        "images": {part: data.size(part) for part in get_args(Part)},
+        "weights_sha256": {"best": digests[best], "last": digests[last]},
+    }
+
+
+def _data_facts(data: Data) -> dict[str, Any]:
+    return {
+        "name": data.name,
+        "fingerprint": data.fingerprint,
+        "preprocessing": data.preprocessing,
+        "classes": list(data.spec.class_names),
+        "image_shape": list(data.spec.image_shape),
+    }

@@ -1,0 +1,165 @@
+"""A Typer command that hosts Hydra: the options that all training commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from enum import Enum
+from typing import Annotated, Any, Optional
+
+import typer
+
+from kd_cli import console
+from kd_cli.config import Config, Launch
+from kd_cli.errors import ConfigError
+
+_PANEL = "Hydra"
+
+
+class Cfg(str, Enum):
+    """What --cfg prints."""
+
+    job = "job"
+    hydra = "hydra"
+    all = "all"
+
+
+class Info(str, Enum):
+    """What --info prints."""
+
+    all = "all"
+    config = "config"
+    defaults = "defaults"
+    defaults_tree = "defaults-tree"
+    plugins = "plugins"
+    searchpath = "searchpath"
+
+
+def _complete(context: typer.Context, incomplete: str) -> list[str]:
+    from kd_cli.completion import complete
+
+    name = str(context.info_name)
+    folders = list(context.params.get("config_dir") or [])
+    return complete(name, list(context.params.get("overrides") or []), incomplete, folders)
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output and nothing else there.")]
+_Overrides = Annotated[
+    Optional[list[str]],  # noqa: UP045 - Typer reads it on Python 3.10
+    typer.Argument(
+        metavar="OVERRIDE",
+        show_default=False,
+        autocompletion=_complete,
+        help="Hydra overrides: loss=kd loss.temperature=4 +key=1 ~key; values a,b,c with -m.",
+    ),
+]
+_Multirun = Annotated[
+    bool, typer.Option("--multirun", "-m", help="Run every point of a sweep.", rich_help_panel=_PANEL)
+]
+_Cfg = Annotated[
+    Optional[Cfg],  # noqa: UP045
+    typer.Option("--cfg", "-c", help="Print the configuration and stop.", rich_help_panel=_PANEL, show_default=False),
+]
+_Resolve = Annotated[
+    bool, typer.Option("--resolve", help="With --cfg: resolve interpolations.", rich_help_panel=_PANEL)
+]
+_Package = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option("--package", "-p", help="With --cfg: only this part.", rich_help_panel=_PANEL, show_default=False),
+]
+_Info = Annotated[
+    Optional[Info],  # noqa: UP045
+    typer.Option("--info", "-i", help="Print what Hydra knows and stop.", rich_help_panel=_PANEL, show_default=False),
+]
+ConfigDir = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Option(
+        "--config-dir", "-cd", help="A folder whose yaml shadows kd's.", rich_help_panel=_PANEL, show_default=False
+    ),
+]
+_ConfigName = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        "--config-name", "-cn", help="Another primary configuration.", rich_help_panel=_PANEL, show_default=False
+    ),
+]
+
+
+def hydra_command(
+    name: str,
+    doc: str,
+    job: Callable[[Config, Launch], Mapping[str, Any]],
+    present: Callable[[Mapping[str, Any]], None],
+) -> Callable[..., None]:
+    """The Typer callback of a training command.
+
+    Args:
+        name: the command: `train-teacher`.
+        doc: its help.
+        job: what one run does; its record is what `--json` prints.
+        present: shows a record to a person.
+    """
+
+    def command(
+        overrides: _Overrides = None,
+        multirun: _Multirun = False,
+        cfg: _Cfg = None,
+        resolve: _Resolve = False,
+        package: _Package = None,
+        info: _Info = None,
+        config_dir: ConfigDir = None,
+        config_name: _ConfigName = None,
+        json: Json = False,
+    ) -> None:
+        console.setup(as_json=json)
+        if (cfg or info) and (json or multirun):
+            raise ConfigError("--cfg and --info show one configuration as yaml: leave --json and --multirun out")
+        arguments = ["--multirun"] if multirun else []
+        for option, value in (("--cfg", cfg), ("--info", info)):
+            arguments += [option, value.value] if value else []
+        arguments += ["--resolve"] if resolve else []
+        for option, text in (("--package", package), ("--config-name", config_name)):
+            arguments += [option, text] if text else []
+        for folder in config_dir or []:
+            arguments += ["--config-dir", folder]
+        launch(name, [*arguments, *(overrides or [])], job, present)
+
+    command.__doc__ = doc
+    return command
+
+
+def launch(
+    name: str,
+    arguments: list[str],
+    job: Callable[[Config, Launch], Mapping[str, Any]],
+    present: Callable[[Mapping[str, Any]], None],
+) -> None:
+    """Runs a training command and shows what came of it.
+
+    Raises:
+        KDError: a run failed, or a point of a sweep did.
+    """
+    from kd_cli import sweep
+    from kd_cli.host import run_hydra
+
+    result = run_hydra(job, name, arguments)
+    if not isinstance(result, Mapping):
+        sweep.summarize(result)
+        console.emit({"points": result})
+        sweep.check_points(result)
+    elif result:
+        present(result)
+        console.emit(result)
+
+
+def present_one(result: Mapping[str, Any]) -> None:
+    """What came of one network."""
+    val = "" if result["val_top1"] is None else f", {result['val_top1']:.2f} % on validation"
+    console.say()
+    console.say(
+        f"{result['stage']}: {result['test_top1']:.2f} % of the test images at epoch {result['best_epoch']}{val}; "
+        f"{result['test_top1_last']:.2f} % at the last epoch, {result['epochs']}. {result['parameters']:,} parameters.",
+        style="bold",
+    )
+    console.say(
+        f"{result['train_seconds']:.0f} seconds of training; everything is in {console.short_path(result['run'])}"
+    )

@@ -1,0 +1,1 @@
+"""Distillation methods: one file each; every module here registers itself when `LOSSES` is first asked."""

@@ -1,0 +1,22 @@
+"""What a network is to `kd`.
+
+A model is a callable that returns an `nn.Module` whose forward maps images [B, C, H, W] to logits [B, K]. The program
+supplies `num_classes` (K), `in_channels` (C) and `image_size` (H = W, pixels) where the callable takes them; everything
+else in its signature is an option of its yaml.
+
+A model publishes where its features are as an attribute `taps`: canonical name → module path, as `kd_cli.taps` reads
+it. `stage1`, `stage2`, … are the feature maps [B, C, H, W] from shallow to deep, `embedding` the classifier's input.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+from kd_cli.registry import Registry
+
+MODELS: Registry[nn.Module] = Registry("model", "kd_cli.models", injected=("num_classes", "in_channels", "image_size"))
+
+
+def count_parameters(model: nn.Module) -> int:
+    """How many numbers the model learns."""
+    return sum(parameter.numel() for parameter in model.parameters())

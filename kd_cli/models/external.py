@@ -1,0 +1,187 @@
+"""Networks from elsewhere: torchvision's by name, anything importable (timm's, yours) by its dotted path."""
+
+from __future__ import annotations
+
+import inspect
+import pkgutil
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import nn
+
+from kd_cli.errors import suggest
+from kd_cli.models.base import MODELS
+
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+
+@MODELS.register("torchvision")
+def torchvision(
+    num_classes: int,
+    in_channels: int,
+    image_size: int,
+    *,
+    model: str = "resnet18",
+    kwargs: Mapping[str, Any] = _NOTHING,
+) -> nn.Module:
+    """A classifier of torchvision.models, by default with random weights.
+
+    Where the images have other than 3 channels, the first convolution is made anew for them, with PyTorch's default
+    initialisation. Taps: `embedding` [B, D] and `stage1`… [B, C, H, W] where the usual names (`layer1`…, `features`)
+    are found.
+
+    Args:
+        model: a name of `torchvision.models.list_models(module=torchvision.models)`.
+        kwargs: more arguments for its constructor.
+
+    Raises:
+        ValueError: unknown name or argument, or a network that cannot classify such images.
+    """
+    from torchvision import models as zoo
+
+    known = zoo.list_models(module=zoo)
+    if model not in known:
+        raise ValueError(f"model: torchvision has no classifier {model!r}{suggest(model, known)}")
+    network = _called(zoo.get_model, f"torchvision's {model}", {"name": model, "num_classes": num_classes, **kwargs})
+    if getattr(network, "aux_logits", False):
+        raise ValueError(f"kwargs: {model} gives more than one output in training; add aux_logits: false")
+    _take_channels(network, in_channels)
+    return _published(network, model, num_classes, (in_channels, image_size, image_size))
+
+
+@MODELS.register("external")
+def external(
+    num_classes: int,
+    in_channels: int,
+    image_size: int,
+    *,
+    callable: str | None = None,
+    kwargs: Mapping[str, Any] = _NOTHING,
+) -> nn.Module:
+    """Any importable function or class that returns a classifier.
+
+    It is called with those of `num_classes`, `in_channels` and `image_size` that its signature names (with
+    `num_classes` also if it ends in `**kwargs`), and with `kwargs`, which win. Importing runs code: the path may come
+    from a yaml or a command line that the user trusts, never from a checkpoint's record.
+    Taps are the network's own `taps`, or those found as for `torchvision`.
+
+    Args:
+        callable: `package.module.function`, for example `timm.create_model`.
+        kwargs: more arguments for it.
+
+    Raises:
+        ValueError: nothing callable there, arguments that it does not take, no `nn.Module` returned, or logits that
+            are not [B, K].
+    """
+    if callable is None:
+        raise ValueError(
+            "callable: which function makes the network? Type student.callable=package.module.function "
+            "(teacher.callable=… for a teacher)"
+        )
+    function = _imported(callable)
+    injected = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
+    network = _called(function, callable, {**_taken(function, injected), **kwargs})
+    return _published(network, callable, num_classes, (in_channels, image_size, image_size))
+
+
+def _imported(path: str) -> Callable[..., Any]:
+    module, _, name = path.rpartition(".")
+    try:
+        found = pkgutil.resolve_name(path if ":" in path else f"{module}:{name}")
+    except Exception as error:  # foreign code: anything can happen in it
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(f"callable: cannot import {path!r} as package.module.function: {reason}") from error
+    if not callable(found):
+        raise ValueError(
+            f"callable: {path} is a {type(found).__name__}, not a function or class that returns a network"
+        )
+    result: Callable[..., Any] = found
+    return result
+
+
+def _taken(function: Callable[..., Any], injected: Mapping[str, int]) -> dict[str, int]:
+    """Those of `injected` that `function` takes."""
+    parameters = inspect.signature(function).parameters
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    # **kwargs hides what a model function passes on; only num_classes is the same word everywhere
+    return {key: n for key, n in injected.items() if key in parameters or (open_ended and key == "num_classes")}
+
+
+def _called(function: Callable[..., Any], what: str, arguments: Mapping[str, Any]) -> nn.Module:
+    try:
+        network = function(**arguments)
+    except TypeError as error:
+        raise ValueError(
+            f"kwargs: {what} cannot be called with {', '.join(arguments) or 'nothing'}: {error}"
+        ) from error
+    if not isinstance(network, nn.Module):
+        raise ValueError(f"{what} returned a {type(network).__name__}, not an nn.Module")
+    return network
+
+
+def _take_channels(network: nn.Module, in_channels: int) -> None:
+    first = next((module for module in network.modules() if isinstance(module, nn.Conv2d)), None)
+    if first is None or first.in_channels == in_channels:
+        return
+    first.in_channels = in_channels
+    first.weight = nn.Parameter(torch.empty(first.out_channels, in_channels // first.groups, *first.kernel_size))
+    first.reset_parameters()
+
+
+def _published(network: nn.Module, what: str, num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
+    """`network` with taps, after it was seen to classify a batch of 2."""
+    images = torch.zeros(2, *image_shape)
+    shapes: dict[str, torch.Size] = {}
+    try:
+        logits = _tried(network, images, _stage_candidates(network), shapes)
+    except Exception as error:  # foreign code: anything can happen in it
+        raise ValueError(f"{what} cannot take images {list(images.shape)}: {type(error).__name__}: {error}") from error
+    shape = list(getattr(logits, "shape", [])) or type(logits).__name__
+    if shape != [2, num_classes]:
+        raise ValueError(f"{what} gave {shape} for images {list(images.shape)}, not logits {[2, num_classes]}")
+    if not hasattr(network, "taps"):
+        network.taps = _stages(shapes) | _embedding(network, num_classes)  # type: ignore[assignment]
+    return network
+
+
+def _tried(network: nn.Module, images: torch.Tensor, paths: Iterable[str], shapes: dict[str, torch.Size]) -> Any:
+    """The output for `images` in eval mode; notes the shapes of what the modules at `paths` gave."""
+
+    def note(path: str) -> Callable[..., None]:
+        return lambda _module, _inputs, output: shapes.update({path: getattr(output, "shape", torch.Size())})
+
+    modes = [(module, module.training) for module in network.modules()]
+    handles = [network.get_submodule(path).register_forward_hook(note(path)) for path in paths]
+    try:
+        with torch.no_grad():
+            return network.eval()(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, training in modes:
+            module.training = training
+
+
+def _stage_candidates(network: nn.Module) -> list[str]:
+    children = dict(network.named_children())
+    layers = [name for name in children if name in ("layer1", "layer2", "layer3", "layer4")]
+    if layers or "features" not in children:
+        return layers
+    return [f"features.{name}" for name, _ in children["features"].named_children()]
+
+
+def _stages(shapes: Mapping[str, torch.Size]) -> dict[str, str]:
+    """Every `layer…`; of the many `features.…` the last one at each size."""
+    last: dict[object, str] = {}
+    for path, shape in shapes.items():
+        if len(shape) == 4 and shape[2] == shape[3]:  # a transformer's [B, H, W, C] is no feature map
+            last[tuple(shape[2:]) if path.startswith("features.") else path] = path
+    return {f"stage{i}": path for i, path in enumerate(last.values(), start=1)}
+
+
+def _embedding(network: nn.Module, num_classes: int) -> dict[str, str]:
+    linear = [path for path, module in network.named_modules() if isinstance(module, nn.Linear)]
+    is_classifier = linear and getattr(network.get_submodule(linear[-1]), "out_features", 0) == num_classes
+    return {"embedding": f"{linear[-1]}:in"} if is_classifier else {}

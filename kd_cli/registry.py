@@ -1,0 +1,210 @@
+"""Named components. A component is a callable; its signature is the schema of its yaml."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Generic, TypeVar
+
+from kd_cli.errors import ConfigError, suggest
+
+T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Registry(Generic[T]):
+    """The components of one config group.
+
+    Args:
+        group: the config group, used in messages: `loss`.
+        package: every module of it is imported at the first look-up, so a new file is found by being there.
+        injected: arguments that the program supplies and a configuration never does.
+    """
+
+    def __init__(self, group: str, package: str, injected: Sequence[str] = ()) -> None:
+        self.group = group
+        self._package = package
+        self._injected = frozenset(injected)
+        self._components: dict[str, Callable[..., T]] = {}
+        self._loaded = False
+
+    def register(self, name: str) -> Callable[[F], F]:
+        """Decorator: makes a class or function available as `name`.
+
+        Raises:
+            ValueError: if another component has that name.
+        """
+
+        def add(component: F) -> F:
+            other = self._components.get(name)
+            if other is not None and _identity(other) != _identity(component):
+                raise ValueError(
+                    f"{self.group} {name!r} is already registered by {other.__module__}.{other.__qualname__}"
+                )
+            self._components[name] = component
+            return component
+
+        return add
+
+    def names(self) -> list[str]:
+        """Every registered name, sorted."""
+        if not self._loaded:
+            package = importlib.import_module(self._package)
+            for module in pkgutil.iter_modules(package.__path__, f"{self._package}."):
+                importlib.import_module(module.name)
+            self._loaded = True
+        return sorted(self._components)
+
+    def component(self, name: str) -> Callable[..., T]:
+        """The registered callable.
+
+        Raises:
+            ConfigError: unknown name.
+        """
+        if name not in self.names():
+            raise ConfigError(f"{self.group}: there is no {self.group} {name!r}{suggest(name, self.names())}")
+        return self._components[name]
+
+    def check(self, options: Mapping[str, Any], *, where: str = "") -> dict[str, Any]:
+        """The component's keyword arguments from `{name: …, option: value, …}`, types checked.
+
+        Args:
+            where: the configuration key of `options` if it is not the group: `student`.
+
+        Raises:
+            ConfigError: unknown name or option, missing option, or a value of the wrong type.
+        """
+        name = str(options.get("name"))
+        given = {key: value for key, value in options.items() if key != "name"}
+        where = where or self.group
+        return bind_options(
+            self.component(name), given, where=where, what=f"{self.group} {name!r}", skip=self._injected
+        )
+
+    def build(self, options: Mapping[str, Any], *, where: str = "", **injected: Any) -> T:
+        """Calls the component with its checked options and those of `injected` that it takes.
+
+        Raises:
+            ConfigError: as `check`, and where the component refuses a value (its ValueError, prefixed).
+        """
+        arguments = self.check(options, where=where)
+        component = self.component(str(options["name"]))
+        wanted = inspect.signature(component).parameters
+        supplied = {key: value for key, value in injected.items() if key in wanted}
+        try:
+            return component(**arguments, **supplied)
+        except ValueError as error:
+            where = where or self.group
+            names_key = str(error).partition(":")[0] in wanted
+            raise ConfigError(f"{where}{'.' if names_key else ': '}{error}") from error
+
+
+def bind_options(
+    component: Callable[..., Any],
+    given: Mapping[str, Any],
+    *,
+    where: str,
+    what: str,
+    skip: frozenset[str] = frozenset(),
+) -> dict[str, Any]:
+    """Checks `given` against the signature of `component` and converts values to the annotated types.
+
+    Args:
+        where: prefix of the keys in messages: `loss`, `trainer`.
+        what: the component in messages: `loss 'kd'`.
+        skip: parameters that may not be given.
+
+    Raises:
+        ConfigError: unknown or missing option, or a value of the wrong type.
+    """
+    parameters = {name: p for name, p in inspect.signature(component).parameters.items() if name not in skip}
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    hints = typing.get_type_hints(component.__init__ if inspect.isclass(component) else component)
+    for key in given:
+        if key not in parameters and not open_ended:
+            raise ConfigError(f"{where}.{key}: {what} has no option {key!r}{suggest(key, parameters)}")
+    for key, parameter in parameters.items():
+        required = parameter.default is parameter.empty and parameter.kind is not parameter.VAR_KEYWORD
+        if required and given.get(key) is None and not _allows_none(hints.get(key, Any)):
+            raise ConfigError(f"{where}.{key}: {what} needs a value; type {where}.{key}=…")
+    return {key: convert(value, hints.get(key, Any), f"{where}.{key}") for key, value in given.items()}
+
+
+def convert(value: Any, hint: Any, key: str) -> Any:
+    """`value` as the annotated type; int → float is the only change of kind that is made.
+
+    Raises:
+        ConfigError: if it does not fit; the message names `key`.
+    """
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any or isinstance(hint, TypeVar):
+        return value
+    if origin in (typing.Union, types.UnionType):
+        return _convert_union(value, arguments, key)
+    if origin is typing.Literal:
+        if value in arguments:
+            return value
+        raise ConfigError(f"{key}: {value!r} is not possible{suggest(str(value), map(str, arguments))}")
+    if origin in (list, tuple, Sequence, Mapping, dict):
+        return _convert_collection(value, origin, arguments, key)
+    return _convert_plain(value, hint, key)
+
+
+def _convert_plain(value: Any, hint: Any, key: str) -> Any:
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(value, bool) and hint is not bool:
+        raise ConfigError(f"{key}: {str(value).lower()} is not {_describe(hint)}; type {key}={_example(hint)}")
+    if isinstance(hint, type) and not isinstance(value, hint):
+        raise ConfigError(f"{key}: {value!r} is not {_describe(hint)}; type {key}={_example(hint)}")
+    return value
+
+
+def _convert_union(value: Any, arguments: tuple[Any, ...], key: str) -> Any:
+    if value is None and type(None) in arguments:
+        return None
+    choices = [hint for hint in arguments if hint is not type(None)]
+    for hint in choices[:-1]:
+        try:
+            return convert(value, hint, key)
+        except ConfigError:
+            continue
+    return convert(value, choices[-1], key)
+
+
+def _convert_collection(value: Any, origin: Any, arguments: tuple[Any, ...], key: str) -> Any:
+    if origin in (Mapping, dict):
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{key}: {value!r} is not a mapping; type {key}={{name: value}}")
+        return {
+            name: convert(item, arguments[1] if arguments else Any, f"{key}.{name}") for name, item in value.items()
+        }
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        raise ConfigError(f"{key}: {value!r} is not a list; type {key}=[…]")
+    fixed = origin is tuple and arguments and arguments[-1] is not Ellipsis
+    if fixed and len(value) != len(arguments):
+        raise ConfigError(f"{key}: needs {len(arguments)} values, not {len(value)}")
+    hints = arguments if fixed else [arguments[0] if arguments else Any] * len(value)
+    items = [convert(item, hint, f"{key}[{i}]") for i, (item, hint) in enumerate(zip(value, hints, strict=True))]
+    return tuple(items) if origin is tuple else items
+
+
+def _identity(component: Callable[..., Any]) -> tuple[str, str]:
+    """The same for a module that is imported again, another one for a namesake elsewhere."""
+    return component.__module__, component.__qualname__
+
+
+def _allows_none(hint: Any) -> bool:
+    return hint is Any or type(None) in typing.get_args(hint)
+
+
+def _describe(hint: Any) -> str:
+    return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}.get(hint, str(hint))
+
+
+def _example(hint: Any) -> str:
+    return {int: "10", float: "0.5", bool: "true", str: "NAME"}.get(hint, "…")

@@ -1,0 +1,298 @@
+"""A run's folder: who owns it, what made it, its metrics and its checkpoints. Nothing in it is ever half written.
+
+run.json             identity and status: running, completed, failed, diverged, interrupted
+config.yaml          the resolved configuration
+git.diff             uncommitted changes of the working directory's repository, where there are any
+metrics.jsonl, .csv  one line per epoch
+checkpoints/         epoch-0007/{model.safetensors, training.safetensors, state.json, manifest.json}
+result.json          appears only when the run is complete
+"""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import hashlib
+import io
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from kd_cli.checkpoint import Checkpoint, write_checkpoint
+from kd_cli.errors import ConfigError, DataError, DivergedError, Interrupted, KDError, Terminated
+from kd_cli.files import guard_disk, read_json, write_json, write_text
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+log = logging.getLogger("kd")
+
+_KEEP = 2  # checkpoints beside the best one
+
+
+class RunDir:
+    """The folder of one run, locked for as long as this object is open.
+
+    Args:
+        path: the folder; `RunDir.open` finds or makes it.
+    """
+
+    def __init__(self, path: Path, lock: io.TextIOWrapper) -> None:
+        self.path = path
+        self._lock = lock
+
+    @classmethod
+    def open(cls, path: Path, identity: Mapping[str, Any], config: Mapping[str, Any], *, exact: bool) -> RunDir:
+        """Takes the folder: a new one, or that of an unfinished or completed run with the same configuration.
+
+        Args:
+            identity: what to record: command, stage, overrides, provenance.
+            config: the resolved configuration.
+            exact: the user named this folder. Otherwise a folder that is taken is left alone, and `path-2`, `path-3`, …
+                is made instead: two runs that start in the same second never share one.
+
+        Raises:
+            ConfigError: the folder is in use, holds another run, or cannot be written.
+        """
+        for attempt in range(1, 1000):
+            candidate = path if attempt == 1 else path.with_name(f"{path.name}-{attempt}")
+            lock = _try_lock(candidate)
+            if lock is not None and (exact or not (candidate / "run.json").exists()):
+                return cls(candidate, lock)._begun(identity, config)
+            if lock is not None:
+                lock.close()
+            if exact:
+                raise ConfigError(f"{path} is in use by another run of kd; wait for it or choose another hydra.run.dir")
+        raise ConfigError(f"{path}: a thousand runs started in the same second; choose a folder with hydra.run.dir=DIR")
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """run.json as it stands."""
+        return read_json(self.path / "run.json") or {}
+
+    @property
+    def result(self) -> dict[str, Any] | None:
+        """result.json, or None while the run is not complete."""
+        return read_json(self.path / "result.json")
+
+    def note(self, **facts: Any) -> None:
+        """Adds facts to run.json."""
+        with guard_disk(self.path):
+            write_json(self.path / "run.json", self.record | facts)
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The records of all epochs so far."""
+        return read_metrics(self.path)
+
+    def log(self, record: Mapping[str, Any]) -> None:
+        """Appends one epoch to metrics.jsonl and metrics.csv; a row of the same or a later epoch is replaced."""
+        self._write_metrics([row for row in self.metrics() if row["epoch"] < record["epoch"]] + [dict(record)])
+
+    def finish(self, result: Mapping[str, Any]) -> None:
+        """Writes result.json: from now on the run is complete."""
+        with guard_disk(self.path):
+            write_json(self.path / "result.json", result)
+
+    def save_checkpoint(
+        self, epoch: int, tensors: Mapping[str, Mapping[str, Tensor]], plain: Mapping[str, Any], *, best_epoch: int
+    ) -> None:
+        """Writes one checkpoint beside the others, then removes what is neither recent nor best.
+
+        Args:
+            epoch: epochs done.
+            tensors: file stem (`model`, `training`) → name → tensor.
+            plain: everything else, as plain JSON values.
+            best_epoch: the epoch whose checkpoint must stay.
+        """
+        folder = self.path / "checkpoints"
+        folder.mkdir(exist_ok=True)
+        with guard_disk(folder):
+            write_checkpoint(folder / _name(epoch), tensors, dict(plain) | {"epoch": epoch})
+        keep = {_name(best_epoch), *[path.name for path in _by_epoch(folder)[-_KEEP:]]}
+        for old in folder.iterdir():
+            if old.name not in keep:
+                shutil.rmtree(old, ignore_errors=True)
+
+    def latest(self) -> Checkpoint | None:
+        """The newest checkpoint that is whole; a damaged one is passed over with a notice."""
+        for folder in reversed(_by_epoch(self.path / "checkpoints")):
+            try:
+                return Checkpoint(folder)
+            except DataError as error:
+                log.warning("%s; the one before it is used", error)
+        return None
+
+    def checkpoint(self, epoch: int) -> Checkpoint:
+        """The checkpoint after `epoch` epochs.
+
+        Raises:
+            DataError: it is missing or damaged.
+        """
+        return Checkpoint(self.path / "checkpoints" / _name(epoch))
+
+    def rewind(self, epoch: int) -> None:
+        """Forgets the metrics of epochs after `epoch`."""
+        self._write_metrics([row for row in self.metrics() if row["epoch"] <= epoch])
+
+    def __enter__(self) -> RunDir:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        status = _status(error)
+        facts: dict[str, Any] = {"status": status, "ended": now()}
+        if error is not None:
+            facts["error"] = str(error) or type(error).__name__
+        try:
+            if self.record.get("status") != "completed" or error is not None:
+                self.note(**facts)
+        except KDError as failure:  # a full disk must not hide why the run ended
+            log.warning("%s: the status %r could not be recorded: %s", self.path, status, failure)
+        finally:
+            self._lock.close()
+
+    def _begun(self, identity: Mapping[str, Any], config: Mapping[str, Any]) -> RunDir:
+        try:
+            self._begin(identity, config)
+        except BaseException:
+            self._lock.close()
+            raise
+        return self
+
+    def _begin(self, identity: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+        before = self.record
+        digest = config_digest(config)
+        if before and before.get("config_digest") != digest:
+            raise ConfigError(
+                f"{self.path} holds another run ({_difference(self.path, config)}); choose another hydra.run.dir"
+            )
+        if self.result is not None:
+            return
+        with guard_disk(self.path):
+            identity = dict(identity)
+            diff = identity.pop("git_diff", "")
+            if diff:
+                write_text(self.path / "git.diff", diff)
+            write_text(self.path / "config.yaml", to_yaml(config))
+            started = {"config_digest": digest, "started": before.get("started", now())}
+            resumed = {"resumed": [*before.get("resumed", []), now()]} if before else {}
+            here = {**started, **resumed, "status": "running", "pid": os.getpid()}
+            write_json(self.path / "run.json", {**before, **identity, **here})
+
+    def _write_metrics(self, rows: list[dict[str, Any]]) -> None:
+        names = list(dict.fromkeys(name for row in rows for name in row))
+        table = io.StringIO()
+        writer = csv.DictWriter(table, names)
+        writer.writeheader()
+        writer.writerows(rows)
+        with guard_disk(self.path):
+            write_text(self.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+            write_text(self.path / "metrics.csv", table.getvalue())
+
+
+def find_runs(root: Path) -> Iterator[Path]:
+    """Every folder under `root` that holds a run, newest first."""
+    found = [path.parent for path in root.rglob("run.json") if "checkpoints" not in path.parts]
+    return iter(sorted(found, key=lambda path: str((read_json(path / "run.json") or {}).get("started")), reverse=True))
+
+
+def status_of(path: Path) -> str:
+    """The recorded status; a run that is recorded as running but whose process is gone is interrupted."""
+    status = str((read_json(path / "run.json") or {}).get("status", "unknown"))
+    if status != "running":
+        return status
+    try:
+        with (path / ".lock").open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:  # the run holds it, or it cannot be read: nothing is known beyond the record
+        return status
+    return "interrupted"
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The records of metrics.jsonl, in the order of epochs."""
+    try:
+        lines = (path / "metrics.jsonl").read_text().splitlines()
+    except FileNotFoundError:
+        return []
+    return [json.loads(line) for line in lines]
+
+
+def config_digest(config: Mapping[str, Any]) -> str:
+    """SHA-256 of a configuration, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def to_yaml(config: Mapping[str, Any]) -> str:
+    """A configuration as yaml, in the order of its keys."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_yaml(OmegaConf.create(dict(config)))
+
+
+def now() -> str:
+    """UTC, to the microsecond, so that runs sort by it."""
+    return datetime.now(timezone.utc).isoformat()
+
+
+def _try_lock(path: Path) -> io.TextIOWrapper | None:
+    """An exclusive lock on the folder, made if need be; None if another process has it."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = (path / ".lock").open("a")
+    except OSError as error:
+        raise ConfigError(
+            f"hydra.run.dir: {path} cannot be written ({error.strerror}); choose another: hydra.run.dir=DIR"
+        ) from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.close()
+        return None
+    return lock
+
+
+def _name(epoch: int) -> str:
+    return f"epoch-{epoch:04d}"
+
+
+def _by_epoch(folder: Path) -> list[Path]:
+    return sorted(folder.glob("epoch-*"), key=lambda path: int(path.name.removeprefix("epoch-")))
+
+
+def _status(error: BaseException | None) -> str:
+    if error is None:
+        return "completed"
+    if isinstance(error, DivergedError):
+        return "diverged"
+    return "interrupted" if isinstance(error, KeyboardInterrupt | Interrupted | Terminated | SystemExit) else "failed"
+
+
+def _difference(path: Path, config: Mapping[str, Any]) -> str:
+    from omegaconf import OmegaConf
+
+    try:
+        old = flatten(OmegaConf.to_container(OmegaConf.load(path / "config.yaml")))
+    except (OSError, ValueError):
+        return "its config.yaml cannot be read"
+    new = flatten(dict(config))
+    keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+    shown = ", ".join(f"{key}: {old.get(key)} there, {new.get(key)} here" for key in keys[:3])
+    return shown + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
+
+
+def flatten(node: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one: `{"loss.temperature": 4.0}`."""
+    if not isinstance(node, Mapping):
+        return {prefix: node}
+    items: dict[str, Any] = {}
+    for key, value in node.items():
+        items |= flatten(value, f"{prefix}.{key}" if prefix else str(key))
+    return items

@@ -1,0 +1,144 @@
+"""A saved network, rebuilt from its run's record and evaluated on any data that fit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from torch import nn
+
+from kd_cli.config import Config, override_key
+from kd_cli.data.base import DATASETS, Data, Part, load_dataset
+from kd_cli.errors import ConfigError, DataError
+from kd_cli.evaluate import evaluate
+from kd_cli.handover import Source, load_weights, locate, model_shape
+from kd_cli.host import compose
+from kd_cli.models.base import MODELS, count_parameters
+from kd_cli.plugins import load_plugins
+
+_STAGES = ("teacher", "baseline", "distilled")
+
+
+def expand(path: Path) -> list[Path]:
+    """The runs of a comparison, in its order; any other path is itself."""
+    stages = [path / stage for stage in _STAGES if (path / stage / "run.json").exists()]
+    return stages or [path]
+
+
+def evaluate_saved(
+    path: Path, *, part: Part, which: str, overrides: Sequence[str], config_dirs: Sequence[str], device: torch.device
+) -> dict[str, Any]:
+    """Accuracy and likelihood of a saved network.
+
+    Args:
+        path: a run's folder, a checkpoint's folder or a .safetensors file.
+        which: `best` on validation or `last`, where `path` is a run.
+        overrides: `dataset=…`, `dataset.…`, `student…` or `teacher…`, `plugins=…`; what is not given is as recorded.
+
+    Raises:
+        ConfigError: a wrong override, or a network that only the user may name.
+        DataError: nothing is there, it is damaged, or the data do not fit it.
+    """
+    source = locate(path, which)
+    recorded = _recorded_config(source)
+    chosen = compose(_composable(overrides, recorded), config_dirs=config_dirs)
+    load_plugins(chosen["plugins"])
+    dataset = _dataset(recorded, chosen, overrides)
+    _check_known(source, recorded, dataset)
+    data = load_dataset(dataset)
+    _check_fit(source, data)
+    network = _rebuild(source, recorded, chosen, overrides, data).to(device)
+    load_weights(network, source)
+    if not data.size(part):
+        raise DataError(f"{data.name} has no {part} images; type --part test, or dataset.val_fraction=0.1")
+    scores = evaluate(network, data, part, batch_size=500, device=device)
+    return {
+        "run": str(source.run or path),
+        "weights": str(source.weights),
+        "epoch": source.epoch,
+        "stage": source.record.get("stage"),
+        "dataset": data.name,
+        "part": part,
+        **scores,
+        "parameters": count_parameters(network),
+    }
+
+
+def _composable(overrides: Sequence[str], recorded: Config) -> list[str]:
+    """Without those that change what is recorded: they may name options that the default choices do not have."""
+    patches = [patch for group in ("dataset", "teacher", "student") for patch in _patches(overrides, group)]
+    return [override for override in overrides if not recorded or override not in patches]
+
+
+def _patches(overrides: Sequence[str], group: str) -> list[str]:
+    """`dataset.seed=7`, unless another `dataset=…` is chosen too."""
+    if any(override_key(override) == group for override in overrides):
+        return []
+    return [override for override in overrides if override_key(override).startswith(f"{group}.")]
+
+
+def _patched(options: Mapping[str, Any], overrides: Sequence[str], group: str) -> dict[str, Any]:
+    patches = [patch.lstrip("+") for patch in _patches(overrides, group)]
+    merged = OmegaConf.merge({group: dict(options)}, OmegaConf.from_dotlist(patches))
+    patched = OmegaConf.to_container(merged, resolve=True)
+    assert isinstance(patched, dict)
+    return dict(patched[group])
+
+
+def _check_known(source: Source, recorded: Config, dataset: Mapping[str, Any]) -> None:
+    known = dataset["name"] in DATASETS.names() and (not recorded or source.record["model"]["name"] in MODELS.names())
+    if not known and recorded.get("plugins"):
+        raise ConfigError(f"{source.run} was made with a plugin; if you trust it, add plugins={recorded['plugins']}")
+
+
+def _recorded_config(source: Source) -> Config:
+    if source.run is None:
+        return {}
+    config = OmegaConf.to_container(OmegaConf.load(source.run / "config.yaml"))
+    assert isinstance(config, dict)
+    return {str(key): value for key, value in config.items()}
+
+
+def _dataset(recorded: Config, chosen: Config, overrides: Sequence[str]) -> dict[str, Any]:
+    """The recorded data with the overrides; another data set keeps the normalisation the network was trained with."""
+    keys = {override_key(override) for override in overrides}
+    if not recorded:
+        return dict(chosen["dataset"])
+    options = dict(recorded["dataset"])
+    if "dataset" in keys:
+        kept = {key: options[key] for key in ("mean", "std") if f"dataset.{key}" not in keys}
+        return {**chosen["dataset"], **kept}
+    return _patched(options, overrides, "dataset")
+
+
+def _check_fit(source: Source, data: Data) -> None:
+    recorded = source.record.get("data", {})
+    if not recorded:
+        return
+    classes = len(recorded["classes"])
+    if classes != data.spec.num_classes:
+        raise DataError(
+            f"{source.run} knows {classes} classes, {data.name} has {data.spec.num_classes}: they do not fit"
+        )
+    shape = recorded.get("image_shape")
+    if shape and shape[0] != data.spec.image_shape[0]:
+        raise DataError(
+            f"{source.run} was trained on {shape[0]}-channel images, those of {data.name} have "
+            f"{data.spec.image_shape[0]}: they do not fit"
+        )
+
+
+def _rebuild(source: Source, recorded: Config, chosen: Config, overrides: Sequence[str], data: Data) -> nn.Module:
+    role = "teacher" if source.record.get("stage") == "teacher" else "student"
+    named = any(override_key(override) == role for override in overrides)
+    options = dict(chosen[role]) if named or not recorded else _patched(source.record["model"], overrides, role)
+    options.pop("checkpoint", None)
+    if options["name"] == "external" and not named:
+        raise ConfigError(
+            f"{source.run} holds an external network, and kd never imports code because a record names it; "
+            f"if you trust it, type {role}=external {role}.callable={options.get('callable')}"
+        )
+    return MODELS.build(options, where=role, **model_shape(data))

@@ -1,0 +1,125 @@
+"""A sweep: what varies in it, its points' folders, and how a bad point is kept from stopping the others."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from kd_cli import console
+from kd_cli.config import override_key
+from kd_cli.errors import Interrupted, KDError, Terminated, describe_error, suggest
+
+Point = Mapping[str, Any]
+
+_VALUE_FOLLOWS = ("--config-dir", "--config-name", "--cfg", "--info", "--package")
+
+_LONGEST_NAME = 120  # characters; most file systems stop at 255 bytes
+
+
+class Sweep:
+    """The overrides of one command line, seen as a sweep.
+
+    Args:
+        arguments: Hydra's command line.
+        loader: Hydra's config loader, which knows the groups.
+    """
+
+    def __init__(self, arguments: Sequence[str], loader: Any) -> None:
+        from hydra.core.override_parser.overrides_parser import OverridesParser
+
+        self.arguments = list(arguments)
+        self.failures: list[Point] = []
+        self.keys: set[str] = set()
+        self.stopped = False  # by Ctrl-C or SIGTERM; Hydra would go on with the next point
+        parser = OverridesParser.create(loader)
+        for place, argument in enumerate(arguments):
+            if "=" not in argument or argument.startswith("-") or arguments[place - 1] in _VALUE_FOLLOWS:
+                continue
+            override = parser.parse_override(argument)
+            if override.is_sweep_override() and override.is_discrete_sweep():
+                self.keys.add(override_key(argument))
+                known = loader.get_group_options(override.key_or_group)
+                if known:
+                    self._drop_unknown(place, override, known)
+
+    def _drop_unknown(self, place: int, override: Any, known: Sequence[str]) -> None:
+        """Takes group choices that do not exist out of the sweep: Hydra would refuse all of it for one of them."""
+        choices = list(override.sweep_string_iterator())
+        good = [choice for choice in choices if choice in known]
+        if not good or len(good) == len(choices):
+            return
+        group = override.key_or_group
+        self.arguments[place] = f"{override.get_key_element()}={','.join(good)}"
+        for choice in choices:
+            if choice not in known:
+                text = f"{group}: there is no {group} {choice!r}{suggest(choice, known)}"
+                self.failures.append(failed(f"{group}={choice}", KDError(text), exit_code=2))
+
+    def label(self, overrides: Sequence[str]) -> str:
+        """What makes one point different from the others: `seed=1 loss.temperature=4`."""
+        return " ".join(override for override in overrides if override_key(override) in self.keys)
+
+    def folder(self, overrides: Sequence[str]) -> str:
+        """`${kd_point:}`: a folder's name, the same at every start of the same sweep."""
+        text = ",".join(sorted(self.label(overrides).split(" "))) or "point"
+        name = re.sub(r"[^\w.=,+~-]+", "-", text)
+        if name == text and len(name) <= _LONGEST_NAME:
+            return name
+        return f"{name[:_LONGEST_NAME]}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
+
+    def guard(self, start: Callable[[], Point]) -> Point:
+        """Runs one point. A failure is shown and returned as a record, and the sweep goes on."""
+        from hydra.core.hydra_config import HydraConfig
+
+        hydra = HydraConfig.get()
+        label = self.label(hydra.overrides.task)
+        if self.stopped:
+            return {"point": label, "status": "not started", "error": "the sweep was stopped before it"}
+        console.say(f"\npoint {hydra.job.num + 1}: {label}", style="bold")
+        try:
+            return {"point": label, "status": "completed", **start()}
+        except (Interrupted, Terminated) as error:
+            self.stopped = True
+            return {**failed(label, error), "status": "interrupted"}
+        except Exception as error:  # whatever it is, the other points run
+            point = failed(label, error)
+            console.panel(f"point {hydra.job.num + 1} failed: {label}", point["error"])
+            return point
+
+
+def failed(label: str, error: Exception, exit_code: int | None = None) -> Point:
+    """The record of a point that did not finish."""
+    problem = describe_error(error)
+    status = "diverged" if problem.exit_code == 4 else "failed"
+    return {"point": label, "status": status, "error": problem.text, "exit_code": exit_code or problem.exit_code}
+
+
+def summarize(points: Sequence[Point]) -> None:
+    """One line for each point, then the paired gain where points are comparisons."""
+    from kd_cli.statistics import paired_gain
+
+    rows = [(point["point"], point["status"], *_numbers(point)) for point in points]
+    columns = ("point", "status", "test top-1 %", "val top-1 %", "gain over baseline")
+    console.say()
+    console.table(f"{len(points)} points", columns, rows, left=("point", "status"))
+    gains = [point["gain"] for point in points if point.get("gain") is not None]
+    seeds = {point["seed"] for point in points if point.get("gain") is not None}
+    if len(gains) > 1 and len(seeds) == len(gains):
+        console.say(paired_gain(gains).sentence())
+
+
+def check_points(points: Sequence[Point]) -> None:
+    """Raises a KDError if a point failed, so that the exit code says so."""
+    bad = [point for point in points if point["status"] != "completed"]
+    if bad:
+        names = "\n".join(f"  {point['point']}: {str(point['error']).splitlines()[0]}" for point in bad)
+        codes = {point.get("exit_code") for point in bad}
+        kind = next((kind for kind in (Interrupted, Terminated) if kind.exit_code in codes), KDError)
+        raise kind(f"{len(bad)} of {len(points)} points did not finish:\n{names}")
+
+
+def _numbers(point: Point) -> tuple[Any, Any, Any]:
+    chosen = point.get("distilled", point)
+    return chosen.get("test_top1"), chosen.get("val_top1"), point.get("gain")

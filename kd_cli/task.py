@@ -1,0 +1,130 @@
+"""Tasks: what one batch is asked of a network. The trainer knows nothing else."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kd_cli.losses.base import Distiller, Mix
+from kd_cli.losses.common import at_least_float32
+from kd_cli.taps import Tapped
+from kd_cli.types import Batch, DataSpec, Outputs, Step
+
+
+class Task(nn.Module):
+    """A batch → Step. Every parameter of a task is trained, and all of its state is in the checkpoint.
+
+    Attributes:
+        deployed: the network that is evaluated and saved.
+    """
+
+    @property
+    def deployed(self) -> nn.Module:
+        raise NotImplementedError
+
+    def forward(self, batch: Batch, epoch: int) -> Step:
+        """The loss of one batch in epoch 0, 1, …"""
+        raise NotImplementedError
+
+
+class Supervised(Task):
+    """A network learns from the labels.
+
+    Args:
+        network: images [B, C, H, W] → logits [B, K].
+        label_smoothing: ε in [0, 1).
+    """
+
+    def __init__(self, network: nn.Module, label_smoothing: float = 0.0) -> None:
+        super().__init__()
+        self.network = network
+        self.label_smoothing = label_smoothing
+
+    @property
+    def deployed(self) -> nn.Module:
+        return self.network
+
+    def forward(self, batch: Batch, epoch: int) -> Step:  # noqa: ARG002
+        logits = self.network(batch.images)
+        loss = cross_entropy(logits, batch.labels, self.label_smoothing)
+        return Step(loss, logits, {"ce": loss.detach()})
+
+
+class Distillation(Task):
+    """A student learns from the labels and from a frozen teacher.
+
+    Args:
+        student: images [B, C, H, W] → logits [B, K].
+        teacher: the same, in eval mode; None for a method that asks none.
+        method: the distillation method; it is bound here if it has a weight.
+        mix: weights of the labels and of the method.
+        data: K, N and the image shape.
+        name: of the method, in the terms of a step.
+        label_smoothing: ε of the cross-entropy with the labels.
+
+    Raises:
+        ValueError: if the method cannot work on this pair, or misses a teacher.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: nn.Module | None,
+        method: Distiller,
+        mix: Mix,
+        data: DataSpec,
+        *,
+        name: str = "distill",
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if teacher is None and mix.weight and method.teacher == "frozen":
+            raise ValueError(f"{name} asks a teacher, and there is none")
+        self.network = student
+        self.method = method
+        self.mix = mix
+        self.name = name
+        self.label_smoothing = label_smoothing
+        self._student = Tapped(student, method.taps)
+        self._teacher = None if teacher is None else Tapped(teacher, method.taps)
+        if mix.weight:  # a method without a word asks for nothing, and there may be no teacher to bind it to
+            self._bind(data)
+        # In a tuple, because a module in an attribute would be saved a second time.
+        self._deployed = (method.deploy(student, teacher) if mix.weight else student,)
+
+    @property
+    def deployed(self) -> nn.Module:
+        return self._deployed[0]
+
+    def forward(self, batch: Batch, epoch: int) -> Step:  # noqa: ARG002
+        student = self._student(batch.images)
+        terms: dict[str, Tensor] = {}
+        if self.mix.ce_weight:
+            terms["ce"] = self.mix.ce_weight * cross_entropy(student.logits, batch.labels, self.label_smoothing)
+        if self.mix.weight:
+            terms[self.name] = self.mix.weight * self.method(student, self._ask(batch.images), batch)
+        loss = sum(terms.values(), start=torch.zeros((), device=student.logits.device))
+        return Step(loss, student.logits, {name: term.detach() for name, term in terms.items()})
+
+    def _ask(self, images: Tensor) -> Outputs:
+        if self._teacher is None:
+            return Outputs(images.new_zeros(0, 0))
+        with torch.no_grad():  # not inference mode: losses save the teacher's outputs for their backward pass
+            return self._teacher(images)
+
+    def _bind(self, data: DataSpec) -> None:
+        device = next(self.network.parameters()).device
+        images = torch.zeros(2, *data.image_shape, device=device)
+        was_training = self.network.training
+        self.network.eval()  # keeps the running statistics and the random state as they are
+        with torch.no_grad():
+            student, teacher = self._student(images), self._ask(images)
+        self.network.train(was_training)
+        self.method.bind(student, teacher, data)
+        self.method.to(device)
+
+
+def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """Cross-entropy of logits [B, K] with labels [B], mean over the batch, in float32 at least."""
+    return F.cross_entropy(at_least_float32(logits), labels, label_smoothing=label_smoothing)

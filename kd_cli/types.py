@@ -1,0 +1,71 @@
+"""The few shapes that everything else is written in.
+
+B batch, C channels, H/W size, D embedding, K classes, N training samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """What a network and a loss need to know of a data set.
+
+    Args:
+        num_classes: K.
+        num_train: N, after the validation split was taken out.
+        image_shape: (C, H, W).
+        class_names: K names, in label order.
+    """
+
+    num_classes: int
+    num_train: int
+    image_shape: tuple[int, int, int]
+    class_names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One normalised, augmented batch.
+
+    Args:
+        images: [B, C, H, W], floating point.
+        labels: [B], int64.
+        ids: [B], int64, positions in the training set: 0 … N-1.
+    """
+
+    images: Tensor
+    labels: Tensor
+    ids: Tensor
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What a network said.
+
+    Args:
+        logits: [B, K].
+        features: tap name → [B, C, H, W] or [B, D].
+    """
+
+    logits: Tensor
+    features: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a task made of one batch.
+
+    Args:
+        loss: scalar with a gradient.
+        logits: [B, K] of the network that is being trained.
+        terms: name → detached, weighted scalar; they sum to `loss`.
+    """
+
+    loss: Tensor
+    logits: Tensor
+    terms: Mapping[str, Tensor]

@@ -1,0 +1,87 @@
+"""What every test may use: the command line, run in this process, in a folder of its own."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kd_cli.cli import main
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# The smallest experiment that still learns something.
+SMALL = (
+    "dataset=synthetic",
+    "dataset.num_train=300",
+    "dataset.num_test=100",
+    "teacher=mlp",
+    "student=mlp",
+    "student.hidden=[8]",
+    "trainer.epochs=2",
+    "trainer.batch_size=50",
+)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command line printed, and its exit code."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+    @property
+    def message(self) -> str:
+        """Standard error without the panel's frame and line breaks."""
+        return " ".join(self.err.replace("│", " ").split())
+
+
+@pytest.fixture(autouse=True)
+def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A working directory, a cache and an environment that no other test sees."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("KD_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("COLUMNS", "150")
+    logger = logging.getLogger("kd")  # a command line that ran in this process has taken it for its notices
+    monkeypatch.setattr(logger, "propagate", True)
+    monkeypatch.setattr(logger, "handlers", [])
+    logger.setLevel(logging.NOTSET)
+    for name in ("HYDRA_FULL_ERROR", "CI", "NO_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def kd(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
+    """Runs `kd …`; the exit code must be the one that the test expects."""
+
+    def run(*arguments: str, code: int = 0) -> Outcome:
+        capsys.readouterr()
+        monkeypatch.setattr(sys, "argv", ["kd", *arguments])
+        with pytest.raises(SystemExit) as left:
+            main()
+        printed = capsys.readouterr()
+        outcome = Outcome(int(left.value.code or 0), printed.out, printed.err)
+        assert outcome.code == code, f"exit code {outcome.code}\n{printed.out}\n{printed.err}"
+        return outcome
+
+    return run
+
+
+@pytest.fixture
+def real_data() -> Path:
+    folder = Path(os.environ.get("KD_DATA", ""))
+    if "KD_DATA" not in os.environ or not (folder / "MNIST").is_dir():
+        pytest.skip("needs the real archives: set KD_DATA to the folder they were unpacked to")
+    return folder

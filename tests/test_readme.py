@@ -1,0 +1,60 @@
+"""README's commands are real."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import ROOT
+
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL)
+COMMANDS = [line.partition("#")[0].strip() for block in BLOCKS for line in block.splitlines() if line.startswith("kd ")]
+
+
+def test_it_opens_with_one_line_for_users_and_one_for_developers() -> None:
+    lines = [line for line in README.splitlines() if line.startswith("python3 -m venv")]
+    assert len(lines) == 2
+    assert lines[0].endswith("kd run")
+    assert lines[1].endswith("pytest")
+    assert README.index(lines[1]) < 800
+
+
+def test_it_holds_no_gaps() -> None:
+    assert "<!--" not in README
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_of_the_readme_composes(kd, command: str) -> None:
+    """Composed and checked, not run: with --cfg nothing is trained."""
+    words = [word for word in shlex.split(command)[1:] if word not in ("-m", "--cfg", "job", "--resolve", "--json")]
+    first_values = [word.split(",")[0] if "=" in word and "[" not in word else word for word in words]
+    yaml.safe_load(kd(*first_values, "--cfg", "job", "--resolve").out)
+
+
+def test_the_commands_it_lists_are_those_that_exist(kd) -> None:
+    listed = set(re.findall(r"`kd ([a-z][a-z-]+)", README.partition("## The configuration")[0]))
+    assert listed == {path.stem.replace("_", "-") for path in (ROOT / "kd_cli" / "commands").glob("[a-z]*.py")}
+
+
+def test_the_configuration_tree_is_the_one_that_is_there() -> None:
+    tree = README.partition("conf/\n")[2].partition("```")[0]
+    assert set(re.findall(r"[├└]── (\w+)/", tree)) == {path.name for path in (ROOT / "conf").iterdir() if path.is_dir()}
+    for group in ("dataset", "loss", "experiment"):
+        named = set(re.search(rf"── {group}/\s+(.*)", tree).group(1).replace("presets:", "").split())
+        assert named <= {path.stem for path in (ROOT / "conf" / group).glob("*.yaml")}
+
+
+def test_the_five_lines_load_a_student(kd, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = re.search(r"```python\n(.*?)```", README, flags=re.DOTALL).group(1)
+    quick = ["trainer.epochs=1", "trainer.limit_train_batches=2", "dataset=mnist_mini"]
+    run = kd("train-baseline", *quick, "--json").json["run"]
+    code = re.sub(r'"outputs/.*?safetensors"', repr(str(Path(run, "checkpoints/epoch-0001/model.safetensors"))), code)
+    import torch
+
+    scope: dict = {}
+    exec(code, scope)
+    assert scope["network"](torch.zeros(2, 1, 28, 28)).shape == (2, 10)
