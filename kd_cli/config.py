@@ -89,7 +89,7 @@ def check_config(config: Config, reference: Config) -> None:
 def _check_loss_ranges(options: Mapping[str, Any]) -> None:
     """Says early what the loss would say when it is built, which needs torch."""
     rules = declared_ranges("kd_cli.losses", str(options["name"]), shared="Mix")
-    for key in rules.keys() & options.keys():
+    for key in (key for key in rules.keys() & options.keys() if options[key] is not None):
         try:
             require(key, options[key], **rules[key])
         except ValueError as error:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
 from kd_cli.errors import suggest
 from kd_cli.types import Outputs
+
+# Word for all published taps of one kind → those taps' name without their number.
+GROUPS = {"stages": "stage", "preacts": "preact"}
 
 
 class Tapped:
@@ -18,7 +22,8 @@ class Tapped:
     Args:
         module: maps images [B, C, H, W] to logits [B, K].
         taps: names that the module publishes (`module.taps`) or paths of its submodules: `layer2` is the output of
-            that submodule, `fc:in` its input.
+            that submodule, `fc:in` its input. `stage-1` is the deepest published stage, `stage-2` the one before it;
+            `stages` are all of them, `preacts` all published inputs of their last activations.
 
     Raises:
         ValueError: a tap that the module does not have.
@@ -26,26 +31,32 @@ class Tapped:
 
     def __init__(self, module: nn.Module, taps: Sequence[str] = ()) -> None:
         self.module = module
+        self.taps = tuple(dict.fromkeys(name for tap in taps for name in expand(module, tap)))
+        self.classifier = classifier_of(module)
         self._features: dict[str, Tensor] = {}
-        for tap in taps:
+        for tap in self.taps:
             self._hook(tap)
 
     def __call__(self, images: Tensor) -> Outputs:
-        """One forward pass: images [B, C, H, W] → logits and features."""
+        """One forward pass: images [B, C, H, W] → logits and features, in the order of the taps."""
         try:
             logits = self.module(images)
-            return Outputs(logits, dict(self._features))
+            features = {tap: self._features[tap] for tap in self.taps if tap in self._features}
+            return Outputs(logits, features, self.classifier)
         finally:
             self._features.clear()  # or the graph of this batch would live on beside the next one's
 
     def _hook(self, tap: str) -> None:
-        path, _, side = published_taps(self.module).get(tap, tap).partition(":")
+        path, _, side = _published_path(self.module, tap).partition(":")
         modules = dict(self.module.named_modules())
         if not path or path not in modules or side not in ("", "in"):
             known = [*published_taps(self.module), *filter(None, modules)]
             raise ValueError(f"{type(self.module).__name__} has no tap {tap!r}{suggest(tap, known)}")
         if side == "in":
-            modules[path].register_forward_pre_hook(lambda _, inputs: self._keep(tap, inputs[0]))
+            overwrites = getattr(modules[path], "inplace", False)  # and so would its output be what is kept
+            modules[path].register_forward_pre_hook(
+                lambda _, inputs: self._keep(tap, inputs[0].clone() if overwrites else inputs[0])
+            )
         else:
             modules[path].register_forward_hook(lambda _, __, output: self._keep(tap, output))
 
@@ -57,3 +68,49 @@ def published_taps(module: nn.Module) -> Mapping[str, str]:
     """Canonical tap name → module path, as the network publishes them."""
     taps = getattr(module, "taps", {})
     return taps if isinstance(taps, Mapping) else {}
+
+
+def classifier_of(module: nn.Module) -> nn.Module | None:
+    """The layer behind the published `embedding`, which is its input; None where nothing is published."""
+    path, _, side = published_taps(module).get("embedding", "").partition(":")
+    return module.get_submodule(path) if side == "in" else None
+
+
+def expand(module: nn.Module, tap: str) -> list[str]:
+    """The taps that a name stands for: itself, or all of a group, from shallow to deep.
+
+    Raises:
+        ValueError: the module publishes nothing of that group.
+    """
+    if tap not in GROUPS:
+        return [tap]
+    found = _numbered(published_taps(module), GROUPS[tap])
+    if not found:
+        raise ValueError(
+            f"{type(module).__name__} publishes no {tap}; it has the taps {', '.join(published_taps(module)) or 'none'}"
+        )
+    return found
+
+
+def select(features: Mapping[str, Tensor], taps: Sequence[str]) -> list[Tensor]:
+    """Those of the features of a pass that `taps` ask for, in their order; groups from shallow to deep."""
+    names = [name for tap in taps for name in (_numbered(features, GROUPS[tap]) if tap in GROUPS else [tap])]
+    return [features[name] for name in names]
+
+
+def _published_path(module: nn.Module, tap: str) -> str:
+    """`stage-1` and published names → module path; anything else is a path already."""
+    published = published_taps(module)
+    kind, _, back = tap.rpartition("-")
+    if kind in GROUPS.values() and back.isdigit():
+        names = _numbered(published, kind)
+        if 0 < int(back) <= len(names):
+            return published[names[-int(back)]]
+    return published.get(tap, tap)
+
+
+def _numbered(names: Mapping[str, object], kind: str) -> list[str]:
+    """`kind1`, `kind2`, … in the order of their numbers."""
+    return sorted(
+        (name for name in names if re.fullmatch(rf"{kind}\d+", name)), key=lambda name: int(name[len(kind) :])
+    )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -23,9 +26,13 @@ class Task(nn.Module):
     def deployed(self) -> nn.Module:
         raise NotImplementedError
 
-    def forward(self, batch: Batch, epoch: int) -> Step:
-        """The loss of one batch in epoch 0, 1, …"""
+    def forward(self, batch: Batch) -> Step:
+        """The loss of one batch."""
         raise NotImplementedError
+
+    def optimizers(self) -> Sequence[torch.optim.Optimizer]:
+        """Optimizers of parameters that the trainer's own one leaves alone; their rates are their own."""
+        return ()
 
 
 class Supervised(Task):
@@ -45,18 +52,18 @@ class Supervised(Task):
     def deployed(self) -> nn.Module:
         return self.network
 
-    def forward(self, batch: Batch, epoch: int) -> Step:  # noqa: ARG002
+    def forward(self, batch: Batch) -> Step:
         logits = self.network(batch.images)
         loss = cross_entropy(logits, batch.labels, self.label_smoothing)
         return Step(loss, logits, {"ce": loss.detach()})
 
 
 class Distillation(Task):
-    """A student learns from the labels and from a frozen teacher.
+    """A student learns from the labels and from a teacher: a frozen one, or one that learns beside it.
 
     Args:
         student: images [B, C, H, W] → logits [B, K].
-        teacher: the same, in eval mode; None for a method that asks none.
+        teacher: the same; None for a method that asks none. It is frozen here, unless the method trains it too.
         method: the distillation method; it is bound here if it has a weight.
         mix: weights of the labels and of the method.
         data: K, N and the image shape.
@@ -79,15 +86,19 @@ class Distillation(Task):
         label_smoothing: float = 0.0,
     ) -> None:
         super().__init__()
-        if teacher is None and mix.weight and method.teacher == "frozen":
+        if teacher is None and mix.weight and method.teacher != "none":
             raise ValueError(f"{name} asks a teacher, and there is none")
         self.network = student
         self.method = method
         self.mix = mix
         self.name = name
         self.label_smoothing = label_smoothing
-        self._student = Tapped(student, method.taps)
-        self._teacher = None if teacher is None else Tapped(teacher, method.taps)
+        self.peer = teacher if method.teacher == "trained" and mix.weight else None
+        if teacher is not None and self.peer is None:
+            teacher.eval().requires_grad_(False)
+        reads = bool(mix.weight)
+        self._student = Tapped(student, method.taps if reads else ())
+        self._teacher = None if teacher is None else Tapped(teacher, method.teacher_taps if reads else ())
         if mix.weight:  # a method without a word asks for nothing, and there may be no teacher to bind it to
             self._bind(data)
         # In a tuple, because a module in an attribute would be saved a second time.
@@ -97,32 +108,48 @@ class Distillation(Task):
     def deployed(self) -> nn.Module:
         return self._deployed[0]
 
-    def forward(self, batch: Batch, epoch: int) -> Step:  # noqa: ARG002
+    def optimizers(self) -> Sequence[torch.optim.Optimizer]:
+        return self.method.optimizers() if self.mix.weight else ()
+
+    def forward(self, batch: Batch) -> Step:
         student = self._student(batch.images)
+        weight = self.mix.weight_at(batch.epoch)
         terms: dict[str, Tensor] = {}
         if self.mix.ce_weight:
             terms["ce"] = self.mix.ce_weight * cross_entropy(student.logits, batch.labels, self.label_smoothing)
-        if self.mix.weight:
-            terms[self.name] = self.mix.weight * self.method(student, self._ask(batch.images), batch)
+        if weight:
+            terms[self.name] = weight * self.method(student, self._ask(batch.images), batch)
         loss = sum(terms.values(), start=torch.zeros((), device=student.logits.device))
         return Step(loss, student.logits, {name: term.detach() for name, term in terms.items()})
 
     def _ask(self, images: Tensor) -> Outputs:
         if self._teacher is None:
             return Outputs(images.new_zeros(0, 0))
+        if self.peer is not None:
+            return self._teacher(images)
         with torch.no_grad():  # not inference mode: losses save the teacher's outputs for their backward pass
             return self._teacher(images)
 
     def _bind(self, data: DataSpec) -> None:
         device = next(self.network.parameters()).device
         images = torch.zeros(2, *data.image_shape, device=device)
-        was_training = self.network.training
-        self.network.eval()  # keeps the running statistics and the random state as they are
-        with torch.no_grad():
+        with _evaluating(self.network, self.peer), torch.no_grad():
             student, teacher = self._student(images), self._ask(images)
-        self.network.train(was_training)
         self.method.bind(student, teacher, data)
         self.method.to(device)
+
+
+@contextmanager
+def _evaluating(*networks: nn.Module | None) -> Iterator[None]:
+    """Eval mode, which keeps running statistics and random state as they are; the modes are put back afterwards."""
+    modes = [(network, network.training) for network in networks if network is not None]
+    for network, _ in modes:
+        network.eval()
+    try:
+        yield
+    finally:
+        for network, was_training in modes:
+            network.train(was_training)
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:

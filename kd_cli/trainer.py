@@ -117,22 +117,23 @@ class Trainer:
     def state(self, epoch: int) -> TrainState:
         """The state after `epoch` epochs; its tensors are the live ones, so save it before the next step."""
         tensors = {f"task.{name}": tensor for name, tensor in self.task.state_dict().items()}
-        optimizer = self.optimizer.state_dict()
         plain: dict[str, Any] = {"optimizer": {}, "scaler": self.scaler.state_dict()}
-        for index, values in optimizer["state"].items():
-            for name, value in values.items():
-                if isinstance(value, Tensor):
-                    tensors[f"optimizer.{index}.{name}"] = value
-                else:
-                    plain["optimizer"][f"{index}.{name}"] = value
+        for name, value in self._slots():
+            if isinstance(value, Tensor):
+                tensors[f"optimizer.{name}"] = value
+            else:
+                plain["optimizer"][name] = value
         if self.average is not None:
             tensors |= {f"average.{name}": tensor for name, tensor in self.average.state_dict().items()}
         return TrainState(epoch, tensors, plain)
 
     def _prepare(self, task: Task, data: Data) -> None:
         self.task, self.data = task, data
-        self.parameters = [parameter for parameter in task.parameters() if parameter.requires_grad]
-        self.optimizer = make_optimizer(self.parameters, self.recipe, self.device)
+        others = task.optimizers()
+        elsewhere = {id(parameter) for optimizer in others for parameter in _parameters_of(optimizer)}
+        learned = (parameter for parameter in task.parameters() if parameter.requires_grad)
+        self.parameters = [parameter for parameter in learned if id(parameter) not in elsewhere]
+        self.optimizers = [make_optimizer(self.parameters, self.recipe, self.device), *others]
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.recipe.precision == "fp16")
         self.average: AveragedModel | None = None
         if self.recipe.ema_decay is not None:
@@ -140,6 +141,12 @@ class Trainer:
             self.average = AveragedModel(task.deployed, multi_avg_fn=average, use_buffers=True)
         self.batches = data.steps(self.recipe.batch_size, self.recipe.limit_train_batches)
         self.updates = -(-self.batches // self.recipe.accumulate)
+
+    def _slots(self) -> Iterator[tuple[str, Any]]:
+        """`optimizer.parameter.slot` by number → the value."""
+        for number, optimizer in enumerate(self.optimizers):
+            for index, values in optimizer.state_dict()["state"].items():
+                yield from ((f"{number}.{index}.{slot}", value) for slot, value in values.items())
 
     def _restore(self, state: TrainState) -> None:
         parts: dict[str, dict[str, Tensor]] = {"task": {}, "optimizer": {}, "average": {}}
@@ -149,12 +156,13 @@ class Trainer:
         load_state(self.task, parts["task"])
         if self.average is not None:
             load_state(self.average, parts["average"])
-        slots: dict[int, dict[str, Any]] = {}
+        slots: list[dict[int, dict[str, Any]]] = [{} for _ in self.optimizers]
         for name, value in {**parts["optimizer"], **state.plain["optimizer"]}.items():
-            index, _, slot = name.partition(".")
-            slots.setdefault(int(index), {})[slot] = _laid_out_like(self.parameters[int(index)], value)
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": slots, "param_groups": groups})
+            number, index, slot = name.split(".", 2)
+            parameter = _parameters_of(self.optimizers[int(number)])[int(index)]
+            slots[int(number)].setdefault(int(index), {})[slot] = _laid_out_like(parameter, value)
+        for optimizer, values in zip(self.optimizers, slots, strict=True):
+            optimizer.load_state_dict({"state": values, "param_groups": optimizer.state_dict()["param_groups"]})
         self.scaler.load_state_dict(state.plain["scaler"])
 
     def _train(self, epoch: int) -> Record:
@@ -184,13 +192,13 @@ class Trainer:
 
     def _set_step(self, epoch: int, update: int) -> None:
         self.lr = learning_rate(self.recipe, epoch * self.updates + update, self.updates)
-        for group in self.optimizer.param_groups:
+        for group in self.optimizers[0].param_groups:
             group["lr"] = self.lr
         seed_dropout(derive_seed(self.seed, "dropout", epoch, update), self.device)
 
     def _backward(self, batch: Batch, epoch: int, share: float) -> Step:
         with self._autocast():
-            step: Step = self.task(batch, epoch)
+            step: Step = self.task(batch)
         if not torch.isfinite(step.loss):
             terms = ", ".join(f"{name} = {float(value):g}" for name, value in step.terms.items())
             raise DivergedError(
@@ -203,11 +211,13 @@ class Trainer:
 
     def _update(self) -> None:
         if self.recipe.clip_grad_norm is not None:
-            self.scaler.unscale_(self.optimizer)
+            self.scaler.unscale_(self.optimizers[0])
             nn.utils.clip_grad_norm_(self.parameters, self.recipe.clip_grad_norm)
-        self.scaler.step(self.optimizer)
+        for optimizer in self.optimizers:
+            self.scaler.step(optimizer)
         self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
         if self.average is not None:
             self.average.update_parameters(self.task.deployed)
 
@@ -234,6 +244,11 @@ class Trainer:
     def _autocast(self) -> AbstractContextManager[Any]:
         dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[self.recipe.precision]
         return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
+
+
+def _parameters_of(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    """In the order in which the optimizer's state numbers them."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def _laid_out_like(parameter: nn.Parameter, value: Any) -> Any:

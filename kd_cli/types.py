@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,13 @@ class Batch:
         images: [B, C, H, W], floating point.
         labels: [B], int64.
         ids: [B], int64, positions in the training set: 0 … N-1.
+        epoch: the pass over the training set that it belongs to: 0, 1, …
     """
 
     images: Tensor
     labels: Tensor
     ids: Tensor
+    epoch: int = 0
 
 
 @dataclass(frozen=True)
@@ -50,10 +52,12 @@ class Outputs:
     Args:
         logits: [B, K].
         features: tap name → [B, C, H, W] or [B, D].
+        classifier: the network's own layer that maps its `embedding` [B, D] to the logits, where it publishes one.
     """
 
     logits: Tensor
     features: Mapping[str, Tensor] = field(default_factory=dict)
+    classifier: nn.Module | None = None
 
 
 @dataclass(frozen=True)

@@ -54,10 +54,11 @@ def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("KD_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("COLUMNS", "150")
-    logger = logging.getLogger("kd")  # a command line that ran in this process has taken it for its notices
-    monkeypatch.setattr(logger, "propagate", True)
-    monkeypatch.setattr(logger, "handlers", [])
-    logger.setLevel(logging.NOTSET)
+    for name in ("kd", None):  # a command line that ran in this process has taken them for its notices
+        logger = logging.getLogger(name)
+        monkeypatch.setattr(logger, "propagate", True)
+        monkeypatch.setattr(logger, "handlers", [])
+        logger.setLevel(logging.NOTSET if name else logging.WARNING)
     for name in ("HYDRA_FULL_ERROR", "CI", "NO_COLOR"):
         monkeypatch.delenv(name, raising=False)
 

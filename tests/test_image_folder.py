@@ -314,6 +314,7 @@ def test_the_real_jpeg_tree_is_read_and_kept(real_data: Path, caplog: pytest.Log
     data = load_dataset(options)
     assert [data.size(part) for part in ("train", "val", "test")] == [45000, 5000, 10000]
     assert data.spec.image_shape == (3, 32, 32)
+    caplog.clear()
     with caplog.at_level(logging.INFO, logger="kd"):
         assert load_dataset(options).fingerprint == data.fingerprint
     assert "decoding" not in caplog.text

@@ -203,7 +203,7 @@ def test_the_size_of_kds_gradient_hardly_depends_on_a_high_temperature() -> None
 def test_kd_keeps_its_factor_whatever_the_weight_of_the_labels(ce_weight: float) -> None:
     student, teacher, batch = make_student().eval(), make_teacher(), make_batch()
     method, mix = build_loss({"name": "kd", "temperature": 4.0, "kl_weight": 0.9, "ce_weight": ce_weight})
-    step = Distillation(student, teacher, method, mix, SPEC, name="kd")(batch, epoch=0)
+    step = Distillation(student, teacher, method, mix, SPEC, name="kd")(batch)
     logits = (network(batch.images).detach().double().numpy() for network in (student, teacher))
     assert step.terms["kd"].item() == pytest.approx(0.9 * references.kd(*logits, temperature=4.0), rel=1e-5)
 

@@ -208,6 +208,7 @@ def test_taps_lead_to_maps_that_shrink_and_to_the_classifiers_input(student: str
     embedding = seen.pop("embedding")
     assert embedding.shape[0] == 2
     assert embedding.dim() == 2
+    seen = {name: feature for name, feature in seen.items() if not name.startswith("preact")}
     assert list(seen) == [f"stage{i}" for i in range(1, len(seen) + 1)]
     assert all(feature.dim() == 4 and feature.shape[0] == 2 for feature in seen.values())
     sizes = [feature.shape[2] for feature in seen.values()]
@@ -221,7 +222,20 @@ def test_taps_have_the_shapes_that_the_docstrings_promise(student: str) -> None:
         seen = tapped(built(student), images(2))
     assert seen["embedding"].shape == (2, dimension)
     assert [tuple(seen[f"stage{i + 1}"].shape) for i in range(len(stages))] == [(2, c, s, s) for c, s in stages]
-    assert len(seen) == len(stages) + 1
+    assert f"stage{len(stages) + 1}" not in seen
+
+
+@pytest.mark.parametrize("student", STUDENTS)
+def test_a_preactivation_is_its_stage_before_the_last_relu(student: str) -> None:
+    network = built(student)
+    with torch.no_grad():
+        seen = tapped(network, images(2))
+    for name in (name for name in seen if name.startswith("preact")):
+        before, after = seen[name], seen[name.replace("preact", "stage")]
+        assert before.shape[1] == after.shape[1]
+        assert (before < 0).any()
+        if before.shape == after.shape and not (after < 0).any():
+            assert torch.equal(torch.relu(before), after)
 
 
 @pytest.mark.parametrize("student", [student for student in STUDENTS if options(student)["name"] in OURS])

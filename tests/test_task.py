@@ -41,7 +41,7 @@ class Grafted(KD):
 
 def test_supervised_is_the_cross_entropy_with_the_labels() -> None:
     network = make_student().eval()
-    step = Supervised(network, label_smoothing=0.2)(BATCH, epoch=0)
+    step = Supervised(network, label_smoothing=0.2)(BATCH)
     assert torch.equal(step.logits, network(BATCH.images))
     assert torch.equal(step.loss, F.cross_entropy(step.logits, BATCH.labels, label_smoothing=0.2))
     assert torch.equal(step.terms["ce"], step.loss)
@@ -51,7 +51,7 @@ def test_supervised_is_the_cross_entropy_with_the_labels() -> None:
 def test_the_terms_of_a_distillation_are_detached_weighted_and_sum_to_the_loss() -> None:
     student, teacher = make_student().eval(), make_teacher()
     task = Distillation(student, teacher, KD(temperature=3.0, kl_weight=0.5), Mix(0.25, 2.0), SPEC, name="kd")
-    step = task(BATCH, epoch=0)
+    step = task(BATCH)
     logits = student(BATCH.images), teacher(BATCH.images)
     assert list(step.terms) == ["ce", "kd"]
     torch.testing.assert_close(step.terms["ce"], 0.25 * F.cross_entropy(logits[0], BATCH.labels).detach())
@@ -64,7 +64,7 @@ def test_the_terms_of_a_distillation_are_detached_weighted_and_sum_to_the_loss()
 
 @pytest.mark.parametrize(("mix", "names"), [(Mix(0.0, 1.0), ["distill"]), (Mix(1.0, 0.0), ["ce"])])
 def test_a_weight_of_zero_leaves_the_term_out(mix: Mix, names: list[str]) -> None:
-    step = Distillation(make_student(), make_teacher(), KD(), mix, SPEC)(BATCH, epoch=0)
+    step = Distillation(make_student(), make_teacher(), KD(), mix, SPEC)(BATCH)
     assert list(step.terms) == names
     assert torch.equal(step.loss.detach(), step.terms[names[0]])
 
@@ -73,19 +73,19 @@ def test_the_labels_of_a_distillation_may_be_smoothed() -> None:
     student = make_student().eval()
     task = Distillation(student, make_teacher(), KD(), Mix(0.5, 1.0), SPEC, label_smoothing=0.3)
     expected = 0.5 * F.cross_entropy(student(BATCH.images), BATCH.labels, label_smoothing=0.3)
-    torch.testing.assert_close(task(BATCH, epoch=0).terms["ce"], expected.detach())
+    torch.testing.assert_close(task(BATCH).terms["ce"], expected.detach())
 
 
 def test_label_smoothing_as_a_method_is_label_smoothing_as_an_option() -> None:
     method, mix = build_loss({"name": "label_smoothing", "smoothing": 0.3})
     student = make_student().eval()
-    step = Distillation(student, None, method, mix, SPEC)(BATCH, epoch=0)
-    torch.testing.assert_close(step.loss, Supervised(student, label_smoothing=0.3)(BATCH, epoch=0).loss)
+    step = Distillation(student, None, method, mix, SPEC)(BATCH)
+    torch.testing.assert_close(step.loss, Supervised(student, label_smoothing=0.3)(BATCH).loss)
 
 
 def test_a_method_that_asks_no_teacher_trains_without_one() -> None:
     student = make_student()
-    Distillation(student, None, LabelSmoothing(), Mix(0.0, 1.0), SPEC)(BATCH, epoch=0).loss.backward()
+    Distillation(student, None, LabelSmoothing(), Mix(0.0, 1.0), SPEC)(BATCH).loss.backward()
     assert all(parameter.grad is not None for parameter in student.parameters())
 
 
@@ -104,7 +104,7 @@ def test_training_the_task_leaves_the_teacher_in_eval_mode_and_as_it_was() -> No
     teacher = make_teacher()
     before = copy.deepcopy(teacher)
     task = Distillation(make_student(), teacher, Embeddings(), Mix(), SPEC).train()
-    task(BATCH, epoch=0).loss.backward()
+    task(BATCH).loss.backward()
     assert same_tensors(teacher, before)
     assert not any(module.training for module in teacher.modules())
     assert all(parameter.grad is None for parameter in teacher.parameters())
@@ -131,7 +131,7 @@ def test_a_method_is_bound_to_the_shapes_of_the_pair_and_to_the_data() -> None:
 def test_a_method_that_is_switched_off_asks_nothing_of_a_teacher_that_is_not_there() -> None:
     student = make_student().eval()
     task = Distillation(student, None, Embeddings(), Mix(1.0, 0.0), SPEC)
-    torch.testing.assert_close(task(BATCH, epoch=0).loss, Supervised(student)(BATCH, epoch=0).loss)
+    torch.testing.assert_close(task(BATCH).loss, Supervised(student)(BATCH).loss)
     assert Distillation(student, None, Grafted(), Mix(1.0, 0.0), SPEC).deployed is student
 
 

@@ -193,7 +193,7 @@ class Data:
         table = self._prepare.table(size, seed, epoch, device)
         for batch in self._batches("train", ids, device):
             pixels = self._prepare.augment(batch.images, table[batch.ids])
-            yield Batch(self._prepare.normalise(pixels), batch.labels, batch.ids)
+            yield Batch(self._prepare.normalise(pixels), batch.labels, batch.ids, epoch)
 
     def eval_batches(self, part: Part, *, batch_size: int, device: torch.device) -> Iterator[Batch]:
         """All images of a part in their fixed order, normalised, not augmented; ids are positions in that part.

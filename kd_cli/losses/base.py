@@ -5,33 +5,63 @@ One convention for every method: the loss of a step is
     ce_weight · CE(student, labels) + weight · method(student, teacher)
 
 A method weighs its own terms by `<term>_weight` (`kl_weight`). `weight` scales the whole method and is 1 unless
-somebody switches it off: with `weight=0` and `ce_weight=1` a distillation is the baseline, bit for bit.
+somebody switches it off: with `weight=0` and `ce_weight=1` a distillation is the baseline, bit for bit. It can rise
+and fall over the epochs (`warmup_epochs`, `decay_epochs`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from kd_cli.errors import ConfigError
 from kd_cli.ranges import require
 from kd_cli.registry import Registry, bind_options
+from kd_cli.taps import GROUPS, select
 from kd_cli.types import Batch, DataSpec, Outputs
 
 
 class Distiller(nn.Module):
     """A distillation method: what it reads, the layers it owns, and its loss.
 
+    Args:
+        taps: features that it reads from the student, as `Tapped` names them; None: those of the class.
+        teacher_taps: likewise from the teacher; None: the same names.
+
     Attributes:
-        taps: names of the features it reads from both networks.
-        teacher: whether it asks a frozen teacher or none at all.
+        taps: what it reads from the student.
+        teacher_taps: what it reads from the teacher.
+        teacher: whether it asks a frozen teacher, a second network that learns beside the student, or none at all.
+
+    Raises:
+        ValueError: single features of the one network and not as many of the other.
     """
 
     taps: tuple[str, ...] = ()
-    teacher: Literal["frozen", "none"] = "frozen"
+    teacher: Literal["frozen", "trained", "none"] = "frozen"
+
+    def __init__(self, taps: Sequence[str] | None = None, teacher_taps: Sequence[str] | None = None) -> None:
+        super().__init__()
+        self.taps = tuple(type(self).taps if taps is None else taps)
+        self.teacher_taps = self.taps if teacher_taps is None else tuple(teacher_taps)
+        named = not GROUPS.keys() & {*self.taps, *self.teacher_taps}
+        if named and len(self.taps) != len(self.teacher_taps):
+            raise ValueError(
+                f"teacher_taps: {list(self.teacher_taps)} are not as many as the student's taps, {list(self.taps)}"
+            )
+
+    def pairs(self, student: Outputs, teacher: Outputs) -> list[tuple[Tensor, Tensor]]:
+        """Its features, student's beside teacher's, from shallow to deep.
+
+        Where one network has more stages than the other, the deepest ones are matched.
+        """
+        ours, theirs = select(student.features, self.taps), select(teacher.features, self.teacher_taps)
+        count = min(len(ours), len(theirs))
+        return list(zip(ours[len(ours) - count :], theirs[len(theirs) - count :], strict=True))
 
     def bind(self, student: Outputs, teacher: Outputs, data: DataSpec) -> None:
         """Makes the layers that depend on shapes, from one example of each network's outputs.
@@ -53,30 +83,51 @@ class Distiller(nn.Module):
         """The network that is evaluated and saved."""
         return student
 
+    def optimizers(self) -> Sequence[torch.optim.Optimizer]:
+        """Optimizers of layers that it trains by itself; the trainer's own optimizer leaves those layers alone."""
+        return ()
+
 
 LOSSES: Registry[Distiller] = Registry("loss", "kd_cli.losses")
 
 
 @dataclass(frozen=True)
 class Mix:
-    """How labels and method are weighed.
+    """How labels and method are weighed, and how the method's weight moves.
 
     Args:
         ce_weight: of the cross-entropy with the labels, ≥ 0.
         weight: of the method, ≥ 0.
+        warmup_epochs: the method's weight rises linearly and is whole in this epoch (1, 2, …), ≥ 0; 0: from the start.
+        decay_epochs: after the warm-up the weight falls linearly to 0 in so many epochs, > 0; None: it stays.
 
     Raises:
-        ValueError: a negative or infinite weight, or two zeros.
+        ValueError: a number outside its range, or nothing that could be learned.
     """
 
     ce_weight: float = 1.0
     weight: float = 1.0
+    warmup_epochs: float = 0.0
+    decay_epochs: float | None = None
 
     def __post_init__(self) -> None:
         require("ce_weight", self.ce_weight, low=0.0)
         require("weight", self.weight, low=0.0)
-        if self.ce_weight == self.weight == 0:
-            raise ValueError("ce_weight: 0 is not possible while weight is 0 too; nothing would be learned")
+        require("warmup_epochs", self.warmup_epochs, low=0.0)
+        if self.decay_epochs is not None:
+            require("decay_epochs", self.decay_epochs, above=0.0)
+        if self.ce_weight == 0 and (self.weight == 0 or self.decay_epochs is not None):
+            reason = "weight is 0 too" if self.weight == 0 else "the method's weight falls to 0"
+            raise ValueError(f"ce_weight: 0 is not possible while {reason}; nothing would be learned")
+
+    def weight_at(self, epoch: int) -> float:
+        """The method's weight in epoch 0, 1, …"""
+        if epoch + 1 < self.warmup_epochs:
+            return self.weight * (epoch + 1) / self.warmup_epochs
+        if self.decay_epochs is None:
+            return self.weight
+        past = max(0.0, epoch + 1 - max(1.0, self.warmup_epochs))
+        return self.weight * max(0.0, 1 - past / self.decay_epochs)
 
 
 def build_loss(options: Mapping[str, Any], where: str = "loss") -> tuple[Distiller, Mix]:
@@ -85,7 +136,7 @@ def build_loss(options: Mapping[str, Any], where: str = "loss") -> tuple[Distill
     Raises:
         ConfigError: unknown name or option, wrong type or range.
     """
-    mix_options = {key: options[key] for key in ("ce_weight", "weight") if key in options}
+    mix_options = {field.name: options[field.name] for field in fields(Mix) if field.name in options}
     method_options = {key: value for key, value in options.items() if key not in mix_options}
     try:
         mix = Mix(**bind_options(Mix, mix_options, where=where, what="the loss"))

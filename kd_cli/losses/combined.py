@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence, Set
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,11 +17,12 @@ class Combined(Distiller):
     """kd: the weighted sum of any registered methods.
 
     Args:
-        terms: one mapping per method: its `name`, its options, and `weight` (1 unless given). The labels' `ce_weight`
-            belongs to the whole and not to a term.
+        terms: one mapping per method: its `name`, its options, `weight` (1 unless given), and `warmup_epochs` and
+            `decay_epochs` of that weight. A term of weight 0 is left out. The labels' `ce_weight` belongs to the whole
+            and not to a term.
 
     Raises:
-        ValueError: no term, no weight above 0, or a term with `ce_weight`.
+        ValueError: no term, no weight above 0, a term with `ce_weight`, or two kinds of teacher.
     """
 
     def __init__(self, terms: Sequence[Mapping[str, Any]] = ()) -> None:
@@ -31,13 +32,15 @@ class Combined(Distiller):
         if any("ce_weight" in term for term in terms):
             raise ValueError("terms: ce_weight belongs to the sum; type loss.ce_weight=…")
         built = [build_loss(term, where=f"loss.terms[{i}]") for i, term in enumerate(terms)]
-        if not any(mix.weight for _, mix in built):
+        built = [(method, mix) for method, mix in built if mix.weight]
+        if not built:
             raise ValueError("terms: every weight is 0; to switch the whole loss off type loss.weight=0")
         self.methods = [method for method, _ in built]
         self.terms = nn.ModuleList(self.methods)  # so that their layers are trained and saved
-        self.weights = [mix.weight for _, mix in built]
+        self.mixes = [mix for _, mix in built]
         self.taps = tuple(dict.fromkeys(tap for method, _ in built for tap in method.taps))
-        self.teacher = "frozen" if any(method.teacher == "frozen" for method, _ in built) else "none"
+        self.teacher_taps = tuple(dict.fromkeys(tap for method, _ in built for tap in method.teacher_taps))
+        self.teacher = _one_teacher({method.teacher for method, _ in built} - {"none"})
 
     def bind(self, student: Outputs, teacher: Outputs, data: DataSpec) -> None:
         for method in self.methods:
@@ -48,6 +51,17 @@ class Combined(Distiller):
             student = method.deploy(student, teacher)
         return student
 
+    def optimizers(self) -> Sequence[torch.optim.Optimizer]:
+        return [optimizer for method in self.methods for optimizer in method.optimizers()]
+
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
-        weighed = [(weight, method) for weight, method in zip(self.weights, self.methods, strict=True) if weight]
-        return torch.stack([weight * method(student, teacher, batch) for weight, method in weighed]).sum()
+        weights = [mix.weight_at(batch.epoch) for mix in self.mixes]
+        weighed = [(weight, method) for weight, method in zip(weights, self.methods, strict=True) if weight]
+        terms = [weight * method(student, teacher, batch) for weight, method in weighed]
+        return torch.stack(terms).sum() if terms else student.logits.new_zeros(())
+
+
+def _one_teacher(kinds: Set[str]) -> Literal["frozen", "trained", "none"]:
+    if kinds == {"frozen", "trained"}:
+        raise ValueError("terms: one asks a frozen teacher, another trains its own beside the student; take one kind")
+    return "trained" if "trained" in kinds else "frozen" if "frozen" in kinds else "none"

@@ -5,7 +5,8 @@ supplies `num_classes` (K), `in_channels` (C) and `image_size` (H = W, pixels) w
 else in its signature is an option of its yaml.
 
 A model publishes where its features are as an attribute `taps`: canonical name → module path, as `kd_cli.taps` reads
-it. `stage1`, `stage2`, … are the feature maps [B, C, H, W] from shallow to deep, `embedding` the classifier's input.
+it. `stage1`, `stage2`, … are the feature maps [B, C, H, W] from shallow to deep, `embedding` the classifier's input;
+`preact1`, `preact2`, … are what the last activation of each stage is given, where a stage ends with one.
 """
 
 from __future__ import annotations

@@ -18,7 +18,8 @@ class CNN(nn.Module):
 
     Each block is [convolution, ReLU]… and maxpool 2; behind them stand [linear, ReLU, dropout]… and linear.
 
-    Taps: `stage1`… [B, C, H, W], each block's pooled output; `embedding` [B, D], the last linear layer's input.
+    Taps: `stage1`… [B, C, H, W], each block's pooled output; `preact1`… before its last ReLU;
+    `embedding` [B, D], the last linear layer's input.
 
     Args:
         blocks: for each block the widths of its convolutions.
@@ -56,6 +57,9 @@ class CNN(nn.Module):
         self.hidden = hidden_layers(widths, dropout, dropout_first=False)
         self.fc = nn.Linear(widths[-1], num_classes)
         self.taps = {f"stage{i + 1}": f"blocks.{i}" for i in range(len(blocks))} | {"embedding": "fc:in"}
+        self.taps |= {
+            f"preact{i + 1}": f"blocks.{i}.{2 * len(block) - 1}:in" for i, block in enumerate(blocks) if block
+        }
 
     def forward(self, images: Tensor) -> Tensor:
         """[B, C, H, W] → [B, K]."""

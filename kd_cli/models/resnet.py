@@ -18,7 +18,8 @@ class ResNet(nn.Module):
 
     The paper's shortcuts are free of parameters (option A); the distillation literature (Tian et al. 2019,
     arXiv:1910.10699), followed here, has a 1×1 convolution with BatchNorm wherever the shape changes (option B).
-    Taps: `stage1`…`stage3` [B, C, H, W] at full, half and quarter size, after the ReLU; `embedding` [B, D].
+    Taps: `stage1`…`stage3` [B, C, H, W] at full, half and quarter size, after the ReLU; `preact1`…`preact3` before
+    it; `embedding` [B, D].
 
     Args:
         depth: layers, 6n + 2.
@@ -37,6 +38,7 @@ class ResNet(nn.Module):
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(widths[3], num_classes)
         self.taps = {f"stage{i}": f"layer{i}" for i in (1, 2, 3)} | {"embedding": "fc:in"}
+        self.taps |= {f"preact{i}": f"layer{i}.{blocks - 1}.relu2:in" for i in (1, 2, 3)}
         initialise(self)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -47,7 +49,7 @@ class ResNet(nn.Module):
 
 
 class BasicBlock(nn.Module):
-    """Two 3×3 convolutions and a shortcut. `relu2:in` is the output before its ReLU."""
+    """Two 3×3 convolutions and a shortcut."""
 
     def __init__(self, in_channels: int, channels: int, stride: int) -> None:
         super().__init__()

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from kd_cli.models.layers import initialise, register_sizes
 
+_POOLED = (1, 2, 3)  # stages that begin with a pooling
+
 
 class VGG(nn.Module):
     """Simonyan & Zisserman 2014, arXiv:1409.1556, as the distillation literature has it.
@@ -17,7 +19,7 @@ class VGG(nn.Module):
     Against the paper: BatchNorm after every convolution, one linear classifier behind a global average, no pooling
     between the fourth and the fifth stage (Tian et al. 2019, arXiv:1910.10699).
     Taps: `stage1`…`stage5` [B, C, H, W] at full, half, quarter, eighth and eighth size, after the ReLU and before the
-    pooling; `embedding` [B, 512].
+    pooling; `preact1`…`preact5` before the ReLU; `embedding` [B, 512].
 
     Args:
         widths: for each of the five stages the widths of its 3×3 convolutions.
@@ -28,11 +30,14 @@ class VGG(nn.Module):
         self.stages = nn.Sequential()
         channels = in_channels
         for i, stage_widths in enumerate(widths):
-            self.stages.append(_stage(channels, stage_widths, pool=i in (1, 2, 3)))
+            self.stages.append(_stage(channels, stage_widths, pool=i in _POOLED))
             channels = stage_widths[-1]
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(channels, num_classes)
         self.taps = {f"stage{i + 1}": f"stages.{i}" for i in range(len(widths))} | {"embedding": "fc:in"}
+        self.taps |= {
+            f"preact{i + 1}": f"stages.{i}.{3 * len(stage) - 1 + (i in _POOLED)}:in" for i, stage in enumerate(widths)
+        }
         initialise(self, linear_std=0.01)
 
     def forward(self, images: Tensor) -> Tensor:

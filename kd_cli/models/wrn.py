@@ -13,7 +13,7 @@ class WideResNet(nn.Module):
     """Zagoruyko & Komodakis 2016, arXiv:1605.07146: WRN-depth-width with pre-activation blocks, without dropout.
 
     Taps: `stage1`…`stage3` [B, C, H, W] at full, half and quarter size, before the next BatchNorm and ReLU (that is
-    where a pre-activation block ends); `embedding` [B, D].
+    where a pre-activation block ends); `preact1`…`preact3` between those two; `embedding` [B, D].
 
     Args:
         depth: layers, 6n + 4.
@@ -32,6 +32,7 @@ class WideResNet(nn.Module):
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(64 * width, num_classes)
         self.taps = {f"stage{i}": f"block{i}" for i in (1, 2, 3)} | {"embedding": "fc:in"}
+        self.taps |= {"preact1": "block2.0.relu1:in", "preact2": "block3.0.relu1:in", "preact3": "relu:in"}
         initialise(self)
         nn.init.zeros_(self.fc.bias)
 
