@@ -16,6 +16,23 @@ def at_least_float32(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
+def unit(vectors: Tensor, dim: int = -1) -> Tensor:
+    """Vectors divided by their length. A vector of zeros stays one, and its gradient is 0.
+
+    (`F.normalize` divides such a vector by 1e-12 and its gradient with it, which a dead channel or two equal images are
+    enough for.)
+    """
+    squares = vectors.square().sum(dim, keepdim=True)
+    lengths = torch.where(squares > 0, squares, 1).sqrt()
+    return torch.where(squares > 0, vectors / lengths, 0)
+
+
+def inner_products(one: Tensor, other: Tensor) -> Tensor:
+    """Of the rows of [..., M, D] with the rows of [..., N, D]: [..., M, N], in float32 at least, autocast or not."""
+    with torch.autocast(one.device.type, enabled=False):
+        return at_least_float32(one) @ at_least_float32(other).mT
+
+
 def check_logits(student_logits: Tensor, teacher_logits: Tensor) -> None:
     """Refuses two networks that do not speak of the same classes.
 
@@ -25,3 +42,23 @@ def check_logits(student_logits: Tensor, teacher_logits: Tensor) -> None:
     if student_logits.ndim != 2 or student_logits.shape != teacher_logits.shape:
         shapes = f"{list(student_logits.shape)} and {list(teacher_logits.shape)}"
         raise ValueError(f"student and teacher logits must both be [B, K], not {shapes}")
+
+
+def other_logits(logits: Tensor, labels: Tensor) -> Tensor:
+    """The logits of all classes but the label's, in their order: [B, K] → [B, K − 1]."""
+    others = torch.arange(logits.shape[1] - 1, device=logits.device).expand(len(logits), -1)
+    return logits.gather(1, others + (others >= labels[:, None]))
+
+
+def standardized(rows: Tensor) -> Tensor:
+    """Each row of [R, N] with mean 0 and variance 1 (population variance: divided by N), in float32 at least.
+
+    A constant row has no z-scores; it becomes 0 and takes no gradient.
+    """
+    rows = at_least_float32(rows)
+    centred = rows - rows.mean(dim=1, keepdim=True)
+    length = torch.linalg.vector_norm(centred, dim=1, keepdim=True)
+    # The mean of N equal numbers is off by a few roundings: what is left of a constant row is not exactly 0.
+    rounding = 10 * torch.finfo(rows.dtype).eps * torch.linalg.vector_norm(rows.detach(), dim=1, keepdim=True)
+    constant = length <= rounding
+    return torch.where(constant, 0.0, centred * rows.shape[1] ** 0.5 / torch.where(constant, 1.0, length))

@@ -1,0 +1,92 @@
+"""Decoupled knowledge distillation: Zhao et al. 2022, arXiv:2203.08679."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kd_cli.losses.base import LOSSES, Distiller
+from kd_cli.losses.common import at_least_float32, check_logits, log_probabilities, other_logits
+from kd_cli.ranges import require
+from kd_cli.types import Batch, DataSpec, Outputs
+
+
+def dkd_loss(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    labels: Tensor,
+    target_weight: float = 1.0,
+    nontarget_weight: float = 8.0,
+    temperature: float = 4.0,
+) -> Tensor:
+    """Zhao et al. 2022, eq. 7: (α · TCKD + β · NCKD) · T², mean over the batch.
+
+    TCKD is the divergence of (label, all others together), NCKD that of the others among themselves. Both are written
+    with logarithms of probabilities, never with the probabilities, so no gap between logits is too large. (The factor
+    T² is in the authors' code and not in the equation.)
+
+    Args:
+        student_logits: [B, K], K > 2.
+        teacher_logits: [B, K]; no gradient flows into them.
+        labels: [B], int64.
+        target_weight: α.
+        nontarget_weight: β.
+        temperature: T > 0.
+
+    Raises:
+        ValueError: if the shapes differ, or for K = 2, where the only other class has nothing to compare.
+    """
+    check_logits(student_logits, teacher_logits)
+    _check_classes(student_logits.shape[1])
+    both = student_logits, teacher_logits.detach()
+    target = _divergence(*(_log_binary(logits, labels, temperature) for logits in both))
+    others = _divergence(*(log_probabilities(other_logits(logits, labels), temperature) for logits in both))
+    return (target_weight * target + nontarget_weight * others) * temperature**2
+
+
+def _log_binary(logits: Tensor, labels: Tensor, temperature: float) -> Tensor:
+    """log (p of the label, p of all others together), [B, 2]."""
+    softened = at_least_float32(logits) / temperature
+    label = softened.gather(1, labels[:, None]).squeeze(1)
+    gap = label - other_logits(softened, labels).logsumexp(dim=1)
+    return torch.stack([F.logsigmoid(gap), F.logsigmoid(-gap)], dim=1)
+
+
+def _divergence(student: Tensor, teacher: Tensor) -> Tensor:
+    return F.kl_div(student, teacher, reduction="batchmean", log_target=True)
+
+
+def _check_classes(num_classes: int) -> None:
+    if num_classes < 3:
+        raise ValueError(
+            f"dkd compares the classes that are not the label; of {num_classes} classes there are not two such. "
+            "Take loss=kd"
+        )
+
+
+@LOSSES.register("dkd")
+class DKD(Distiller):
+    """Zhao et al. 2022, arXiv:2203.08679: the label against the rest, and the rest among themselves.
+
+    Args:
+        target_weight: α ≥ 0, of the label against the rest.
+        nontarget_weight: β ≥ 0, of the rest among themselves; the paper takes 2 … 8, the more, the surer the teacher.
+        temperature: T > 0.
+
+    Raises:
+        ValueError: a number outside its range.
+    """
+
+    def __init__(self, target_weight: float = 1.0, nontarget_weight: float = 8.0, temperature: float = 4.0) -> None:
+        super().__init__()
+        self.target_weight = require("target_weight", target_weight, low=0.0)
+        self.nontarget_weight = require("nontarget_weight", nontarget_weight, low=0.0)
+        self.temperature = require("temperature", temperature, above=0.0)
+
+    def bind(self, student: Outputs, teacher: Outputs, data: DataSpec) -> None:  # noqa: ARG002
+        _check_classes(data.num_classes)
+
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
+        weights = self.target_weight, self.nontarget_weight, self.temperature
+        return dkd_loss(student.logits, teacher.logits, batch.labels, *weights)
