@@ -1,0 +1,177 @@
+"""Contrastive representation distillation: Tian, Krishnan, Isola 2020, arXiv:1910.10699."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kd_cli.losses.base import LOSSES, Distiller
+from kd_cli.losses.common import at_least_float32, inner_products, unit
+from kd_cli.ranges import require
+from kd_cli.types import Batch, DataSpec, Outputs
+
+
+def crd_scores(
+    anchors: Tensor, positives: Tensor, negatives: Tensor, excluded: Tensor, temperature: float = 0.07
+) -> Tensor:
+    """How similar each image is to its own memory, and to the memories of others: inner products / τ.
+
+    Args:
+        anchors: [B, D], unit vectors of one network.
+        positives: [B, D], what is remembered of the same images' vectors by the other network.
+        negatives: [M, D], what is remembered of other images' vectors by the other network.
+        excluded: [B, M], bool: negatives that are none, because they are of the anchor's own class.
+        temperature: τ > 0.
+
+    Returns:
+        [B, 1 + M], the positive first; −∞ where a negative is excluded.
+    """
+    own = (anchors * positives).sum(dim=1, keepdim=True) / temperature
+    others = inner_products(anchors, negatives) / temperature
+    return torch.cat([own, others.masked_fill(excluded, -math.inf)], dim=1)
+
+
+def log_normalizer(scores: Tensor) -> Tensor:
+    """log of the mean of exp(score) over all scores [B, 1 + M] that are not −∞; a scalar, without a gradient."""
+    scores = scores.detach()
+    return scores.flatten().logsumexp(dim=0) - scores.isfinite().sum().log()
+
+
+def crd_loss(scores: Tensor, log_z: Tensor) -> Tensor:
+    """Tian et al. 2020: −log h(positive) − Σ log(1 − h(negative)), mean over the batch.
+
+    h = e^s / (e^s + M · Z), the probability that a pair with score s is one image seen by both networks, is the
+    sigmoid of s − log(M · Z): computed so, nothing overflows. Where a negative is excluded, the sum over the others is
+    scaled up to M of them. (The paper's h has the number M/N for M · Z, N being the size of the training set; the
+    authors' code, followed here, sets N · Z to N times the mean of e^s in the first batch, and N cancels.)
+
+    Args:
+        scores: [B, 1 + M], the positive first; −∞ where a negative is excluded.
+        log_z: scalar, log Z.
+    """
+    num_negatives = scores.shape[1] - 1
+    logits = scores - log_z - math.log(num_negatives)
+    counted = logits[:, 1:].isfinite().sum(dim=1).clamp(min=1)
+    of_negatives = F.softplus(logits[:, 1:]).sum(dim=1) * num_negatives / counted
+    return (F.softplus(-logits[:, 0]) + of_negatives).mean()
+
+
+@LOSSES.register("crd")
+class CRD(Distiller):
+    """Tian, Krishnan, Isola 2020, arXiv:1910.10699: an image's two embeddings are told from those of other classes.
+
+    Linear layers bring both embeddings to `dim` numbers of length 1. Each network's vectors are remembered, one row per
+    training image, as a moving average. A student's vector (the anchor) is compared with the teacher's memory of the
+    same image and of `negatives` images of other classes, and the teacher's vector with the student's memory.
+
+    Negatives. Each step draws one set of distinct rows for the whole batch (the authors' code one set per image: the
+    same expectation, but B times the memory). Which of them are of an anchor's class is known from the labels, which
+    are remembered when an image is first seen; such a row is left out for that anchor, and the others count for it. A
+    row of an image that has not been seen yet is random and belongs to no class.
+
+    Memory. `bank_bytes`: 2 · N · dim · 4 bytes of vectors and N · 8 of labels, on the device and in every checkpoint:
+    52 MB for 50,000 images. A step adds 2 · negatives · dim · 4 bytes and a few times B · negatives · 4.
+
+    Vectors, labels and normaliser change in training mode only. All three are buffers: a resumed run has them.
+
+    Args:
+        dim: of the common space, ≥ 1.
+        negatives: per image, ≥ 1; never more than there are training images.
+        temperature: τ > 0.
+        momentum: of the memory, in [0, 1); 0 keeps an image's last vector only.
+        crd_weight: ≥ 0.
+        memory_mb: what the memory may take, in MB (10⁶ bytes), > 0.
+        taps: the student's embedding.
+        teacher_taps: the teacher's; null: the same name.
+
+    Raises:
+        ValueError: a number outside its range, several taps, or a training set whose memory would be too large.
+    """
+
+    student_memory: Tensor  # [N, dim]
+    teacher_memory: Tensor  # [N, dim]
+    labels: Tensor  # [N], −1 until an image was seen
+    log_z: Tensor  # [2], of student's and teacher's anchors; −∞ until the first batch
+
+    def __init__(
+        self,
+        dim: int = 128,
+        negatives: int = 16384,
+        temperature: float = 0.07,
+        momentum: float = 0.5,
+        crd_weight: float = 0.8,
+        memory_mb: float = 1024.0,
+        taps: Sequence[str] = ("embedding",),
+        teacher_taps: Sequence[str] | None = None,
+    ) -> None:
+        super().__init__(taps, teacher_taps)
+        require("dim", dim, low=1)
+        require("negatives", negatives, low=1)
+        if not 0 <= momentum < 1:
+            raise ValueError(f"momentum: {momentum} is not possible; it must be in [0, 1)")
+        self.dim = dim
+        self.negatives = negatives
+        self.temperature = require("temperature", temperature, above=0.0)
+        self.momentum = momentum
+        self.crd_weight = require("crd_weight", crd_weight, low=0.0)
+        self.memory_mb = require("memory_mb", memory_mb, above=0.0)
+
+    def bank_bytes(self, num_train: int) -> int:
+        """Bytes of what is remembered of so many images."""
+        return num_train * (2 * self.dim * 4 + 8)
+
+    def bind(self, student: Outputs, teacher: Outputs, data: DataSpec) -> None:
+        size, needed = data.num_train, self.bank_bytes(data.num_train) / 1e6
+        if needed > self.memory_mb:
+            raise ValueError(
+                f"memory_mb: {size} training images take {needed:.0f} MB, on the device and in every checkpoint, and "
+                f"{self.memory_mb:g} are allowed; type loss.memory_mb={math.ceil(needed)}, or a smaller loss.dim"
+            )
+        ours, theirs = self._pair(student, teacher)
+        self.student_layer = nn.Linear(ours.shape[1], self.dim)
+        self.teacher_layer = nn.Linear(theirs.shape[1], self.dim)
+        self.register_buffer("student_memory", unit(torch.randn(size, self.dim)))
+        self.register_buffer("teacher_memory", unit(torch.randn(size, self.dim)))
+        self.register_buffer("labels", torch.full((size,), -1))
+        self.register_buffer("log_z", torch.full((2,), -math.inf))
+
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
+        ours, theirs = self._pair(student, teacher)
+        of_student = unit(at_least_float32(self.student_layer(ours)))
+        of_teacher = unit(at_least_float32(self.teacher_layer(theirs.detach())))
+        drawn = torch.randperm(len(self.labels), device=self.labels.device)[: self.negatives]
+        excluded = (drawn == batch.ids[:, None]) | (self.labels[drawn] == batch.labels[:, None])  # [B, M]
+        loss = self._contrast(0, of_student, self.teacher_memory, drawn, excluded, batch.ids)
+        loss = loss + self._contrast(1, of_teacher, self.student_memory, drawn, excluded, batch.ids)
+        if self.training:
+            self.labels[batch.ids] = batch.labels
+            self._remember(self.student_memory, of_student, batch.ids)
+            self._remember(self.teacher_memory, of_teacher, batch.ids)
+        return self.crd_weight * loss
+
+    def _pair(self, student: Outputs, teacher: Outputs) -> tuple[Tensor, Tensor]:
+        """The two embeddings [B, D]."""
+        pairs = self.pairs(student, teacher)
+        if len(pairs) != 1:
+            raise ValueError(f"taps: {list(self.taps)} are {len(pairs)} features; one embedding can be contrasted")
+        ours, theirs = pairs[0]
+        return at_least_float32(ours).flatten(1), at_least_float32(theirs).flatten(1)
+
+    def _contrast(
+        self, side: int, anchors: Tensor, memory: Tensor, drawn: Tensor, excluded: Tensor, ids: Tensor
+    ) -> Tensor:
+        positives, negatives = memory[ids].to(anchors.dtype), memory[drawn].to(anchors.dtype)
+        scores = crd_scores(anchors, positives, negatives, excluded, self.temperature)
+        log_z = torch.where(self.log_z[side].isneginf(), log_normalizer(scores), self.log_z[side])
+        if self.training:
+            self.log_z[side] = log_z
+        return crd_loss(scores, log_z)
+
+    @torch.no_grad()
+    def _remember(self, memory: Tensor, vectors: Tensor, ids: Tensor) -> None:
+        moved = self.momentum * memory[ids] + (1 - self.momentum) * vectors
+        memory[ids] = unit(moved).to(memory.dtype)

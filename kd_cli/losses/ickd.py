@@ -1,0 +1,83 @@
+"""Inter-channel correlation for diversity-preserved distillation: Liu et al. 2021, ICCV."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from kd_cli.losses.adapters import check_maps, projection
+from kd_cli.losses.base import LOSSES, Distiller
+from kd_cli.losses.common import at_least_float32, inner_products, unit
+from kd_cli.ranges import require
+from kd_cli.types import Batch, DataSpec, Outputs
+
+
+def ickd_loss(student_maps: Tensor, teacher_maps: Tensor) -> Tensor:
+    """Liu et al. 2021: squared difference of the channel correlations, mean over batch and rows of the matrix.
+
+    (The paper divides the sum of squares by C² and does not normalise; the authors' code, followed here and the one
+    that the usual weight is made for, divides each row of the matrix by its length and the sum by C.)
+
+    Args:
+        student_maps: [B, C, H_s, W_s].
+        teacher_maps: [B, C, H_t, W_t], of any size; no gradient flows into them.
+
+    Raises:
+        ValueError: if the features are not maps, or have not as many channels.
+    """
+    check_maps(student_maps, teacher_maps)
+    if student_maps.shape[1] != teacher_maps.shape[1]:
+        raise ValueError(
+            f"taps: channels are compared one by one, and {student_maps.shape[1]} are not {teacher_maps.shape[1]}"
+        )
+    with torch.no_grad():
+        wanted = channel_correlation(teacher_maps)
+    difference = channel_correlation(student_maps) - wanted
+    return difference.square().sum(dim=2).mean()
+
+
+def channel_correlation(maps: Tensor) -> Tensor:
+    """Inner products [B, C, C] of the channels of maps [B, C, H, W], each row divided by its length."""
+    channels = at_least_float32(maps).flatten(2)
+    return unit(inner_products(channels, channels))
+
+
+@LOSSES.register("ickd")
+class ICKD(Distiller):
+    """Liu et al. 2021 (ICCV): the student's channels are correlated among each other as the teacher's are.
+
+    A learned 1×1 convolution gives the student's maps the teacher's channels; their sizes need not agree. (The authors'
+    code puts a batch normalisation behind it. There is none here: it cannot learn from one image of one pixel.) The
+    matrices take B · C² numbers for each network, C the teacher's channels.
+
+    Args:
+        ickd_weight: ≥ 0.
+        taps: the student's feature maps.
+        teacher_taps: the teacher's; null: the same names.
+
+    Raises:
+        ValueError: a number outside its range.
+    """
+
+    def __init__(
+        self,
+        ickd_weight: float = 2.5,
+        taps: Sequence[str] = ("stage-1",),
+        teacher_taps: Sequence[str] | None = None,
+    ) -> None:
+        super().__init__(taps, teacher_taps)
+        self.ickd_weight = require("ickd_weight", ickd_weight, low=0.0)
+
+    def bind(self, student: Outputs, teacher: Outputs, data: DataSpec) -> None:  # noqa: ARG002
+        pairs = self.pairs(student, teacher)
+        check_maps(*(feature for pair in pairs for feature in pair))
+        self.projections = nn.ModuleList(projection(ours, theirs.shape[1]) for ours, theirs in pairs)
+
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:  # noqa: ARG002
+        terms = [
+            ickd_loss(project(at_least_float32(ours)), theirs)
+            for project, (ours, theirs) in zip(self.projections, self.pairs(student, teacher), strict=True)
+        ]
+        return self.ickd_weight * torch.stack(terms).sum()
