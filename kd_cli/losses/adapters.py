@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -21,6 +23,12 @@ def projection(feature: Tensor, channels: int) -> nn.Module:
     if feature.ndim == 2:
         return nn.Linear(feature.shape[1], channels, bias=False)
     raise ValueError(f"taps: a feature must be [B, C, H, W] or [B, D], not {list(feature.shape)}")
+
+
+def matching(student_feature: Tensor, teacher_feature: Tensor) -> nn.Module:
+    """What gives the student's feature the teacher's channels: a projection, or nothing where it has as many."""
+    channels = teacher_feature.shape[1]
+    return nn.Identity() if student_feature.shape[1] == channels else projection(student_feature, channels)
 
 
 def same_size(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
@@ -43,3 +51,41 @@ def check_maps(*features: Tensor) -> None:
     for feature in features:
         if feature.ndim != 4:
             raise ValueError(f"taps: the method reads feature maps [B, C, H, W], not {list(feature.shape)}")
+
+
+def check_same_kind(pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
+    """Refuses a map beside a vector.
+
+    Raises:
+        ValueError: unless student and teacher have as many dimensions in every pair.
+    """
+    for ours, theirs in pairs:
+        if ours.ndim != theirs.ndim:
+            raise ValueError(
+                f"taps: {list(ours.shape)} of the student cannot be compared with {list(theirs.shape)} of the teacher; "
+                "take two feature maps or two vectors"
+            )
+
+
+def check_positions(pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
+    """Refuses maps of which normalising over positions would leave nothing: those of a single pixel.
+
+    Raises:
+        ValueError: unless all features are [B, C, H, W] and one pair at least has more than one position in common.
+    """
+    check_maps(*(feature for pair in pairs for feature in pair))
+    if all(min(ours.shape[i], theirs.shape[i]) == 1 for ours, theirs in pairs for i in (2, 3)):
+        raise ValueError(
+            "taps: all maps are compared at a single pixel, where they are always alike; take shallower ones"
+        )
+
+
+def check_stages(pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
+    """Refuses less than two stages where successive ones are compared.
+
+    Raises:
+        ValueError: unless there are two pairs at least, all of [B, C, H, W].
+    """
+    check_maps(*(feature for pair in pairs for feature in pair))
+    if len(pairs) < 2:
+        raise ValueError(f"taps: successive stages are compared, and both networks need two of them, not {len(pairs)}")

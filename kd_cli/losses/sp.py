@@ -1,0 +1,58 @@
+"""Similarity-preserving distillation: Tung & Mori 2019, arXiv:1907.09682."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kd_cli.losses.base import LOSSES, Distiller
+from kd_cli.losses.common import at_least_float32, inner_products, unit
+from kd_cli.ranges import require
+from kd_cli.types import Batch, Outputs
+
+
+def sp_loss(student_feature: Tensor, teacher_feature: Tensor) -> Tensor:
+    """Tung & Mori 2019: ‖G_t − G_s‖²_F / B² of the two networks' similarity matrices of a batch.
+
+    Args:
+        student_feature: [B, ...]; everything but the batch is one vector.
+        teacher_feature: [B, ...], of any other width; no gradient flows into it.
+    """
+    return F.mse_loss(similarity(student_feature), similarity(teacher_feature.detach()))
+
+
+def similarity(feature: Tensor) -> Tensor:
+    """Inner products [B, B] of the images' features [B, ...], each row divided by its length."""
+    vectors = at_least_float32(feature).flatten(1)
+    return unit(inner_products(vectors, vectors))
+
+
+@LOSSES.register("sp")
+class SP(Distiller):
+    """Tung & Mori 2019, arXiv:1907.09682: images that are alike to the teacher are alike to the student.
+
+    Summed over the features. A batch of one image has no pair: its loss is 0.
+
+    Args:
+        sp_weight: ≥ 0.
+        taps: the student's features, maps or vectors.
+        teacher_taps: the teacher's; null: the same names.
+
+    Raises:
+        ValueError: a number outside its range.
+    """
+
+    def __init__(
+        self,
+        sp_weight: float = 3000.0,
+        taps: Sequence[str] = ("stage-1",),
+        teacher_taps: Sequence[str] | None = None,
+    ) -> None:
+        super().__init__(taps, teacher_taps)
+        self.sp_weight = require("sp_weight", sp_weight, low=0.0)
+
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:  # noqa: ARG002
+        return self.sp_weight * torch.stack([sp_loss(*pair) for pair in self.pairs(student, teacher)]).sum()
