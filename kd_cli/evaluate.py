@@ -46,6 +46,13 @@ def predict(
     return torch.cat(logits).cpu(), torch.cat(labels).cpu()
 
 
+def confusion_matrix(network: nn.Module, data: Data, part: Part, *, batch_size: int, device: torch.device) -> Tensor:
+    """How often an image of class i was taken for class j: int64 [K, K] on the CPU."""
+    logits, labels = predict(network, data, part, batch_size=batch_size, device=device)
+    classes = logits.shape[1]
+    return torch.bincount(labels * classes + logits.argmax(dim=1), minlength=classes**2).view(classes, classes)
+
+
 def top_k(logits: Tensor, labels: Tensor, k: int) -> float:
     """Percentage of rows of logits [N, K] whose label [N] is among the k largest, with two decimals."""
     hits = (logits.topk(k, dim=1).indices == labels[:, None]).any(dim=1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,23 +13,29 @@ import torch
 from torch import nn
 
 from kd_cli import console, handover
-from kd_cli.config import STAGE_TRAINER, Config, Launch, Stage, stage_recipe
+from kd_cli.config import Config, Launch, Stage, stage_recipe
 from kd_cli.data.base import Data, check_dataset, load_dataset
 from kd_cli.errors import ConfigError, DataError, Interrupted, Terminated
+from kd_cli.evaluate import confusion_matrix
 from kd_cli.fit import Result, fit
+from kd_cli.handover import Known
 from kd_cli.losses.base import build_loss
 from kd_cli.models.base import MODELS
+from kd_cli.plan import Training, check_procedure, model_options, plan, single
 from kd_cli.provenance import provenance
-from kd_cli.recipe import Recipe
 from kd_cli.rundir import RunDir
 from kd_cli.seeds import derive_seed
+from kd_cli.source import copy_body, model_shape, recorded_result
 from kd_cli.task import Distillation, Supervised
+from kd_cli.teachers import check_groups, check_weights, confusable_groups
 from kd_cli.trainer import seed_dropout
 
+_EVAL_BATCH = 500  # images per forward pass of a teacher that is measured
+_PROCEDURES = {"specialists", "assistants", "generations"}
 _UNUSED: dict[Stage, set[str]] = {
-    "teacher": {"student", "loss", "baseline_trainer", "distill_trainer"},
-    "baseline": {"teacher", "loss", "teacher_trainer", "distill_trainer"},
-    "distilled": {"teacher_trainer", "baseline_trainer"},
+    "teacher": {"student", "loss", "baseline_trainer", "distill_trainer", "ensemble", *_PROCEDURES},
+    "baseline": {"teacher", "loss", "teacher_trainer", "distill_trainer", "ensemble", *_PROCEDURES},
+    "distilled": {"teacher_trainer", "baseline_trainer", "ensemble.size", *_PROCEDURES},
 }
 
 
@@ -40,7 +46,7 @@ def train(config: Config, launch: Launch, stage: Stage) -> Result:
         if run.result is not None:
             return _already(run)
         _say_unused(launch, stage)
-        return _supervised(config, stage, run, _load_data(config))
+        return _supervised(config, single(config, stage), run, _load_data(config))
 
 
 def distill(config: Config, launch: Launch) -> Result:
@@ -50,26 +56,26 @@ def distill(config: Config, launch: Launch) -> Result:
         if run.result is not None:
             return _already(run)
         _say_unused(launch, "distilled")
-        data = _load_data(config)
-        return _distilled(config, launch, run, data, teacher=None)
+        return _distilled(config, launch, single(config, "distilled"), run, _load_data(config), _given(config))
 
 
 def compare(config: Config, launch: Launch) -> Result:
-    """`kd run`: teacher, baseline student and distilled student, with the same seed."""
+    """`kd run`: teacher, baseline student and distilled student with the same seed, and what a procedure adds."""
     check(config)
     with _opened(launch.folder, config, launch, None, exact=launch.exact) as run:
         if run.result is not None:
             return _already(run)
         start, data = time.monotonic(), _load_data(config)
-        given = _checkpoint(config)
-        recorded = handover.recorded_result(given) if given else None
+        _check_specialists(config, data)
+        given = _given(config)
+        recorded = recorded_result(given[0].path) if len(given) == 1 else None
         results: dict[str, Result] = {"teacher": recorded} if recorded else {}
-        for stage in STAGE_TRAINER:
-            if stage == "teacher" and given:
-                continue
-            with RunDir.open(run.path / stage, _identity(launch, stage), config, exact=True) as part:
-                teacher = given or run.path / "teacher"
-                results[stage] = part.result or _stage(config, launch, stage, part, data, teacher)
+        models: dict[str, Mapping[str, Any]] = {}
+        for training in plan(config, teacher=_kind_of_teacher(config), given=bool(given)):
+            models[training.name] = training.model
+            with RunDir.open(run.path / training.name, _identity(launch, training.stage), config, exact=True) as part:
+                teachers = [Known(run.path / name, models[name]) for name in training.teachers] or given
+                results[training.name] = part.result or _learn(config, launch, training, part, data, teachers)
         seconds = round(time.monotonic() - start, 1)
         result = {"run": str(run.path), "seconds": seconds, **_comparison(config, results), **results}
         run.finish(result)
@@ -95,16 +101,17 @@ def check(config: Config) -> None:
         ConfigError: unknown component or option, wrong type or range.
     """
     check_dataset(config["dataset"])
-    build_loss(config["loss"])
     for role in ("teacher", "student"):
         MODELS.check(model_options(config, role), where=role)
+    for number, options in enumerate(config["assistants"]):
+        MODELS.check(options, where=f"assistants[{number}]")
     pick_device(config["device"])
-    _checkpoint(config)
-
-
-def model_options(config: Config, role: str) -> dict[str, Any]:
-    """The network's own options; where its weights come from is not one of them."""
-    return {key: value for key, value in config[role].items() if key != "checkpoint"}
+    given = _given(config)
+    check_procedure(config, teacher=_kind_of_teacher(config), given=bool(given))
+    try:
+        check_weights(config["ensemble"]["weights"], len(given) if len(given) > 1 else config["ensemble"]["size"])
+    except ValueError as error:
+        raise ConfigError(f"ensemble.{error}") from error
 
 
 def pick_device(name: str) -> torch.device:
@@ -123,36 +130,62 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def build_network(config: Config, role: str, data: Data, device: torch.device) -> nn.Module:
+def build_network(options: Mapping[str, Any], role: str, seed: int, data: Data, device: torch.device) -> nn.Module:
     """A network with its first weights: a pure function of the seed and the network's options."""
-    seed_dropout(derive_seed(config["seed"], "weights"), device)
-    network = MODELS.build(model_options(config, role), where=role, **handover.model_shape(data))
+    seed_dropout(derive_seed(seed, "weights"), device)
+    network = MODELS.build(options, where=role, **model_shape(data))
     return network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
-def _stage(config: Config, launch: Launch, stage: Stage, run: RunDir, data: Data, teacher: Path) -> Result:
-    if stage == "distilled":
-        return _distilled(config, launch, run, data, teacher=teacher)
-    return _supervised(config, stage, run, data)
+def _learn(
+    config: Config, launch: Launch, training: Training, run: RunDir, data: Data, teachers: Sequence[Known]
+) -> Result:
+    if training.group is not None:
+        return _specialist(config, training, run, data, teachers[0])
+    if training.stage == "distilled":
+        return _distilled(config, launch, training, run, data, teachers)
+    return _supervised(config, training, run, data)
 
 
-def _supervised(config: Config, stage: Stage, run: RunDir, data: Data) -> Result:
-    recipe, device = stage_recipe(config, stage), pick_device(config["device"])
-    role = "teacher" if stage == "teacher" else "student"
-    network = build_network(config, role, data, device)
-    run.note(model=model_options(config, role))
+def _supervised(
+    config: Config, training: Training, run: RunDir, data: Data, generalist: nn.Module | None = None
+) -> Result:
+    recipe, device = stage_recipe(config, training.stage), pick_device(config["device"])
+    role = "teacher" if training.stage == "teacher" else "student"
+    network = build_network(training.model, role, training.seed, data, device)
+    if generalist is not None:
+        copy_body(generalist, network)
+    run.note(model=training.model)
     task = Supervised(network, recipe.label_smoothing)
-    return fit(task, data, run, recipe, stage=stage, seed=config["seed"], device=device)
+    return fit(task, data, run, recipe, stage=training.name, seed=training.seed, device=device)
 
 
-def _distilled(config: Config, launch: Launch, run: RunDir, data: Data, teacher: Path | None) -> Result:
+def _specialist(config: Config, training: Training, run: RunDir, data: Data, generalist: Known) -> Result:
+    """A copy of the teacher learns to tell a group of classes apart that the teacher confuses."""
+    device, wanted = pick_device(config["device"]), config["specialists"]
+    network, _ = handover.load_teacher(generalist, data, batch_size=_EVAL_BATCH, device=device)
+    confusion = confusion_matrix(network, data, "val", batch_size=_EVAL_BATCH, device=device)
+    classes = confusable_groups(confusion, wanted["groups"], wanted["classes"])[training.group or 0]
+    console.say(f"{training.name} tells apart {', '.join(data.spec.class_names[label] for label in classes)}")
+    run.note(specialist=classes)
+    return _supervised(config, training, run, data.narrowed(classes), network)
+
+
+def _distilled(
+    config: Config, launch: Launch, training: Training, run: RunDir, data: Data, teachers: Sequence[Known]
+) -> Result:
     recipe, device = stage_recipe(config, "distilled"), pick_device(config["device"])
-    student = build_network(config, "student", data, device)  # first, so that every loss starts from the same student
+    # first, so that every loss starts from the same student
+    student = build_network(training.model, "student", training.seed, data, device)
     method, mix = build_loss(config["loss"])
     network = None
-    if method.teacher != "none" and mix.weight:
-        network = _take_teacher(config, launch, run, data, teacher, recipe, device)
-    run.note(model=model_options(config, "student"), loss=config["loss"])
+    if method.teacher == "trained" and mix.weight:
+        network = build_network(
+            model_options(config, "teacher"), "teacher", derive_seed(training.seed, "peer"), data, device
+        )
+    elif method.teacher == "frozen" and mix.weight:
+        network = _take_teacher(config, launch, run, data, teachers, device)
+    run.note(model=training.model, loss=config["loss"])
     try:
         task = Distillation(
             student,
@@ -165,24 +198,28 @@ def _distilled(config: Config, launch: Launch, run: RunDir, data: Data, teacher:
         )
     except ValueError as error:
         raise ConfigError(f"loss={config['loss']['name']} cannot work on this pair: {error}") from error
-    return fit(task, data, run, recipe, stage="distilled", seed=config["seed"], device=device)
+    run.note(grafted=task.deployed is not student)
+    return fit(task, data, run, recipe, stage=training.name, seed=training.seed, device=device)
 
 
 def _take_teacher(
-    config: Config, launch: Launch, run: RunDir, data: Data, teacher: Path | None, recipe: Recipe, device: torch.device
+    config: Config, launch: Launch, run: RunDir, data: Data, teachers: Sequence[Known], device: torch.device
 ) -> nn.Module:
     options, before = model_options(config, "teacher"), run.record.get("teacher")
     if before is not None:  # a resumed run keeps its teacher, whatever was trained since
-        path = Path(before["source"])
-    else:
+        models = [known.model for known in teachers] or [options]
+        teachers = [Known(Path(path), model) for path, model in zip(before["sources"], models, strict=True)]
+    elif not teachers:
         outputs = Path(config["outputs"])
-        path = teacher or _checkpoint(config) or handover.find_teacher(outputs, options, data, launch.arguments)
-    network, facts = handover.load_teacher(path, options, data, batch_size=recipe.eval_batch_size, device=device)
+        teachers = [Known(handover.find_teacher(outputs, options, data, launch.arguments), options)]
+    network, facts = handover.load_teachers(
+        teachers, data, weights=config["ensemble"]["weights"], batch_size=_EVAL_BATCH, device=device
+    )
     if before is not None and before["sha256"] != facts["sha256"]:
-        raise DataError(f"{path} has changed since {run.path} began with it as its teacher; start a new run")
+        raise DataError(f"{teachers[0].path} has changed since {run.path} took it as its teacher; start a new run")
     run.note(teacher=facts)
     accuracy = "" if facts["val_top1"] is None else f", {facts['val_top1']:.2f} % on validation (measured again now)"
-    console.say(f"teacher    {console.short_path(path)}{accuracy}")
+    console.say(f"teacher    {', '.join(console.short_path(known.path) for known in teachers)}{accuracy}")
     return network
 
 
@@ -191,14 +228,30 @@ def _say_unused(launch: Launch, stage: Stage) -> None:
         console.notice(f"{key} has no effect on kd {launch.command}")
 
 
-def _checkpoint(config: Config) -> Path | None:
+def _given(config: Config) -> list[Known]:
+    """The teachers that are trained already; one alone must be the network that `teacher` describes."""
     given = config["teacher"].get("checkpoint")
-    if given is None:
-        return None
-    path = Path(str(given)).expanduser()
-    if not path.exists():
-        raise ConfigError(f"teacher.checkpoint: there is no {path}; kd list runs shows what is there")
-    return path
+    paths = [Path(str(each)).expanduser() for each in (given if isinstance(given, list) else [given] if given else [])]
+    missing = [path for path in paths if not path.exists()]
+    if missing:
+        raise ConfigError(f"teacher.checkpoint: there is no {missing[0]}; kd list runs shows what is there")
+    return [Known(path, model_options(config, "teacher") if len(paths) == 1 else None) for path in paths]
+
+
+def _check_specialists(config: Config, data: Data) -> None:
+    wanted = config["specialists"]
+    try:
+        check_groups(wanted["groups"], wanted["classes"], data.spec.num_classes)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    if wanted["groups"] and not data.size("val"):
+        raise ConfigError("specialists.groups needs validation images; type dataset.val_fraction=0.1")
+
+
+def _kind_of_teacher(config: Config) -> str:
+    """What the loss asks of a teacher: `frozen`, `trained` or `none`."""
+    method, mix = build_loss(config["loss"])
+    return method.teacher if mix.weight else "none"
 
 
 def _load_data(config: Config) -> Data:

@@ -12,14 +12,14 @@ import torch
 from torch import nn
 
 from kd_cli import console
-from kd_cli.checkpoint import Checkpoint, load_state
 from kd_cli.config import override_key
 from kd_cli.data.base import Data
 from kd_cli.errors import ConfigError, DataError
 from kd_cli.evaluate import evaluate
-from kd_cli.files import file_digest, read_json
-from kd_cli.models.base import MODELS
-from kd_cli.rundir import find_runs, read_metrics
+from kd_cli.files import read_json
+from kd_cli.rundir import find_runs
+from kd_cli.source import Source, brief, check_nameable, load_weights, locate, rebuild
+from kd_cli.teachers import Ensemble, Specialists, Weights
 
 # Another number of threads or another processor may move a few borderline images; wrong weights or a wrong
 # normalisation move far more.
@@ -27,86 +27,16 @@ _TOLERANCE = 0.5  # percentage points
 
 
 @dataclass(frozen=True)
-class Source:
-    """Where a network's weights are, and what is on record about them.
+class Known:
+    """A teacher that is trained already.
 
     Args:
-        weights: the .safetensors file.
-        run: the run's folder, or None for a file without one.
-        epoch: of the checkpoint, or None.
-        sha256: of the weights file.
+        path: a run's folder, a checkpoint's folder or a .safetensors file.
+        model: the network's options; None: those of its record.
     """
 
-    weights: Path
-    run: Path | None
-    epoch: int | None
-    sha256: str
-
-    @property
-    def record(self) -> dict[str, Any]:
-        """run.json, or nothing."""
-        return (read_json(self.run / "run.json") or {}) if self.run else {}
-
-    @property
-    def val_top1(self) -> float | None:
-        """The validation accuracy on record for this epoch, percent."""
-        rows = read_metrics(self.run) if self.run else []
-        return next((row.get("val_top1") for row in rows if row["epoch"] == self.epoch), None)
-
-
-def locate(path: Path, which: str = "best") -> Source:
-    """The weights behind a run's folder, a checkpoint's folder or a .safetensors file.
-
-    Args:
-        which: `best` on validation or `last`, where `path` is a run.
-
-    Raises:
-        DataError: nothing of the kind is there, it is damaged, or its record speaks of other weights.
-    """
-    if path.suffix == ".safetensors" and path.is_file():
-        if (path.parent / "manifest.json").exists():
-            return locate(path.parent)
-        return Source(path, None, None, file_digest(path))
-    if (path / "manifest.json").exists():
-        return _from_checkpoint(Checkpoint(path))
-    result = read_json(path / "result.json")
-    if result is None or "best_epoch" not in result:
-        stages = [stage.name for stage in (path / "teacher", path / "distilled") if (stage / "run.json").exists()]
-        hint = f"; it is a comparison, name one of its runs: {path / stages[0]}" if stages else ""
-        raise DataError(f"{path} is not a completed run, a checkpoint or a .safetensors file{hint}")
-    epoch = result["best_epoch"] if which == "best" else result["epochs"]
-    source = _from_checkpoint(Checkpoint(path / "checkpoints" / f"epoch-{epoch:04d}"))
-    recorded = result["weights_sha256"][which]
-    if source.sha256 != recorded:
-        raise DataError(
-            f"{source.weights} is not what its record says: result.json has SHA-256 {recorded[:12]}…, "
-            f"the file {source.sha256[:12]}…. Somebody replaced one of them; train it again."
-        )
-    return source
-
-
-def recorded_result(path: Path) -> dict[str, Any] | None:
-    """The result on record of the run that a checkpoint belongs to."""
-    source = locate(path)
-    return read_json(source.run / "result.json") if source.run else None
-
-
-def load_weights(network: nn.Module, source: Source) -> None:
-    """Puts a source's weights into a network.
-
-    Raises:
-        DataError: they belong to another architecture.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        load_state(network, load_file(source.weights))
-    except (RuntimeError, SafetensorError) as error:
-        reason = str(error).splitlines()
-        raise DataError(
-            f"{source.weights} does not fit this network: {' '.join(line.strip() for line in reason[:2])}"
-        ) from error
+    path: Path
+    model: Mapping[str, Any] | None
 
 
 def find_teacher(outputs: Path, options: Mapping[str, Any], data: Data, arguments: Sequence[str]) -> Path:
@@ -126,44 +56,78 @@ def find_teacher(outputs: Path, options: Mapping[str, Any], data: Data, argument
     kept = [word for word in arguments if not override_key(word).startswith(about_students)]
     command = " ".join(["kd train-teacher", *map(shlex.quote, kept)])
     raise ConfigError(
-        f"there is no completed teacher {_brief(options)} on {data.name} in {outputs}; train one:\n\n    {command}\n\n"
+        f"there is no completed teacher {brief(options)} on {data.name} in {outputs}; train one:\n\n    {command}\n\n"
         "or name one: teacher.checkpoint=<run folder or .safetensors file>"
     )
 
 
+def load_teachers(
+    teachers: Sequence[Known], data: Data, *, weights: Weights, batch_size: int, device: torch.device
+) -> tuple[nn.Module, dict[str, Any]]:
+    """One frozen teacher out of one or several, measured on the validation images, and facts for the student's record.
+
+    Args:
+        weights: of the members of an ensemble.
+
+    Raises:
+        ConfigError: weights that do not fit; otherwise as `load_teacher`.
+        DataError: as `load_teacher`.
+    """
+    loaded = [load_teacher(known, data, batch_size=batch_size, device=device) for known in teachers]
+    records = [facts for _, facts in loaded]
+    facts = {"sources": [fact["source"] for fact in records], "sha256": [fact["sha256"] for fact in records]}
+    facts |= {"runs": [fact["run"] for fact in records], "models": [fact["model"] for fact in records]}
+    if len(loaded) == 1:
+        return loaded[0][0], facts | {"val_top1": records[0]["val_top1"]}
+    network = _joined(loaded, weights, data).to(device).eval().requires_grad_(False)
+    val = evaluate(network, data, "val", batch_size=batch_size, device=device)["top1"] if data.size("val") else None
+    return network, facts | {"val_top1": val}
+
+
+def _joined(loaded: Sequence[tuple[nn.Module, dict[str, Any]]], weights: Weights, data: Data) -> nn.Module:
+    """Specialists behind their generalist, or else an ensemble of equals."""
+    groups = [facts["specialist"] for _, facts in loaded]
+    if any(groups):
+        plain = [network for (network, _), group in zip(loaded, groups, strict=True) if not group]
+        special = [network for (network, _), group in zip(loaded, groups, strict=True) if group]
+        if len(plain) != 1:
+            raise ConfigError(
+                f"teacher.checkpoint: specialists need one generalist beside them, and there are {len(plain)}"
+            )
+        return Specialists(plain[0], special, [group for group in groups if group], data.spec.num_classes)
+    try:
+        return Ensemble([network for network, _ in loaded], weights)
+    except ValueError as error:
+        raise ConfigError(f"ensemble.{error}") from error
+
+
 def load_teacher(
-    checkpoint: Path, options: Mapping[str, Any], data: Data, *, batch_size: int, device: torch.device
+    known: Known, data: Data, *, batch_size: int, device: torch.device
 ) -> tuple[nn.Module, dict[str, Any]]:
     """A frozen teacher in eval mode, measured again on the validation images, and facts for the student's record.
 
     Raises:
-        ConfigError: the run trained another network than `options` describe.
+        ConfigError: the run trained another network than `known` describes.
         DataError: damaged, not what its record says, or for other classes.
     """
-    source = locate(checkpoint)
+    source = locate(known.path)
+    specialist = source.record.get("specialist")
+    data = data.narrowed(specialist) if specialist else data
+    options = dict(source.record.get("model", {})) if known.model is None else known.model
+    if known.model is None:
+        check_nameable(source, options)
     _check_record(source, options, data)
-    network = MODELS.build(options, where="teacher", **model_shape(data))
+    network = rebuild(source, options, data, where="teacher")
     load_weights(network, source)
     network.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)  # type: ignore[call-overload]
     facts = {
-        "source": str(checkpoint.resolve()),
-        "weights": str(source.weights),
+        "source": str(known.path.resolve()),
         "sha256": source.sha256,
         "run": str(source.run) if source.run else None,
+        "model": dict(options),
+        "specialist": specialist,
     }
     return network, facts | _measure(network, source, data, batch_size, device)
-
-
-def model_shape(data: Data) -> dict[str, int]:
-    """What a network must know of the data: K classes, C channels, H = W pixels."""
-    channels, height, _ = data.spec.image_shape
-    return {"num_classes": data.spec.num_classes, "in_channels": channels, "image_size": height}
-
-
-def _from_checkpoint(checkpoint: Checkpoint) -> Source:
-    folder = checkpoint.path.resolve().parent.parent
-    run = folder if (folder / "run.json").exists() else None
-    return Source(checkpoint.path / "model.safetensors", run, checkpoint.plain.get("epoch"), checkpoint.model_digest)
 
 
 def _fits(record: Mapping[str, Any], options: Mapping[str, Any], data: Data) -> bool:
@@ -189,7 +153,7 @@ def _check_record(source: Source, options: Mapping[str, Any], data: Data) -> Non
     model = record.get("model", {})
     if model != dict(options):
         raise ConfigError(
-            f"teacher.checkpoint: {source.run} trained {_brief(model)}, but teacher is {_brief(options)}; "
+            f"teacher.checkpoint: {source.run} trained {brief(model)}, but teacher is {brief(options)}; "
             f"type teacher={model.get('name')} with the options of that run (kd show {shlex.quote(str(source.run))})"
         )
     classes = tuple(record.get("data", {}).get("classes", ()))
@@ -217,11 +181,6 @@ def _measure(network: nn.Module, source: Source, data: Data, batch_size: int, de
             f"it was trained with {source.record.get('data', {}).get('preprocessing')}, now it is {data.preprocessing}"
         )
     return {"val_top1": top1}
-
-
-def _brief(options: Mapping[str, Any]) -> str:
-    rest = ", ".join(f"{key}={value}" for key, value in options.items() if key != "name")
-    return f"{options.get('name')}({rest})"
 
 
 def _names(classes: tuple[str, ...]) -> str:

@@ -59,14 +59,17 @@ class Registry(Generic[T]):
             self._loaded = True
         return sorted(self._components)
 
-    def component(self, name: str) -> Callable[..., T]:
+    def component(self, name: str, *, where: str = "") -> Callable[..., T]:
         """The registered callable.
+
+        Args:
+            where: the configuration key in messages if it is not the group.
 
         Raises:
             ConfigError: unknown name.
         """
         if name not in self.names():
-            raise ConfigError(f"{self.group}: there is no {self.group} {name!r}{suggest(name, self.names())}")
+            raise ConfigError(f"{where or self.group}: there is no {self.group} {name!r}{suggest(name, self.names())}")
         return self._components[name]
 
     def check(self, options: Mapping[str, Any], *, where: str = "") -> dict[str, Any]:
@@ -82,7 +85,7 @@ class Registry(Generic[T]):
         given = {key: value for key, value in options.items() if key != "name"}
         where = where or self.group
         return bind_options(
-            self.component(name), given, where=where, what=f"{self.group} {name!r}", skip=self._injected
+            self.component(name, where=where), given, where=where, what=f"{self.group} {name!r}", skip=self._injected
         )
 
     def build(self, options: Mapping[str, Any], *, where: str = "", **injected: Any) -> T:

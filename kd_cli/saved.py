@@ -14,18 +14,17 @@ from kd_cli.config import Config, override_key
 from kd_cli.data.base import DATASETS, Data, Part, load_dataset
 from kd_cli.errors import ConfigError, DataError
 from kd_cli.evaluate import evaluate
-from kd_cli.handover import Source, load_weights, locate, model_shape
+from kd_cli.files import read_json
 from kd_cli.host import compose
 from kd_cli.models.base import MODELS, count_parameters
 from kd_cli.plugins import load_plugins
-
-_STAGES = ("teacher", "baseline", "distilled")
+from kd_cli.source import Source, load_weights, locate, rebuild
 
 
 def expand(path: Path) -> list[Path]:
     """The runs of a comparison, in its order; any other path is itself."""
-    stages = [path / stage for stage in _STAGES if (path / stage / "run.json").exists()]
-    return stages or [path]
+    parts = [part.parent for part in path.glob("*/run.json")] if (path / "run.json").exists() else []
+    return sorted(parts, key=lambda part: str((read_json(part / "run.json") or {}).get("started"))) or [path]
 
 
 def evaluate_saved(
@@ -141,4 +140,4 @@ def _rebuild(source: Source, recorded: Config, chosen: Config, overrides: Sequen
             f"{source.run} holds an external network, and kd never imports code because a record names it; "
             f"if you trust it, type {role}=external {role}.callable={options.get('callable')}"
         )
-    return MODELS.build(options, where=role, **model_shape(data))
+    return rebuild(source, options, data, where=role)

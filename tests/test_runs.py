@@ -186,7 +186,7 @@ def test_a_resumed_student_keeps_its_teacher(kd) -> None:
     newer = kd("train-teacher", *SMALL, "seed=2", "--json").json
     resumed = kd("resume", "whole", "--json").json
     assert resumed["weights_sha256"] == whole["weights_sha256"]
-    assert newer["run"] not in json.loads(Path("whole/run.json").read_text())["teacher"]["source"]
+    assert newer["run"] not in json.loads(Path("whole/run.json").read_text())["teacher"]["sources"]
 
 
 def test_the_same_second_gives_two_folders(kd) -> None:

@@ -23,8 +23,8 @@ def job(config: Config, launch: Launch) -> dict[str, Any]:
 
 def present(result: Mapping[str, Any]) -> None:
     """The table of the three."""
-    stages = [stage for stage in ("teacher", "baseline", "distilled") if stage in result]
-    rows = [_row(stage, result[stage], result["gain"] if stage == "distilled" else None) for stage in stages]
+    parts = {name: part for name, part in result.items() if isinstance(part, Mapping) and "test_top1" in part}
+    rows = [_row(name, part, result["gain"] if name == "distilled" else None) for name, part in parts.items()]
     console.say()
     console.table(
         "Top-1 accuracy on the test and validation images",

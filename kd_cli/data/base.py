@@ -8,10 +8,11 @@ N training images, B per batch, C channels, H/W size, K classes.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -153,6 +154,18 @@ class Data:
     def size(self, part: Part) -> int:
         """How many images; 0 for the validation part when `val_fraction` is 0."""
         return len(self._parts[part].rows)
+
+    def narrowed(self, classes: Sequence[int]) -> Data:
+        """The same images for a specialist: `classes` are its classes 0 … n-1, all others together are class n."""
+        names = self.spec.class_names
+        table = torch.full((len(names),), len(classes))
+        table[list(classes)] = torch.arange(len(classes))
+        narrow = copy.copy(self)
+        narrow._parts = {part: replace(rows, labels=table[rows.labels]) for part, rows in self._parts.items()}
+        chosen = tuple(names[label] for label in classes)
+        narrow.spec = replace(self.spec, num_classes=len(chosen) + 1, class_names=(*chosen, "other"))
+        narrow.fingerprint = hashlib.sha256("\n".join([self.fingerprint, *map(str, classes)]).encode()).hexdigest()
+        return narrow
 
     def steps(self, batch_size: int, limit: int | None = None) -> int:
         """Training batches per epoch.

@@ -1,0 +1,155 @@
+"""Saved weights: where they are, what is on record about them, and the network that they belong to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from kd_cli.checkpoint import Checkpoint, load_state
+from kd_cli.data.base import Data
+from kd_cli.errors import ConfigError, DataError
+from kd_cli.files import file_digest, read_json
+from kd_cli.losses.base import build_loss
+from kd_cli.models.base import MODELS
+from kd_cli.rundir import read_metrics
+from kd_cli.task import Distillation
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a network's weights are, and what is on record about them.
+
+    Args:
+        weights: the .safetensors file.
+        run: the run's folder, or None for a file without one.
+        epoch: of the checkpoint, or None.
+        sha256: of the weights file.
+    """
+
+    weights: Path
+    run: Path | None
+    epoch: int | None
+    sha256: str
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """run.json, or nothing."""
+        return (read_json(self.run / "run.json") or {}) if self.run else {}
+
+    @property
+    def val_top1(self) -> float | None:
+        """The validation accuracy on record for this epoch, percent."""
+        rows = read_metrics(self.run) if self.run else []
+        return next((row.get("val_top1") for row in rows if row["epoch"] == self.epoch), None)
+
+
+def locate(path: Path, which: str = "best") -> Source:
+    """The weights behind a run's folder, a checkpoint's folder or a .safetensors file.
+
+    Args:
+        which: `best` on validation or `last`, where `path` is a run.
+
+    Raises:
+        DataError: nothing of the kind is there, it is damaged, or its record speaks of other weights.
+    """
+    if path.suffix == ".safetensors" and path.is_file():
+        if (path.parent / "manifest.json").exists():
+            return locate(path.parent)
+        return Source(path, None, None, file_digest(path))
+    if (path / "manifest.json").exists():
+        return _from_checkpoint(Checkpoint(path))
+    result = read_json(path / "result.json")
+    if result is None or "best_epoch" not in result:
+        stages = [stage.name for stage in (path / "teacher", path / "distilled") if (stage / "run.json").exists()]
+        hint = f"; it is a comparison, name one of its runs: {path / stages[0]}" if stages else ""
+        raise DataError(f"{path} is not a completed run, a checkpoint or a .safetensors file{hint}")
+    epoch = result["best_epoch"] if which == "best" else result["epochs"]
+    source = _from_checkpoint(Checkpoint(path / "checkpoints" / f"epoch-{epoch:04d}"))
+    recorded = result["weights_sha256"][which]
+    if source.sha256 != recorded:
+        raise DataError(
+            f"{source.weights} is not what its record says: result.json has SHA-256 {recorded[:12]}…, "
+            f"the file {source.sha256[:12]}…. Somebody replaced one of them; train it again."
+        )
+    return source
+
+
+def recorded_result(path: Path) -> dict[str, Any] | None:
+    """The result on record of the run that a checkpoint belongs to."""
+    source = locate(path)
+    return read_json(source.run / "result.json") if source.run else None
+
+
+def load_weights(network: nn.Module, source: Source) -> None:
+    """Puts a source's weights into a network.
+
+    Raises:
+        DataError: they belong to another architecture.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        load_state(network, load_file(source.weights))
+    except (RuntimeError, SafetensorError) as error:
+        reason = str(error).splitlines()
+        raise DataError(
+            f"{source.weights} does not fit this network: {' '.join(line.strip() for line in reason[:2])}"
+        ) from error
+
+
+def rebuild(source: Source, options: Mapping[str, Any], data: Data, *, where: str) -> nn.Module:
+    """The network that a run saved, without its weights: its own, or what its loss made of it.
+
+    Args:
+        options: of the network that was trained.
+        where: the configuration key of `options`.
+
+    Raises:
+        ConfigError: the network cannot be built, or only the user may name a part of it.
+    """
+    network = MODELS.build(options, where=where, **model_shape(data))
+    if not source.record.get("grafted"):
+        return network
+    (teacher,) = source.record["teacher"]["models"]
+    check_nameable(source, teacher)
+    method, mix = build_loss(source.record["loss"])
+    grafted_on = MODELS.build(teacher, where="teacher", **model_shape(data))
+    return Distillation(network, grafted_on, method, mix, data.spec).deployed
+
+
+def check_nameable(source: Source, options: Mapping[str, Any]) -> None:
+    """Importing runs code, so what to import is never taken from a record."""
+    if options.get("name") not in MODELS.names() or options["name"] == "external":
+        raise ConfigError(
+            f"{source.run or source.weights} does not say which network of kd it is ({brief(options)}), "
+            "and kd imports no code that only a record names; give one teacher, with teacher=… as it was trained"
+        )
+
+
+def copy_body(source: nn.Module, network: nn.Module) -> None:
+    """Gives `network` the weights of `source`, but for the classifier, whose number of classes differs."""
+    shapes = {name: tensor.shape for name, tensor in network.state_dict().items()}
+    fitting = {name: tensor for name, tensor in source.state_dict().items() if shapes.get(name) == tensor.shape}
+    network.load_state_dict(fitting, strict=False)
+
+
+def model_shape(data: Data) -> dict[str, int]:
+    """What a network must know of the data: K classes, C channels, H = W pixels."""
+    channels, height, _ = data.spec.image_shape
+    return {"num_classes": data.spec.num_classes, "in_channels": channels, "image_size": height}
+
+
+def _from_checkpoint(checkpoint: Checkpoint) -> Source:
+    folder = checkpoint.path.resolve().parent.parent
+    run = folder if (folder / "run.json").exists() else None
+    return Source(checkpoint.path / "model.safetensors", run, checkpoint.plain.get("epoch"), checkpoint.model_digest)
+
+
+def brief(options: Mapping[str, Any]) -> str:
+    rest = ", ".join(f"{key}={value}" for key, value in options.items() if key != "name")
+    return f"{options.get('name')}({rest})"

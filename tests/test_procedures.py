@@ -1,0 +1,133 @@
+"""Ensembles, chains, generations, specialists: more than one teacher, or more than one step, in one command."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import SMALL
+from safetensors.torch import load_file
+from small import make_data
+
+TEACHER = "teacher.hidden=[32]"
+RUN = (*SMALL, TEACHER, "hydra.run.dir=there")
+
+
+def record(name: str) -> dict:
+    return json.loads((Path("there") / name / "run.json").read_text())
+
+
+def sources(name: str) -> list[str]:
+    return [Path(source).name for source in record(name)["teacher"]["sources"]]
+
+
+def first_weight(run: str) -> torch.Tensor:
+    weights = load_file(next((Path("there") / run / "checkpoints").glob("*/model.safetensors")))
+    return next(iter(weights.values()))
+
+
+def test_an_ensemble_of_teachers_with_seeds_of_their_own_teaches_one_student(kd) -> None:
+    shown = kd("run", *RUN, "experiment=ensemble")
+    for name in ("teacher", "teacher-2", "teacher-3", "baseline", "distilled"):
+        assert any(line.split()[:1] == [name] and "%" not in line for line in shown.out.splitlines())
+    assert sources("distilled") == ["teacher", "teacher-2", "teacher-3"]
+    assert not torch.equal(first_weight("teacher"), first_weight("teacher-2"))
+    result = kd("run", *RUN, "experiment=ensemble", "--json").json
+    assert {"teacher", "teacher-2", "teacher-3", "baseline", "distilled", "gain"} <= set(result)
+
+
+def test_finished_teachers_of_any_architecture_make_an_ensemble(kd) -> None:
+    one = kd("train-teacher", *SMALL, TEACHER, "hydra.run.dir=one", "--json").json
+    other = kd("train-teacher", *SMALL, "teacher=cnn", "hydra.run.dir=other", "--json").json
+    both = f"teacher.checkpoint=[{one['run']},{other['run']}]"
+    kd("distill", *SMALL, both, "ensemble.weights=[3,1]", "hydra.run.dir=there")
+    assert sources(".") == ["one", "other"]
+    refused = kd("distill", *SMALL, both, "ensemble.weights=[1,1,1]", code=2)
+    assert "ensemble.weights: 3 numbers do not fit 2 teachers" in refused.message
+
+
+def test_a_resumed_student_keeps_the_teachers_it_had(kd) -> None:
+    kd("run", *RUN, "ensemble.size=2")
+    whole = first_weight("distilled")
+    for name in ("result.json", "distilled/result.json"):
+        (Path("there") / name).unlink()
+    last = max((Path("there") / "distilled" / "checkpoints").iterdir())
+    for file in last.iterdir():
+        file.unlink()
+    last.rmdir()
+    kd("resume", "there")
+    assert sources("distilled") == ["teacher", "teacher-2"]
+    assert torch.equal(first_weight("distilled"), whole)
+
+
+def test_a_chain_of_assistants_hands_knowledge_down(kd) -> None:
+    chain = "assistants=[{name: mlp, hidden: [24]}, {name: mlp, hidden: [16]}]"
+    result = kd("run", *RUN, chain, "--json").json
+    assert sources("assistant-1") == ["teacher"]
+    assert sources("assistant-2") == ["assistant-1"]
+    assert sources("distilled") == ["assistant-2"]
+    sizes = [result[name]["parameters"] for name in ("teacher", "assistant-1", "assistant-2", "distilled")]
+    assert sizes == sorted(sizes, reverse=True)
+
+
+def test_generations_are_the_same_network_taught_by_the_one_before(kd) -> None:
+    result = kd("run", *RUN, "experiment=born_again", "teacher=mlp", "teacher.hidden=[8]", "--json").json
+    assert sources("generation-1") == ["teacher"]
+    assert sources("generation-2") == ["generation-1"]
+    assert sources("distilled") == ["generation-2"]
+    assert len({result[name]["parameters"] for name in ("teacher", "generation-1", "baseline", "distilled")}) == 1
+    assert not torch.equal(first_weight("teacher"), first_weight("baseline"))  # or it would be the baseline once more
+
+
+def test_specialists_learn_the_classes_that_the_teacher_confuses(kd) -> None:
+    shown = kd("run", *RUN, "experiment=specialists", "dataset.noise=3.0")
+    groups = [record(f"specialist-{number}")["specialist"] for number in (1, 2)]
+    assert [len(group) for group in groups] == [3, 3]
+    assert not set(groups[0]) & set(groups[1])
+    assert "specialist-1 tells apart" in shown.out
+    assert sources("distilled") == ["teacher", "specialist-1", "specialist-2"]
+    assert record("specialist-1")["data"]["classes"][-1] == "other"
+
+
+def test_narrowed_data_have_the_same_images_and_other_labels() -> None:
+    data = make_data()
+    narrow = data.narrowed([7, 2])
+    options = {"seed": 0, "epoch": 0, "batch_size": 30, "device": torch.device("cpu")}
+    for whole, part in zip(data.train_batches(**options), narrow.train_batches(**options), strict=True):
+        assert torch.equal(whole.images, part.images)
+        expected = [{7: 0, 2: 1}.get(int(label), 2) for label in whole.labels]
+        assert part.labels.tolist() == expected
+    assert narrow.spec.num_classes == 3
+    assert narrow.spec.class_names == (data.spec.class_names[7], data.spec.class_names[2], "other")
+    assert narrow.fingerprint not in (data.fingerprint, data.narrowed([2, 7]).fingerprint)
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (["ensemble.size=0"], "ensemble.size: 0 is not possible"),
+        (["generations=0"], "generations: 0 is not possible"),
+        (["ensemble.size=2", "specialists.groups=1"], "type ensemble.size=1"),
+        (["specialists.groups=4", "specialists.classes=3"], "do not fit 10 classes"),
+        (["assistants=[{name: resnet9}]"], "assistants[0]: there is no model 'resnet9'; did you mean"),
+        (["assistants=[{name: mlp, hiden: [8]}]"], "assistants[0].hiden: model 'mlp' has no option 'hiden'"),
+        (["generations=2", "loss=label_smoothing"], "generations needs a loss that asks a finished teacher"),
+        (["ensemble.size=2", "ensemble.weights=[1,2,3]"], "ensemble.weights: 3 numbers do not fit 2 teachers"),
+    ],
+)
+def test_procedures_that_cannot_be_are_refused(options: list[str], complaint: str, kd) -> None:
+    assert complaint in kd("run", *SMALL, *options, code=2).message
+
+
+def test_a_loss_without_a_teacher_trains_none(kd) -> None:
+    result = kd("run", *RUN, "loss=label_smoothing", "--json").json
+    assert "teacher" not in result
+    assert {"baseline", "distilled"} <= set(result)
+
+
+def test_distill_says_that_procedures_are_for_run(kd) -> None:
+    kd("train-teacher", *SMALL, TEACHER)
+    shown = kd("distill", *SMALL, TEACHER, "generations=3")
+    assert "generations has no effect on kd distill" in shown.err
