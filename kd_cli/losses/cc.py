@@ -20,7 +20,8 @@ def cc_loss(student: Tensor, teacher: Tensor, gamma: float = 0.4, order: int = 2
     """Peng et al. 2019: squared difference of the two networks' correlation matrices, mean over B² pairs of images.
 
     (Much used code by the name of this method multiplies the |student − teacher| of neighbours in the batch instead.
-    It depends on the order of the batch, and is not what the paper describes.)
+    It depends on the order of the batch, and is not what the paper describes. The usual weight, 0.02, goes with that
+    code; the mean here is far below 1, so that a larger one may be needed for an effect.)
 
     Args:
         student: [B, D_s].
