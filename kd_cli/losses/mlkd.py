@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kd_cli.losses.base import LOSSES, Distiller
-from kd_cli.losses.common import check_logits, log_probabilities
+from kd_cli.losses.common import check_logits, inner_products, log_probabilities
 from kd_cli.losses.kd import kd_loss
 from kd_cli.ranges import require
 from kd_cli.types import Batch, Outputs
@@ -49,8 +49,7 @@ def mlkd_loss(
 
 def gram_distance(one: Tensor, other: Tensor) -> Tensor:
     """Squared distance of the Gram matrices of rows [R, N], divided by R."""
-    with torch.autocast(one.device.type, enabled=False):  # it would multiply in half precision
-        return (one @ one.T - other @ other.T).square().sum() / len(one)
+    return (inner_products(one, one) - inner_products(other, other)).square().sum() / len(one)
 
 
 @LOSSES.register("mlkd")
