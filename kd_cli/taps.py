@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -33,18 +35,18 @@ class Tapped:
         self.module = module
         self.taps = tuple(dict.fromkeys(name for tap in taps for name in expand(module, tap)))
         self.classifier = classifier_of(module)
-        self._features: dict[str, Tensor] = {}
+        self._kept = _Kept()
         for tap in self.taps:
             self._hook(tap)
 
     def __call__(self, images: Tensor) -> Outputs:
         """One forward pass: images [B, C, H, W] → logits and features, in the order of the taps."""
+        seen = self._kept.features = {}
         try:
             logits = self.module(images)
-            features = {tap: self._features[tap] for tap in self.taps if tap in self._features}
-            return Outputs(logits, features, self.classifier)
+            return Outputs(logits, {tap: seen[tap] for tap in self.taps if tap in seen}, self.classifier)
         finally:
-            self._features.clear()  # or the graph of this batch would live on beside the next one's
+            self._kept.features = None  # or the graph of this batch would live on beside the next one's
 
     def _hook(self, tap: str) -> None:
         path, _, side = _published_path(self.module, tap).partition(":")
@@ -53,15 +55,29 @@ class Tapped:
             known = [*published_taps(self.module), *filter(None, modules)]
             raise ValueError(f"{type(self.module).__name__} has no tap {tap!r}{suggest(tap, known)}")
         if side == "in":
-            overwrites = getattr(modules[path], "inplace", False)  # and so would its output be what is kept
-            modules[path].register_forward_pre_hook(
-                lambda _, inputs: self._keep(tap, inputs[0].clone() if overwrites else inputs[0])
-            )
+            modules[path].register_forward_pre_hook(partial(self._kept.input, tap))
         else:
-            modules[path].register_forward_hook(lambda _, __, output: self._keep(tap, output))
+            modules[path].register_forward_hook(partial(self._kept.output, tap))
 
-    def _keep(self, tap: str, feature: Tensor) -> None:
-        self._features[tap] = feature
+
+class _Kept:
+    """The features of the pass that is under way; outside of a pass the hooks keep nothing.
+
+    All that a hook refers to: the copy of a hooked module is not tied to the network that it comes from, and the copy
+    of a `Tapped` together with its network reads that network.
+    """
+
+    def __init__(self) -> None:
+        self.features: dict[str, Tensor] | None = None
+
+    def input(self, tap: str, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        if self.features is not None:
+            overwritten = getattr(module, "inplace", False)  # and so would its output be what is kept
+            self.features[tap] = inputs[0].clone() if overwritten else inputs[0]
+
+    def output(self, tap: str, _module: nn.Module, _inputs: tuple[Any, ...], output: Any) -> None:
+        if self.features is not None:
+            self.features[tap] = output
 
 
 def published_taps(module: nn.Module) -> Mapping[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from math import prod
 
 import torch
 import torch.nn.functional as F
@@ -132,7 +133,8 @@ class Distillation(Task):
 
     def _bind(self, data: DataSpec) -> None:
         device = next(self.network.parameters()).device
-        images = torch.zeros(2, *data.image_shape, device=device)
+        # Not zeros, of which a fresh network makes zeros: methods look at what becomes of the features.
+        images = torch.linspace(-1, 1, 2 * prod(data.image_shape), device=device).view(2, *data.image_shape)
         with _evaluating(self.network, self.peer), torch.no_grad():
             student, teacher = self._student(images), self._ask(images)
         self.method.bind(student, teacher, data)

@@ -26,7 +26,11 @@ class SmallNet(nn.Module):
         dropout: probability.
     """
 
-    taps = {"stage1": "stage1", "stage2": "stage2", "stage3": "stage3", "embedding": "classifier:in"}  # noqa: RUF012
+    taps = {  # noqa: RUF012
+        **{f"stage{i}": f"stage{i}" for i in (1, 2, 3)},
+        **{f"preact{i}": f"stage{i}.2:in" for i in (1, 2, 3)},
+        "embedding": "classifier:in",
+    }
 
     def __init__(self, channels: tuple[int, int, int], first_stride: int, dropout: float) -> None:
         super().__init__()

@@ -1,11 +1,14 @@
-"""What makes features of two networks comparable: a learned projection, and the smaller of two sizes."""
+"""What makes features of two networks comparable: learned layers, the smaller of two sizes, a classifier's word."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from kd_cli.types import Outputs
 
 
 def projection(feature: Tensor, channels: int) -> nn.Module:
@@ -89,3 +92,54 @@ def check_stages(pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
     check_maps(*(feature for pair in pairs for feature in pair))
     if len(pairs) < 2:
         raise ValueError(f"taps: successive stages are compared, and both networks need two of them, not {len(pairs)}")
+
+
+def as_maps(feature: Tensor) -> Tensor:
+    """Feature maps [B, C, H, W] as they are, vectors [B, D] as maps of one pixel [B, D, 1, 1].
+
+    Raises:
+        ValueError: any other shape.
+    """
+    if feature.ndim not in (2, 4):
+        raise ValueError(f"taps: a feature must be [B, C, H, W] or [B, D], not {list(feature.shape)}")
+    return feature if feature.ndim == 4 else feature[:, :, None, None]
+
+
+class Norm(nn.BatchNorm2d):
+    """Batch normalisation of maps [B, C, H, W]; one image with a map of one pixel is possible too.
+
+    One value per channel has no variance, and PyTorch refuses it in training mode. Here the running statistics
+    normalise it, as in eval mode.
+    """
+
+    def forward(self, maps: Tensor) -> Tensor:
+        if self.training and maps.numel() == maps.shape[1]:
+            return F.batch_norm(maps, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+        return super().forward(maps)
+
+
+def connector(maps: Tensor, channels: int) -> nn.Module:
+    """1×1 convolution and batch normalisation: example maps [B, C, H, W] → [B, channels, H, W]."""
+    return nn.Sequential(projection(maps, channels), Norm(channels))
+
+
+def halving(losses: Sequence[Tensor]) -> Tensor:
+    """The sum of the losses of taps from shallow to deep, where each counts half as much as the next deeper one."""
+    return torch.stack([loss / 2**back for back, loss in enumerate(reversed(losses))]).sum()
+
+
+def makes_logits(outputs: Outputs, feature: Tensor) -> bool:
+    """Whether a network's linear classifier makes its logits of the average over positions of `feature`.
+
+    Args:
+        outputs: an example of what the network says, in eval mode.
+        feature: of the same pass, [B, C, H, W], or [B, D] without positions.
+    """
+    vectors = as_maps(feature).mean(dim=(2, 3))
+    classifier = outputs.classifier
+    if not isinstance(classifier, nn.Linear) or classifier.in_features != vectors.shape[1]:
+        return False
+    with torch.no_grad():
+        logits = classifier(vectors)
+    # far more than rounding, far less than what another layer would do
+    return torch.allclose(logits, outputs.logits, rtol=1e-3, atol=1e-3 * float(outputs.logits.abs().max()))
