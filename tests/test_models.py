@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from kd_cli.errors import ConfigError
 from kd_cli.models.base import MODELS, count_parameters
+from kd_cli.taps import Tapped
 
 CONF = Path(__file__).parents[1] / "conf"
 STUDENTS = sorted(path.stem for path in (CONF / "student").glob("*.yaml"))
@@ -87,7 +88,7 @@ def images(batch: int, shape: tuple[int, int, int] = CIFAR) -> Tensor:
 
 
 def tapped(network: nn.Module, batch: Tensor) -> dict[str, Tensor]:
-    """Every published feature, by hooks of this test."""
+    """Every published feature, by hooks of this test; of inputs a copy, which no activation overwrites."""
     seen: dict[str, Tensor] = {}
     handles = []
     for tap, place in network.taps.items():
@@ -95,7 +96,7 @@ def tapped(network: nn.Module, batch: Tensor) -> dict[str, Tensor]:
         assert side in ("", "in")
         module = network.get_submodule(path)
         if side:
-            handles.append(module.register_forward_pre_hook(lambda _, x, tap=tap: seen.update({tap: x[0]})))
+            handles.append(module.register_forward_pre_hook(lambda _, x, tap=tap: seen.update({tap: x[0].clone()})))
         else:
             handles.append(module.register_forward_hook(lambda _, __, y, tap=tap: seen.update({tap: y})))
     network(batch)
@@ -434,6 +435,75 @@ def test_stages_of_a_features_network_are_the_last_maps_of_each_size() -> None:
         "stage5": "features.12",
         "embedding": "classifier.3:in",
     }
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        ("resnet18", [f"layer{i}.1.relu:in" for i in (1, 2, 3, 4)]),
+        ("resnet50", ["layer1.2.relu:in", "layer2.3.relu:in", "layer3.5.relu:in", "layer4.2.relu:in"]),
+        ("vgg11", [f"features.{i}:in" for i in (1, 4, 9, 14, 19)]),
+        ("vgg11_bn", [f"features.{i}:in" for i in (2, 6, 13, 20, 27)]),
+        ("mobilenet_v2", ["features.18.2:in"]),  # the other stages end with a projection
+        ("efficientnet_b0", []),  # no ReLU
+    ],
+)
+def test_torchvisions_stages_that_end_with_a_relu_publish_its_input(model: str, expected: list[str]) -> None:
+    network = build({"name": "torchvision", "model": model}).eval()
+    preacts = {tap: place for tap, place in network.taps.items() if tap.startswith("preact")}
+    assert list(preacts.values()) == expected
+    with torch.no_grad():
+        features = Tapped(network, list(network.taps))(images(2)).features
+        for tap, place in preacts.items():
+            before, after = features[tap], features[tap.replace("preact", "stage")]
+            assert (before < 0).any()
+            assert torch.equal(network.get_submodule(place.removesuffix(":in"))(before), after)
+
+
+@pytest.mark.parametrize(
+    ("ending", "taps"),
+    [
+        ("relu", {"preact1": "layer1.relu:in"}),
+        ("relu, then added to", {}),  # the same tensor, overwritten
+        ("relu outside", {}),
+        ("functional", {}),
+    ],
+)
+def test_a_foreign_stage_publishes_what_surely_is_before_its_last_activation(ending: str, taps: dict[str, str]) -> None:
+    network = build({"name": "external", "callable": f"{__name__}.Ending", "kwargs": {"ending": ending}})
+    assert network.taps == {"stage1": "layer1", **taps, "embedding": "fc:in"}
+
+
+class Ending(nn.Module):
+    """One stage, which ends in several ways."""
+
+    def __init__(self, num_classes: int, in_channels: int, ending: str) -> None:
+        super().__init__()
+        self.layer1 = Stage(in_channels, ending)
+        self.relu = nn.ReLU(inplace=ending == "relu outside")
+        self.fc = nn.Linear(4, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.relu(self.layer1(x)).mean((2, 3)))
+
+
+class Stage(nn.Module):
+    def __init__(self, in_channels: int, ending: str) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, 4, 3)
+        self.relu = nn.ReLU(inplace=True)
+        self.ending = ending
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        if self.ending == "relu outside":
+            return x
+        if self.ending == "functional":
+            return nn.functional.relu(x)
+        y = self.relu(x)
+        if self.ending == "relu, then added to":
+            y += 1
+        return y
 
 
 def test_external_calls_a_foreign_function_with_what_it_takes() -> None:

@@ -15,6 +15,7 @@ from kd_cli.errors import suggest
 from kd_cli.models.base import MODELS
 
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
+_Seen = tuple[Any, int | None]  # what a module gave, and how often that had been overwritten by then
 
 
 @MODELS.register("torchvision")
@@ -30,7 +31,7 @@ def torchvision(
 
     Where the images have other than 3 channels, the first convolution is made anew for them, with PyTorch's default
     initialisation. Taps: `embedding` [B, D] and `stage1`… [B, C, H, W] where the usual names (`layer1`…, `features`)
-    are found.
+    are found; `preact1`… where a ReLU makes the stage's output.
 
     Args:
         model: a name of `torchvision.models.list_models(module=torchvision.models)`.
@@ -133,24 +134,27 @@ def _take_channels(network: nn.Module, in_channels: int) -> None:
 def _published(network: nn.Module, what: str, num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
     """`network` with taps, after it was seen to classify a batch of 2."""
     images = torch.zeros(2, *image_shape)
-    shapes: dict[str, torch.Size] = {}
+    candidates, activations = _stage_candidates(network), _activations(network)
+    seen: dict[str, _Seen] = {}
     try:
-        logits = _tried(network, images, _stage_candidates(network), shapes)
+        logits = _tried(network, images, dict.fromkeys([*candidates, *activations]), seen)
     except Exception as error:  # foreign code: anything can happen in it
         raise ValueError(f"{what} cannot take images {list(images.shape)}: {type(error).__name__}: {error}") from error
     shape = list(getattr(logits, "shape", [])) or type(logits).__name__
     if shape != [2, num_classes]:
         raise ValueError(f"{what} gave {shape} for images {list(images.shape)}, not logits {[2, num_classes]}")
     if not hasattr(network, "taps"):
-        network.taps = _stages(shapes) | _embedding(network, num_classes)  # type: ignore[assignment]
+        stages = _stages({path: output for path, (output, _) in seen.items() if path in candidates})
+        taps = stages | _preacts(stages, activations, seen) | _embedding(network, num_classes)
+        network.taps = taps  # type: ignore[assignment]
     return network
 
 
-def _tried(network: nn.Module, images: torch.Tensor, paths: Iterable[str], shapes: dict[str, torch.Size]) -> Any:
-    """The output for `images` in eval mode; notes the shapes of what the modules at `paths` gave."""
+def _tried(network: nn.Module, images: torch.Tensor, paths: Iterable[str], seen: dict[str, _Seen]) -> Any:
+    """The output for `images` in eval mode; notes what the modules at `paths` gave when they last ran."""
 
     def note(path: str) -> Callable[..., None]:
-        return lambda _module, _inputs, output: shapes.update({path: getattr(output, "shape", torch.Size())})
+        return lambda _module, _inputs, output: seen.update({path: (output, getattr(output, "_version", None))})
 
     modes = [(module, module.training) for module in network.modules()]
     handles = [network.get_submodule(path).register_forward_hook(note(path)) for path in paths]
@@ -172,13 +176,29 @@ def _stage_candidates(network: nn.Module) -> list[str]:
     return [f"features.{name}" for name, _ in children["features"].named_children()]
 
 
-def _stages(shapes: Mapping[str, torch.Size]) -> dict[str, str]:
+def _activations(network: nn.Module) -> list[str]:
+    return [path for path, module in network.named_modules() if isinstance(module, nn.ReLU | nn.ReLU6)]
+
+
+def _stages(outputs: Mapping[str, Any]) -> dict[str, str]:
     """Every `layer…`; of the many `features.…` the last one at each size."""
     last: dict[object, str] = {}
-    for path, shape in shapes.items():
+    for path, output in outputs.items():
+        shape = getattr(output, "shape", torch.Size())
         if len(shape) == 4 and shape[2] == shape[3]:  # a transformer's [B, H, W, C] is no feature map
             last[tuple(shape[2:]) if path.startswith("features.") else path] = path
     return {f"stage{i}": path for i, path in enumerate(last.values(), start=1)}
+
+
+def _preacts(stages: Mapping[str, str], activations: Iterable[str], seen: Mapping[str, _Seen]) -> dict[str, str]:
+    """The input of a ReLU inside a stage that last ran to make the stage's output: the same tensor, untouched since."""
+    found = {}
+    for stage, path in stages.items():
+        inside = (name for name in activations if name == path or name.startswith(f"{path}."))
+        for name in inside:
+            if name in seen and seen[name][0] is seen[path][0] and seen[name][1] == seen[path][1]:
+                found[stage.replace("stage", "preact")] = f"{name}:in"
+    return found
 
 
 def _embedding(network: nn.Module, num_classes: int) -> dict[str, str]:
