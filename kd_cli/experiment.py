@@ -46,7 +46,7 @@ def train(config: Config, launch: Launch, stage: Stage) -> Result:
         if run.result is not None:
             return _already(run)
         _say_unused(launch, stage)
-        return _supervised(config, single(config, stage), run, _load_data(config))
+        return _supervised(config, single(config, stage), run, open_data(config))
 
 
 def distill(config: Config, launch: Launch) -> Result:
@@ -56,7 +56,7 @@ def distill(config: Config, launch: Launch) -> Result:
         if run.result is not None:
             return _already(run)
         _say_unused(launch, "distilled")
-        return _distilled(config, launch, single(config, "distilled"), run, _load_data(config), _given(config))
+        return _distilled(config, launch, single(config, "distilled"), run, open_data(config), _given(config))
 
 
 def compare(config: Config, launch: Launch) -> Result:
@@ -65,13 +65,13 @@ def compare(config: Config, launch: Launch) -> Result:
     with _opened(launch.folder, config, launch, None, exact=launch.exact) as run:
         if run.result is not None:
             return _already(run)
-        start, data = time.monotonic(), _load_data(config)
+        start, data = time.monotonic(), open_data(config)
         _check_specialists(config, data)
         given = _given(config)
         recorded = recorded_result(given[0].path) if len(given) == 1 else None
         results: dict[str, Result] = {"teacher": recorded} if recorded else {}
         models: dict[str, Mapping[str, Any]] = {}
-        for training in plan(config, teacher=_kind_of_teacher(config), given=bool(given)):
+        for training in plan(config, teacher=kind_of_teacher(config), given=bool(given)):
             models[training.name] = training.model
             with RunDir.open(run.path / training.name, _identity(launch, training.stage), config, exact=True) as part:
                 teachers = [Known(run.path / name, models[name]) for name in training.teachers] or given
@@ -107,7 +107,7 @@ def check(config: Config) -> None:
         MODELS.check(options, where=f"assistants[{number}]")
     pick_device(config["device"])
     given = _given(config)
-    check_procedure(config, teacher=_kind_of_teacher(config), given=bool(given))
+    check_procedure(config, teacher=kind_of_teacher(config), given=bool(given))
     try:
         check_weights(config["ensemble"]["weights"], len(given) if len(given) > 1 else config["ensemble"]["size"])
     except ValueError as error:
@@ -137,6 +137,28 @@ def build_network(options: Mapping[str, Any], role: str, seed: int, data: Data, 
     return network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
+def build_task(
+    config: Config, student: nn.Module, teacher: nn.Module | None, data: Data, label_smoothing: float
+) -> Distillation:
+    """The student's task with the loss of the configuration.
+
+    Raises:
+        ConfigError: the loss cannot work on this pair.
+    """
+    method, mix = build_loss(config["loss"])
+    name = config["loss"]["name"]
+    try:
+        return Distillation(student, teacher, method, mix, data.spec, name=name, label_smoothing=label_smoothing)
+    except ValueError as error:
+        raise ConfigError(f"loss={name} cannot work on this pair: {error}") from error
+
+
+def build_peer(config: Config, seed: int, data: Data, device: torch.device) -> nn.Module:
+    """The second network of a method that trains one beside the student."""
+    options = model_options(config, "teacher")
+    return build_network(options, "teacher", derive_seed(seed, "peer"), data, device)
+
+
 def _learn(
     config: Config, launch: Launch, training: Training, run: RunDir, data: Data, teachers: Sequence[Known]
 ) -> Result:
@@ -157,7 +179,7 @@ def _supervised(
         copy_body(generalist, network)
     run.note(model=training.model)
     task = Supervised(network, recipe.label_smoothing)
-    return fit(task, data, run, recipe, stage=training.name, seed=training.seed, device=device)
+    return fit(task, data, run, recipe, {"stage": training.name, "seed": training.seed}, device=device)
 
 
 def _specialist(config: Config, training: Training, run: RunDir, data: Data, generalist: Known) -> Result:
@@ -177,29 +199,16 @@ def _distilled(
     recipe, device = stage_recipe(config, "distilled"), pick_device(config["device"])
     # first, so that every loss starts from the same student
     student = build_network(training.model, "student", training.seed, data, device)
-    method, mix = build_loss(config["loss"])
-    network = None
-    if method.teacher == "trained" and mix.weight:
-        network = build_network(
-            model_options(config, "teacher"), "teacher", derive_seed(training.seed, "peer"), data, device
-        )
-    elif method.teacher == "frozen" and mix.weight:
+    network, kind = None, kind_of_teacher(config)
+    if kind == "trained":
+        network = build_peer(config, training.seed, data, device)
+    elif kind == "frozen":
         network = _take_teacher(config, launch, run, data, teachers, device)
     run.note(model=training.model, loss=config["loss"])
-    try:
-        task = Distillation(
-            student,
-            network,
-            method,
-            mix,
-            data.spec,
-            name=config["loss"]["name"],
-            label_smoothing=recipe.label_smoothing,
-        )
-    except ValueError as error:
-        raise ConfigError(f"loss={config['loss']['name']} cannot work on this pair: {error}") from error
+    task = build_task(config, student, network, data, recipe.label_smoothing)
     run.note(grafted=task.deployed is not student)
-    return fit(task, data, run, recipe, stage=training.name, seed=training.seed, device=device)
+    facts = {"stage": training.name, "seed": training.seed, "loss": config["loss"]["name"], "weight": task.mix.weight}
+    return fit(task, data, run, recipe, facts, device=device)
 
 
 def _take_teacher(
@@ -248,13 +257,13 @@ def _check_specialists(config: Config, data: Data) -> None:
         raise ConfigError("specialists.groups needs validation images; type dataset.val_fraction=0.1")
 
 
-def _kind_of_teacher(config: Config) -> str:
+def kind_of_teacher(config: Config) -> str:
     """What the loss asks of a teacher: `frozen`, `trained` or `none`."""
     method, mix = build_loss(config["loss"])
     return method.teacher if mix.weight else "none"
 
 
-def _load_data(config: Config) -> Data:
+def open_data(config: Config) -> Data:
     data = load_dataset(config["dataset"])
     sizes = ", ".join(f"{data.size(part):,} {part}" for part in ("train", "val", "test"))
     console.say(f"data       {data.name}: {sizes}")

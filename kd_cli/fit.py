@@ -20,14 +20,18 @@ from kd_cli.trainer import Record, Trainer, TrainState
 Result = dict[str, Any]
 
 
-def fit(task: Task, data: Data, run: RunDir, recipe: Recipe, *, stage: str, seed: int, device: torch.device) -> Result:
+def fit(task: Task, data: Data, run: RunDir, recipe: Recipe, facts: Result, *, device: torch.device) -> Result:
     """Trains a task to its end, whatever an earlier process has done of it, and returns the run's result.
+
+    Args:
+        facts: of the result; `stage` is how the training is called on the screen, `seed` is its seed.
 
     Raises:
         ConfigError: early stopping without validation images.
         DivergedError: the loss is not finite.
         KDError: the run's folder cannot be written.
     """
+    stage, seed = facts["stage"], facts["seed"]
     if recipe.early_stopping and not data.size("val"):
         raise ConfigError("trainer.early_stopping needs validation images; type dataset.val_fraction=0.1")
     run.note(data=_data_facts(data), device=str(device), threads=torch.get_num_threads(), seed=seed)
@@ -42,7 +46,7 @@ def fit(task: Task, data: Data, run: RunDir, recipe: Recipe, *, stage: str, seed
                 watcher.epoch(record)
                 if _save(run, trainer, record, recipe):
                     break
-    result = _judge(task, data, run, recipe, device) | {"stage": stage, "seed": seed}
+    result = _judge(task, data, run, recipe, device) | facts
     run.finish(result)
     return result
 

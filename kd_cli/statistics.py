@@ -39,13 +39,17 @@ class PairedGain:
     p_value: float
     seeds: int
 
+    @property
+    def verdict(self) -> str:
+        """`helped`, `hurt`, or that the interval holds 0."""
+        if abs(self.mean) <= self.margin:
+            return "did not differ beyond its noise"
+        return "helped" if self.mean > 0 else "hurt"
+
     def sentence(self) -> str:
-        """A plain verdict."""
-        verdict = "did not differ beyond its noise"
-        if abs(self.mean) > self.margin:
-            verdict = "helped" if self.mean > 0 else "hurt"
+        """A plain verdict with its numbers."""
         return (
-            f"Over {self.seeds} seeds distillation {verdict}: {self.mean:+.2f} ± {self.margin:.2f} points of "
+            f"Over {self.seeds} seeds distillation {self.verdict}: {self.mean:+.2f} ± {self.margin:.2f} points of "
             f"test top-1 (mean and 95 % interval of the paired gains; std {self.std:.2f}, "
             f"sign-flip test p = {self.p_value:.3f})."
         )

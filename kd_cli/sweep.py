@@ -97,17 +97,59 @@ def failed(label: str, error: Exception, exit_code: int | None = None) -> Point:
 
 
 def summarize(points: Sequence[Point]) -> None:
-    """One line for each point, then the paired gain where points are comparisons."""
+    """One line for each point; where there are several seeds, one for what they have in common, and the gain."""
     from kd_cli.statistics import paired_gain
 
     rows = [(point["point"], point["status"], *_numbers(point)) for point in points]
     columns = ("point", "status", "test top-1 %", "val top-1 %", "gain over baseline")
     console.say()
     console.table(f"{len(points)} points", columns, rows, left=("point", "status"))
-    gains = [point["gain"] for point in points if point.get("gain") is not None]
-    seeds = {point["seed"] for point in points if point.get("gain") is not None}
-    if len(gains) > 1 and len(seeds) == len(gains):
-        console.say(paired_gain(gains).sentence())
+    groups = _by_seed(points)
+    if len(groups) == 1:
+        gains = [gain for gain in _gains(groups, next(iter(groups))) if gain is not None]
+        if len(gains) > 1:
+            console.say(paired_gain(gains).sentence())
+    elif any(len(seeds) > 1 for seeds in groups.values()):
+        columns = ("point", "seeds", "test top-1 %, mean ± std", "gain, mean ± 95 % interval", "verdict")
+        rows = [(name, *_over_seeds(groups, name)) for name in groups]
+        console.table("Over seeds", columns, rows, left=("point", "verdict"))
+
+
+def _by_seed(points: Sequence[Point]) -> dict[str, dict[int, Point]]:
+    """What a point is without its seed → seed → the completed point."""
+    groups: dict[str, dict[int, Point]] = {}
+    for point in points:
+        if point["status"] == "completed" and "seed" in point:
+            words = [word for word in str(point["point"]).split() if override_key(word) != "seed"]
+            groups.setdefault(" ".join(words), {})[point["seed"]] = point
+    return groups
+
+
+def _over_seeds(groups: Mapping[str, Mapping[int, Point]], name: str) -> tuple[Any, ...]:
+    from statistics import fmean, stdev
+
+    from kd_cli.statistics import paired_gain
+
+    tops = [_numbers(point)[0] for point in groups[name].values()]
+    gains = [gain for gain in _gains(groups, name) if gain is not None]
+    said = f"{fmean(tops):.2f} ± {stdev(tops):.2f}" if len(tops) > 1 else f"{tops[0]:.2f}"
+    if len(gains) < 2:
+        return len(tops), said, None, None
+    gain = paired_gain(gains)
+    return len(tops), said, f"{gain.mean:+.2f} ± {gain.margin:.2f}", gain.verdict
+
+
+def _gains(groups: Mapping[str, Mapping[int, Point]], name: str) -> list[float | None]:
+    """Gain over the baseline of the same seed: a comparison's own, or the sweep's point whose loss has no weight."""
+    baselines = [seeds for other, seeds in groups.items() if other != name]
+    baseline = next((seeds for seeds in baselines if all(each.get("weight") == 0 for each in seeds.values())), {})
+    gains = []
+    for seed, point in groups[name].items():
+        gain = point.get("gain")
+        if gain is None and seed in baseline:
+            gain = round(point["test_top1"] - baseline[seed]["test_top1"], 2)
+        gains.append(gain)
+    return gains
 
 
 def check_points(points: Sequence[Point]) -> None:

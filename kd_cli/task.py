@@ -101,7 +101,11 @@ class Distillation(Task):
         self._student = Tapped(student, method.taps if reads else ())
         self._teacher = None if teacher is None else Tapped(teacher, method.teacher_taps if reads else ())
         if mix.weight:  # a method without a word asks for nothing, and there may be no teacher to bind it to
-            self._bind(data)
+            device = next(student.parameters()).device
+            # Not zeros, of which a fresh network makes zeros: methods look at what becomes of the features.
+            images = torch.linspace(-1, 1, 2 * prod(data.image_shape), device=device).view(2, *data.image_shape)
+            method.bind(*self.example(images), data)
+            method.to(device)
         # In a tuple, because a module in an attribute would be saved a second time.
         self._deployed = (method.deploy(student, teacher) if mix.weight else student,)
 
@@ -123,6 +127,11 @@ class Distillation(Task):
         loss = sum(terms.values(), start=torch.zeros((), device=student.logits.device))
         return Step(loss, student.logits, {name: term.detach() for name, term in terms.items()})
 
+    def example(self, images: Tensor) -> tuple[Outputs, Outputs]:
+        """What student and teacher say of images [B, C, H, W] in eval mode, without a gradient."""
+        with _evaluating(self.network, self.peer), torch.no_grad():
+            return self._student(images), self._ask(images)
+
     def _ask(self, images: Tensor) -> Outputs:
         if self._teacher is None:
             return Outputs(images.new_zeros(0, 0))
@@ -130,15 +139,6 @@ class Distillation(Task):
             return self._teacher(images)
         with torch.no_grad():  # not inference mode: losses save the teacher's outputs for their backward pass
             return self._teacher(images)
-
-    def _bind(self, data: DataSpec) -> None:
-        device = next(self.network.parameters()).device
-        # Not zeros, of which a fresh network makes zeros: methods look at what becomes of the features.
-        images = torch.linspace(-1, 1, 2 * prod(data.image_shape), device=device).view(2, *data.image_shape)
-        with _evaluating(self.network, self.peer), torch.no_grad():
-            student, teacher = self._student(images), self._ask(images)
-        self.method.bind(student, teacher, data)
-        self.method.to(device)
 
 
 @contextmanager

@@ -214,7 +214,8 @@ class Trainer:
             self.scaler.unscale_(self.optimizers[0])
             nn.utils.clip_grad_norm_(self.parameters, self.recipe.clip_grad_norm)
         for optimizer in self.optimizers:
-            self.scaler.step(optimizer)
+            if any(parameter.grad is not None for parameter in _parameters_of(optimizer)):  # its loss had a weight
+                self.scaler.step(optimizer)
         self.scaler.update()
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)

@@ -36,6 +36,7 @@ FLOORS = (
     {"teachers", "source"},
     {"handover", "fit"},
     {"host", "experiment", "completion", "sweep", "saved"},
+    {"trial"},
     {"hydra_command"},
     {"commands"},
     {"cli"},

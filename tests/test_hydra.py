@@ -88,6 +88,18 @@ def test_a_sweep_has_a_folder_per_point_and_says_whether_distillation_helped(kd)
     assert [point["seed"] for point in again.json["points"]] == [0, 1]
 
 
+def test_a_sweep_over_losses_and_seeds_compares_each_with_the_baseline_of_its_seed(kd) -> None:
+    kd("train-teacher", *SMALL)
+    shown = kd("distill", "-m", *SMALL, "loss=none,kd", "seed=0,1", "hydra.sweep.dir=swept")
+    points = kd("distill", "-m", *SMALL, "loss=none,kd", "seed=0,1", "hydra.sweep.dir=swept", "--json").json["points"]
+    tops = {(point["point"].split()[0], point["seed"]): point["test_top1"] for point in points}
+    gains = [tops["loss=kd", seed] - tops["loss=none", seed] for seed in (0, 1)]
+    (line,) = [line for line in shown.out.splitlines() if line.split()[:2] == ["loss=kd", "2"]]
+    assert f"{sum(gains) / 2:+.2f} ± " in line
+    (line,) = [line for line in shown.out.splitlines() if line.split()[:2] == ["loss=none", "2"]]
+    assert line.split()[-2:] == ["–", "–"]
+
+
 def test_a_sweep_of_groups_and_of_options(kd) -> None:
     kd("train-teacher", *SMALL)
     points = kd("distill", "-m", *SMALL, "loss=kd,soft_ce", "loss.temperature=1,2", "--json").json["points"]
