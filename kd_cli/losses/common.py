@@ -23,8 +23,8 @@ def unit(vectors: Tensor, dim: int = -1) -> Tensor:
     enough for.)
     """
     squares = vectors.square().sum(dim, keepdim=True)
-    lengths = torch.where(squares > 0, squares, 1).sqrt()
-    return torch.where(squares > 0, vectors / lengths, 0)
+    empty = squares == 0  # and not the opposite of > 0, which would make zeros of NaN
+    return torch.where(empty, 0, vectors / torch.where(empty, 1, squares).sqrt())
 
 
 def inner_products(one: Tensor, other: Tensor) -> Tensor:
