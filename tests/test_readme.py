@@ -11,7 +11,8 @@ import yaml
 from conftest import ROOT
 
 README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL)
+METHODS = (ROOT / "docs" / "methods.md").read_text()
+BLOCKS = re.findall(r"```sh\n(.*?)```", README + METHODS, flags=re.DOTALL)
 COMMANDS = [line.partition("#")[0].strip() for block in BLOCKS for line in block.splitlines() if line.startswith("kd ")]
 
 
@@ -28,7 +29,7 @@ def test_it_holds_no_gaps() -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_of_the_readme_composes(kd, command: str) -> None:
+def test_every_command_of_the_documents_composes(kd, command: str) -> None:
     """Composed and checked, not run: with --cfg nothing is trained."""
     words = [word for word in shlex.split(command)[1:] if word not in ("-m", "--cfg", "job", "--resolve", "--json")]
     first_values = [word.split(",")[0] if "=" in word and "[" not in word else word for word in words]
@@ -38,6 +39,13 @@ def test_every_command_of_the_readme_composes(kd, command: str) -> None:
 def test_the_commands_it_lists_are_those_that_exist(kd) -> None:
     listed = set(re.findall(r"`kd ([a-z][a-z-]+)", README.partition("## The configuration")[0]))
     assert listed == {path.stem.replace("_", "-") for path in (ROOT / "kd_cli" / "commands").glob("[a-z]*.py")}
+
+
+def test_the_page_of_methods_names_every_loss() -> None:
+    table = METHODS.partition("## What a method reads")[0]
+    named = set(re.findall(r"`(\w+)`", table))
+    presets = {"cifar10_kl", "mnist_cnn", "mnist_mlp", "none"}
+    assert {path.stem for path in (ROOT / "conf" / "loss").glob("*.yaml")} - presets <= named
 
 
 def test_the_configuration_tree_is_the_one_that_is_there() -> None:
