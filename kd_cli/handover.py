@@ -18,7 +18,7 @@ from kd_cli.errors import ConfigError, DataError
 from kd_cli.evaluate import evaluate
 from kd_cli.files import read_json
 from kd_cli.rundir import find_runs
-from kd_cli.source import Source, brief, check_nameable, load_weights, locate, rebuild
+from kd_cli.source import Source, brief, check_nameable, graft_of, load_weights, locate, rebuild
 from kd_cli.teachers import Ensemble, Specialists, Weights
 
 # Another number of threads or another processor may move a few borderline images; wrong weights or a wrong
@@ -77,6 +77,7 @@ def load_teachers(
     records = [facts for _, facts in loaded]
     facts = {"sources": [fact["source"] for fact in records], "sha256": [fact["sha256"] for fact in records]}
     facts |= {"runs": [fact["run"] for fact in records], "models": [fact["model"] for fact in records]}
+    facts["grafts"] = [fact["graft"] for fact in records]
     if len(loaded) == 1:
         return loaded[0][0], facts | {"val_top1": records[0]["val_top1"]}
     network = _joined(loaded, weights, data).to(device).eval().requires_grad_(False)
@@ -125,6 +126,7 @@ def load_teacher(
         "sha256": source.sha256,
         "run": str(source.run) if source.run else None,
         "model": dict(options),
+        "graft": graft_of(source.record),
         "specialist": specialist,
     }
     return network, facts | _measure(network, source, data, batch_size, device)

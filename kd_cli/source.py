@@ -112,14 +112,23 @@ def rebuild(source: Source, options: Mapping[str, Any], data: Data, *, where: st
     Raises:
         ConfigError: the network cannot be built, or only the user may name a part of it.
     """
+    return _built(source, options, graft_of(source.record), data, where)
+
+
+def graft_of(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run's record says of the network that its loss made of the student; nothing where it made none."""
+    return {key: record[key] for key in ("loss", "teacher")} if record.get("grafted") else {}
+
+
+def _built(source: Source, options: Mapping[str, Any], graft: Mapping[str, Any], data: Data, where: str) -> nn.Module:
     network = MODELS.build(options, where=where, **model_shape(data))
-    if not source.record.get("grafted"):
+    if not graft:
         return network
-    (teacher,) = source.record["teacher"]["models"]
-    check_nameable(source, teacher)
-    method, mix = build_loss(source.record["loss"])
-    grafted_on = MODELS.build(teacher, where="teacher", **model_shape(data))
-    return Distillation(network, grafted_on, method, mix, data.spec).deployed
+    (model,), (inner,) = graft["teacher"]["models"], graft["teacher"]["grafts"]
+    check_nameable(source, model)
+    teacher = _built(source, model, inner, data, "teacher")
+    method, mix = build_loss(graft["loss"])
+    return Distillation(network, teacher, method, mix, data.spec).deployed
 
 
 def check_nameable(source: Source, options: Mapping[str, Any]) -> None:

@@ -72,6 +72,18 @@ def test_a_chain_of_assistants_hands_knowledge_down(kd) -> None:
     assert sizes == sorted(sizes, reverse=True)
 
 
+def test_a_student_with_its_teachers_head_can_teach_in_its_turn_and_be_evaluated(kd) -> None:
+    grafting = ("teacher=resnet14", "student=resnet8", "loss=simkd", "trainer.ema_decay=0.9", "trainer.epochs=1")
+    small = [word for word in SMALL if not word.startswith(("teacher", "student"))]
+    result = kd("run", *small, *grafting, "assistants=[{name: resnet8}]", "hydra.run.dir=there", "--json").json
+    assert record("assistant-1")["grafted"]
+    assert result["assistant-1"]["parameters"] > result["baseline"]["parameters"]
+    for name in ("assistant-1", "distilled"):
+        (again,) = kd("evaluate", f"there/{name}", "--json").json["evaluations"]
+        assert again["top1"] == result[name]["test_top1"]
+        assert again["parameters"] == result[name]["parameters"]
+
+
 def test_generations_are_the_same_network_taught_by_the_one_before(kd) -> None:
     result = kd("run", *RUN, "experiment=born_again", "teacher=mlp", "teacher.hidden=[8]", "--json").json
     assert sources("generation-1") == ["teacher"]

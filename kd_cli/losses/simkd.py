@@ -81,6 +81,8 @@ class Grafted(nn.Module):
         self.classifier = copy.deepcopy(classifier).requires_grad_(False)
         self._tapped = Tapped(self.body, taps)
         self._taps, self._tap = tuple(taps), tap
+        inside = {name: f"body.{path}" for name, path in published_taps(student).items() if name != "embedding"}
+        self.taps = inside | {"embedding": "classifier:in"}  # so that it can teach in its turn
 
     def forward(self, images: Tensor) -> Tensor:
         """[B, C, H, W] → [B, K]."""
