@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import io
+
 import pytest
 import torch
 from small import make_batch, make_student
@@ -96,3 +99,55 @@ def test_a_network_that_publishes_nothing_has_only_its_module_paths() -> None:
     outputs = Tapped(network, ["1", "1:in"])(IMAGES)
     assert torch.equal(outputs.features["1"], outputs.logits)
     assert torch.equal(outputs.features["1:in"], IMAGES.flatten(1))
+
+
+def test_outside_of_its_passes_nothing_is_kept() -> None:
+    network = make_student()
+    tapped = Tapped(network, ["stage1", "embedding"])
+    tapped(IMAGES)
+    network(IMAGES)
+    network.classifier(torch.zeros(1, 8))
+    assert tapped._kept.features is None
+    copy.deepcopy(network)  # would refuse tensors that belong to a graph
+
+
+def test_a_copy_together_with_its_network_reads_the_copied_network() -> None:
+    network = make_student().eval()
+    copied, copied_network = copy.deepcopy((Tapped(network, ["stage3"]), network))
+    with torch.no_grad():
+        network.stage3[0].weight.zero_()
+        expected = copied_network.stage3(copied_network.stage2(copied_network.stage1(IMAGES)))
+        assert torch.equal(copied(IMAGES).features["stage3"], expected)
+    assert expected.any()
+
+
+def test_a_copy_of_a_tapped_layer_brings_no_network_along() -> None:
+    network = make_student()
+    tapped = Tapped(network, ["embedding", "stage3"])
+    sizes = []
+    for layer in (network.classifier, nn.Linear(8, 10)):
+        torch.save(copy.deepcopy(layer), file := io.BytesIO())
+        sizes.append(len(file.getvalue()))
+    assert sizes[0] < sizes[1] + 1000
+    assert tapped.module is network
+
+
+def test_the_input_of_an_activation_in_place_is_what_it_was_given() -> None:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(768, 10), nn.ReLU(inplace=True)).eval()
+    outputs = Tapped(network, ["2:in"])(IMAGES)
+    assert (outputs.features["2:in"] < 0).any()
+    assert torch.equal(outputs.features["2:in"].relu(), outputs.logits)
+
+
+def test_of_a_module_that_runs_twice_the_last_call_counts() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.relu = nn.ReLU(inplace=True)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return self.relu(self.relu(images.flatten(1)) - 1)
+
+    outputs = Tapped(Twice(), ["relu:in", "relu"])(IMAGES.clone())
+    assert torch.equal(outputs.features["relu:in"], IMAGES.flatten(1).relu() - 1)
+    assert torch.equal(outputs.features["relu"], outputs.logits)

@@ -46,7 +46,7 @@ class NegativeMean(nn.Module):
     def forward(self, maps: Tensor) -> Tensor:
         """Maps [B, C, H, W] → means [C, 1, 1], those of this batch included."""
         if self.training:
-            self._add(maps.detach())
+            self._add(at_least_float32(maps.detach()))
         return self.mean[:, None, None]
 
     def _add(self, maps: Tensor) -> None:
@@ -94,7 +94,7 @@ class OFD(Distiller):
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:  # noqa: ARG002
         losses = []
         for connect, margin, pair in zip(self.connectors, self.margins, self.pairs(student, teacher), strict=True):
-            ours, theirs = as_maps(pair[0]), at_least_float32(as_maps(pair[1])).detach()
+            ours, theirs = as_maps(pair[0]), as_maps(pair[1]).detach()
             ours, theirs = same_size(connect(ours), theirs)
             losses.append(ofd_loss(ours, theirs, margin(theirs)))
         return self.ofd_weight * halving(losses)
