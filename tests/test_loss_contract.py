@@ -109,6 +109,31 @@ def test_with_weight_zero_ten_steps_are_those_of_the_baseline_bit_for_bit(name: 
     assert same_tensors(train_ten_steps(task), baseline)
 
 
+@every_loss
+def test_every_learned_tensor_has_an_optimizer_and_is_in_the_checkpoint(name: str) -> None:
+    task = distillation(name)
+    trainer = Trainer(Recipe(epochs=1, batch_size=16, limit_train_batches=2), seed=0, device=CPU)
+    list(trainer.epochs(task, make_data()))
+    groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
+    optimized = [id(parameter) for group in groups for parameter in group["params"]]
+    assert len(set(optimized)) == len(optimized)
+    assert set(optimized) == {id(parameter) for parameter in task.parameters() if parameter.requires_grad}
+    saved = trainer.state(1).tensors
+    assert {f"task.{key}" for key in task.state_dict()} <= set(saved)
+
+
+@every_loss
+def test_a_resumed_training_ends_with_the_same_bits(name: str) -> None:
+    recipe = Recipe(epochs=2, batch_size=16, limit_train_batches=3, weight_decay=0.01)
+    whole, begun, resumed = (distillation(name, seed=seed, mix=Mix(1.0, 1.0, 2.0)) for seed in (0, 0, 5))
+    list(Trainer(recipe, seed=0, device=CPU).epochs(whole, make_data()))
+    trainer = Trainer(recipe, seed=0, device=CPU)
+    next(trainer.epochs(begun, make_data()))
+    state = copy.deepcopy(trainer.state(1))
+    list(Trainer(recipe, seed=0, device=CPU).epochs(resumed, make_data(), state))
+    assert same_tensors(whole, resumed)
+
+
 def test_with_any_other_weight_they_are_not() -> None:
     method, mix = build_loss({"name": "kd", "ce_weight": 1.0, "weight": 0.01})
     distilled = train_ten_steps(Distillation(make_student(), make_teacher(), method, mix, SPEC))
