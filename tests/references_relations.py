@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from references import cross_entropy, kd
 
 
 def _length(vector: np.ndarray) -> float:
@@ -116,29 +117,9 @@ def crd(
     return total / len(anchors)
 
 
-def _log_softmax(row: np.ndarray, temperature: float = 1.0) -> np.ndarray:
-    scaled = np.asarray(row, dtype=np.float64) / temperature
-    shifted = scaled - scaled.max()
-    return shifted - math.log(math.fsum(math.exp(z) for z in shifted))
-
-
-def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:
-    """−log p(label), mean over the batch."""
-    return float(np.mean([-_log_softmax(row)[label] for row, label in zip(logits, labels, strict=True)]))
-
-
-def divergence(target: np.ndarray, logits: np.ndarray, temperature: float) -> float:
-    """KL(softmax(target/T) ‖ softmax(logits/T)), mean over the batch, without T²."""
-    total = 0.0
-    for target_row, row in zip(target, logits, strict=True):
-        log_p, log_q = _log_softmax(target_row, temperature), _log_softmax(row, temperature)
-        total += math.fsum(math.exp(p) * (p - q) for p, q in zip(log_p, log_q, strict=True))
-    return total / len(target)
-
-
 def dml(student: np.ndarray, peer: np.ndarray, labels: np.ndarray) -> float:
     """Zhang et al. 2017: KL(peer ‖ student) for the student; cross-entropy and KL(student ‖ peer) for the peer."""
-    return divergence(peer, student, 1.0) + cross_entropy(peer, labels) + divergence(student, peer, 1.0)
+    return kd(student, peer, 1.0) + cross_entropy(peer, labels) + kd(peer, student, 1.0)
 
 
 def byot_exit(
@@ -147,7 +128,7 @@ def byot_exit(
     """Zhang et al. 2019, one exit: (1 − α) CE + α KL + λ ‖F_i − F_C‖², with α = 0.3, λ = 0.03 and T = 3."""
     distances = [_length(one - other) ** 2 for one, other in zip(feature, deepest_feature, strict=True)]
     hint = math.fsum(distances) / len(distances)
-    return 0.7 * cross_entropy(logits, labels) + 0.3 * divergence(deepest_logits, logits, 3.0) + 0.03 * hint
+    return 0.7 * cross_entropy(logits, labels) + 0.3 * kd(logits, deepest_logits, 3.0, scale_by_t2=False) + 0.03 * hint
 
 
 def _log_sigmoid(score: float) -> float:

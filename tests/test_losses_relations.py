@@ -220,46 +220,49 @@ def outputs() -> tuple[Outputs, Outputs, Batch]:
     return Outputs(draw((6, 10)), student), Outputs(draw((6, 10)), teacher), make_batch(6)
 
 
-def test_rkd_with_the_options_of_its_yaml_is_25_and_50_times_its_references() -> None:
-    method, _ = build_loss(loss_options("rkd"))
-    student, teacher, batch = outputs()
-    arrays = [side.features["embedding"].detach().numpy() for side in (student, teacher)]
-    expected = 25 * references.rkd_distance(*arrays) + 50 * references.rkd_angle(*arrays)
-    assert method(student, teacher, batch).item() == pytest.approx(expected, rel=1e-6)
-
-
 @pytest.mark.parametrize(
-    ("name", "tap", "reference"),
+    ("name", "reference"),
     [
-        ("cc", "embedding", lambda s, t: 0.02 * references.cc(s, t, 0.4, 2)),
-        ("ickd", "stage-1", lambda s, t: 2.5 * references.ickd(s, t)),
+        ("rkd", lambda s, t: 25 * references.rkd_distance(s, t) + 50 * references.rkd_angle(s, t)),
+        ("cc", lambda s, t: 100 * references.cc(s, t, 0.4, 2)),
     ],
 )
-def test_a_method_with_the_options_of_its_yaml_is_its_weight_times_its_reference_of_the_projected_student(
-    name: str, tap: str, reference: Reference
+def test_a_method_of_embeddings_with_the_options_of_its_yaml_is_its_weights_times_its_references(
+    name: str, reference: Reference
 ) -> None:
     method, _ = build_loss(loss_options(name))
     student, teacher, batch = outputs()
     method.bind(student, teacher, SPEC)
-    (weight,) = (parameter.detach().double() for parameter in method.double().parameters())
-    projected = torch.einsum("oc,bc...->bo...", weight.flatten(1), student.features[tap]).detach()
-    expected = reference(projected.numpy(), teacher.features[tap].detach().numpy())
+    expected = reference(*(side.features["embedding"].detach().numpy() for side in (student, teacher)))
+    assert method(student, teacher, batch).item() == pytest.approx(expected, rel=1e-6)
+    assert not method.state_dict()
+
+
+def test_ickd_with_the_options_of_its_yaml_is_its_weight_times_its_reference_of_the_connected_student() -> None:
+    method, _ = build_loss(loss_options("ickd"))
+    student, teacher, batch = outputs()
+    method.bind(student, teacher, SPEC)
+    ours, theirs = (side.features["stage-1"].detach() for side in (student, teacher))
+    projection, *affine = (parameter.detach() for parameter in method.double().parameters())
+    maps = torch.einsum("oc,bchw->bohw", projection.flatten(1), ours).numpy()
+    mean, variance = (moment(maps, axis=(0, 2, 3), keepdims=True) for moment in (np.mean, np.var))
+    assert [values.unique().tolist() for values in affine] == [[1.0], [0.0]]  # as batch normalisation begins
+    expected = 2.5 * references.ickd((maps - mean) / np.sqrt(variance + 1e-5), theirs.numpy())
     loss = method(student, teacher, batch)
     assert loss.item() == pytest.approx(expected, rel=1e-6)
-    loss.backward()
-    assert all(parameter.grad.any() for parameter in method.parameters())
-    assert teacher.features[tap].grad is None
+    gradients = torch.autograd.grad(loss, [*method.parameters(), student.features["stage-1"]])
+    assert all(gradient.any() for gradient in gradients)
 
 
 @pytest.mark.parametrize(
     ("name", "taps"), [("rkd", ["embedding", "stage3"]), ("cc", ["embedding"] * 2), ("ickd", ["stages"])]
 )
-def test_several_features_are_summed_and_every_projection_is_learned_and_saved(name: str, taps: list[str]) -> None:
+def test_several_features_are_summed_and_every_connector_is_learned_and_saved(name: str, taps: list[str]) -> None:
     method, _ = build_loss({"name": name, "taps": taps})
     task = Distillation(make_student(), make_teacher(), method, Mix(0.0, 1.0), SPEC, name=name)
     task(make_batch()).loss.backward()
     learned = dict(method.named_parameters())
-    assert len(learned) == {"rkd": 0, "cc": 2, "ickd": 3}[name]
+    assert len(learned) == {"rkd": 0, "cc": 0, "ickd": 9}[name]
     assert all(parameter.grad.any() for parameter in learned.values())
     assert {f"method.{key}" for key in learned} <= task.state_dict().keys()
     assert {id(parameter) for parameter in learned.values()} <= {id(parameter) for parameter in task.parameters()}

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from kd_cli.losses.adapters import check_maps, projection
+from kd_cli.losses.adapters import check_maps, connector
 from kd_cli.losses.base import LOSSES, Distiller
 from kd_cli.losses.common import at_least_float32, inner_products, unit
 from kd_cli.ranges import require
@@ -48,9 +48,8 @@ def channel_correlation(maps: Tensor) -> Tensor:
 class ICKD(Distiller):
     """Liu et al. 2021 (ICCV): the student's channels are correlated among each other as the teacher's are.
 
-    A learned 1×1 convolution gives the student's maps the teacher's channels; their sizes need not agree. (The authors'
-    code puts a batch normalisation behind it. There is none here: it cannot learn from one image of one pixel.) The
-    matrices take B · C² numbers for each network, C the teacher's channels.
+    A connector (1×1 convolution, batch normalisation), as in the authors' code, gives the student's maps the teacher's
+    channels; their sizes need not agree. The matrices take B · C² numbers for each network, C the teacher's channels.
 
     Args:
         ickd_weight: ≥ 0.
@@ -73,11 +72,11 @@ class ICKD(Distiller):
     def bind(self, student: Outputs, teacher: Outputs, data: DataSpec) -> None:  # noqa: ARG002
         pairs = self.pairs(student, teacher)
         check_maps(*(feature for pair in pairs for feature in pair))
-        self.projections = nn.ModuleList(projection(ours, theirs.shape[1]) for ours, theirs in pairs)
+        self.connectors = nn.ModuleList(connector(ours, theirs.shape[1]) for ours, theirs in pairs)
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:  # noqa: ARG002
         terms = [
-            ickd_loss(project(at_least_float32(ours)), theirs)
-            for project, (ours, theirs) in zip(self.projections, self.pairs(student, teacher), strict=True)
+            ickd_loss(connect(at_least_float32(ours)), theirs)
+            for connect, (ours, theirs) in zip(self.connectors, self.pairs(student, teacher), strict=True)
         ]
         return self.ickd_weight * torch.stack(terms).sum()

@@ -20,8 +20,8 @@ def tfkd_loss(logits: Tensor, labels: Tensor, label_probability: float = 0.99, t
 
     p^d is a on the label and (1 − a)/(K − 1) on each other class; p^d_T is softened as any teacher is, softmax of
     log(p^d)/T. (The authors' code takes the softmax of p^d/T, which at T = 20 is almost uniform, leaves the student at
-    T = 1 and has no T². The paper, followed here, softens both sides; T² is that of `kd`, without which hardly anything
-    of the term is left at so high a temperature.)
+    T = 1, averages over the classes too and has no T². The paper, followed here, softens both sides; T² is that of
+    `kd`, without which hardly anything of the term is left at so high a temperature.)
 
     Args:
         logits: [B, K].
