@@ -258,6 +258,16 @@ def test_a_combination_that_cannot_be_is_refused_by_its_key(terms: Any, message:
     assert message in str(error.value)
 
 
+def test_a_sum_whose_terms_all_end_is_refused_where_no_label_is_learned_from() -> None:
+    ends, stays = {"name": "kd", "decay_epochs": 5.0}, {"name": "mse_logits"}
+    whole = {"name": "combined", "terms": [ends, {"name": "combined", "terms": [ends]}]}
+    build_loss({**whole, "ce_weight": 0.1})
+    build_loss({"name": "combined", "terms": [ends, stays], "ce_weight": 0.0})
+    for loss in (whole, {"name": "logit_standardization", "around": whole}):
+        with pytest.raises(ConfigError, match=r"^loss\.ce_weight: 0 is not possible while all terms fall to 0"):
+            build_loss({**loss, "ce_weight": 0.0})
+
+
 @pytest.mark.parametrize(
     ("name", "option", "value"),
     [

@@ -36,6 +36,7 @@ class Distiller(nn.Module):
         taps: what it reads from the student.
         teacher_taps: what it reads from the teacher.
         teacher: whether it asks a frozen teacher, a second network that learns beside the student, or none at all.
+        fades: whether it is 0 from some epoch on by a schedule of its own.
 
     Raises:
         ValueError: single features of the one network and not as many of the other.
@@ -43,6 +44,7 @@ class Distiller(nn.Module):
 
     taps: tuple[str, ...] = ()
     teacher: Literal["frozen", "trained", "none"] = "frozen"
+    fades = False
 
     def __init__(self, taps: Sequence[str] | None = None, teacher_taps: Sequence[str] | None = None) -> None:
         super().__init__()
@@ -142,4 +144,7 @@ def build_loss(options: Mapping[str, Any], where: str = "loss") -> tuple[Distill
         mix = Mix(**bind_options(Mix, mix_options, where=where, what="the loss"))
     except ValueError as error:
         raise ConfigError(f"{where}.{error}") from error
-    return LOSSES.build(method_options, where=where), mix
+    method = LOSSES.build(method_options, where=where)
+    if mix.ce_weight == 0 and method.fades:
+        raise ConfigError(f"{where}.ce_weight: 0 is not possible while all terms fall to 0; nothing would be learned")
+    return method, mix
