@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from kd_cli.losses.adapters import makes_logits
 from kd_cli.losses.base import Mix, build_loss
+from kd_cli.models.base import MODELS
 from kd_cli.taps import Tapped
 from kd_cli.task import Distillation
 
@@ -51,7 +52,7 @@ def test_catkd_equals_its_reference(resolution: int) -> None:
     networks = headed("average"), headed("average", seed=1, channels=9, size=7)
     task = task_of("catkd", *networks, resolution=resolution)
     maps = [
-        references.class_maps(array(said.features["stage-1"]), array(network.head[1].weight))
+        references.class_maps(array(said.features["final"]), array(network.head[1].weight))
         for network, said in zip(networks, task.example(BATCH.images), strict=True)
     ]
     assert task(BATCH).loss.item() == pytest.approx(400 * references.catkd(*maps, resolution), rel=1e-5)
@@ -69,6 +70,19 @@ def test_the_teachers_classifier_is_read_live_and_never_gets_a_gradient(name: st
     with torch.no_grad():
         teacher.head[1].weight.copy_(torch.randn_like(teacher.head[1].weight))
     assert task(BATCH).loss != first
+
+
+@pytest.mark.parametrize("name", [*NAMES, "simkd"])
+def test_no_gradient_reaches_a_teacher_whose_outputs_would_pass_one(name: str) -> None:
+    teacher = headed("average", seed=1, channels=9)
+    task = task_of(name, teacher=teacher)
+    teacher.requires_grad_(True)
+    outputs = (
+        Tapped(task.network, task.method.taps)(BATCH.images),
+        Tapped(teacher, task.method.teacher_taps)(BATCH.images),
+    )
+    task.method(*outputs, BATCH).backward()
+    assert all(parameter.grad is None for parameter in teacher.parameters())
 
 
 def test_the_students_classifier_learns_from_its_class_activation_maps() -> None:
@@ -111,13 +125,13 @@ def test_an_example_batch_of_a_fresh_network_tells_its_head(head: str) -> None:
     task = task_of("srrl", headed(head), headed(head), taps=["embedding"])
     student, _ = task.example(BATCH.images)
     assert makes_logits(student, student.features["embedding"])
-    with pytest.raises(ValueError, match=r"^taps: \['stage-1'\] is not"):  # zeros would have told nothing
+    with pytest.raises(ValueError, match=r"^taps: \['final'\] is not"):  # zeros would have told nothing
         task_of("catkd", student=headed(head))
 
 
 @pytest.mark.parametrize("head", [head for head in HEADS if head not in AVERAGED])
 def test_catkd_refuses_a_network_whose_classifier_does_not_read_an_average(head: str) -> None:
-    message = r"^{}: \['stage-1'\] is not the feature map .* the {}'s linear classifier reads; .* loss\.{}=\[…\]"
+    message = r"^{}: \['final'\] is not the feature map .* the {}'s linear classifier reads; .* loss\.{}=\[pool:in\]"
     with pytest.raises(ValueError, match=message.format("taps", "student", "taps")):
         task_of("catkd", student=headed(head))
     with pytest.raises(ValueError, match=message.format("teacher_taps", "teacher", "teacher_taps")):
@@ -128,6 +142,11 @@ def test_catkd_refuses_a_network_whose_classifier_does_not_read_an_average(head:
 def test_the_path_of_the_map_that_is_averaged_makes_up_for_it(head: str, path: str) -> None:
     task = task_of("catkd", teacher=headed(head, channels=9), teacher_taps=[path]).train()
     assert task(BATCH).loss.isfinite()
+
+
+def test_the_pooled_map_of_a_wide_residual_network_is_read() -> None:
+    wide = MODELS.build({"name": "wrn_16_1"}, where="student", num_classes=10, in_channels=3, image_size=16)
+    assert task_of("catkd", wide, taps=["pool:in"], teacher_taps=["stage-1"]).train()(BATCH).loss.isfinite()
 
 
 def test_catkd_refuses_maps_of_one_pixel_which_have_nothing_but_a_sign() -> None:
@@ -162,5 +181,5 @@ def test_srrl_refuses_a_teacher_whose_classifier_is_not_published() -> None:
 
 
 def test_catkd_refuses_several_features() -> None:
-    with pytest.raises(ValueError, match=r"^taps: \['stage1', 'stage.3'\] are 2 features; type loss\.taps=\[stage-1\]"):
+    with pytest.raises(ValueError, match=r"^taps: \['stage1', 'stage.3'\] are 2 features; type loss\.taps=\[final\]"):
         task_of("catkd", taps=["stage1", "stage.3"])

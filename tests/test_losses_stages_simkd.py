@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from kd_cli.evaluate import evaluate, evaluating
 from kd_cli.losses.base import Mix, build_loss
 from kd_cli.losses.simkd import Projector, headless
-from kd_cli.models.base import count_parameters
+from kd_cli.models.base import MODELS, count_parameters
 from kd_cli.recipe import Recipe
 from kd_cli.taps import Tapped
 from kd_cli.task import Distillation
@@ -66,7 +66,7 @@ def test_the_deployed_network_is_the_teachers_classifier_on_the_projected_featur
 ) -> None:
     task = trained(pair(student_head, teacher_head))
     student, teacher = task.example(BATCH.images)
-    feature = student.features["stage-1" if reads_the_map(teacher_head) else "embedding"]
+    feature = student.features["final" if reads_the_map(teacher_head) else "embedding"]
     with torch.no_grad(), evaluating(task.deployed):
         projected = task.method.projector(feature)
         expected = teacher.classifier(projected.mean(dim=(2, 3)))
@@ -112,7 +112,8 @@ def test_its_tensors_are_those_that_are_trained_and_the_teachers_classifier_a_fr
     assert learned == {id(p) for p in task.parameters()} - head
     assert same_tensors(task.deployed.classifier, teacher.head[1])
     assert task.deployed.classifier.weight is not teacher.head[1].weight
-    assert not any(p.requires_grad for p in task.deployed.classifier.parameters())
+    deployed = task.method.deploy(student, teacher.requires_grad_(True))
+    assert not any(p.requires_grad for p in deployed.classifier.parameters())
     before = copy.deepcopy(task.deployed)
     trained(task)
     assert not torch.equal(logits(task.deployed), logits(before))
@@ -189,8 +190,8 @@ def test_the_loss_is_the_distance_from_the_teachers_feature_and_of_no_logit() ->
     task = pair("average", "average")
     task.eval()
     student, teacher = task.example(BATCH.images)
-    projected = task.method.projector(student.features["stage-1"]).detach().double().numpy()
-    expected = references.simkd(projected, teacher.features["stage-1"].double().numpy())
+    projected = task.method.projector(student.features["final"]).detach().double().numpy()
+    expected = references.simkd(projected, teacher.features["final"].double().numpy())
     step = task(BATCH)
     assert list(step.terms) == ["simkd"]  # ce_weight is 0 in the yaml
     assert step.loss.item() == pytest.approx(expected, rel=1e-5)
@@ -227,6 +228,17 @@ def test_a_teacher_without_a_classifier_to_reuse_is_refused() -> None:
         task_of(headed("average"), unpublished, taps=["stage-1"])
     with pytest.raises(ValueError, match=r"one of the taps: loss\.taps=\[embedding\]"):
         task_of(headed("average"), headed("convolution"), taps=["stage-1"])
+
+
+def test_networks_without_feature_maps_are_grafted_at_their_embeddings() -> None:
+    torch.manual_seed(0)
+    student, teacher = (
+        MODELS.build({"name": "mlp", "hidden": [n]}, where="student", num_classes=10, in_channels=3, image_size=16)
+        for n in (5, 7)
+    )
+    task = trained(task_of(student, teacher, taps=["embedding"]))
+    assert logits(task.deployed).shape == (8, 10)
+    assert task.deployed.body.fc is not student.fc
 
 
 def test_without_weight_the_student_is_deployed_as_it_is() -> None:

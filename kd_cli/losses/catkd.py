@@ -50,7 +50,8 @@ def catkd_loss(student_maps: Tensor, teacher_maps: Tensor, resolution: int = 2) 
 class CATKD(Distiller):
     """Guo et al. 2023, arXiv:2304.12777: the student looks where the teacher looks, for every class.
 
-    Needs two networks whose linear classifier reads the average over positions of the tapped feature map.
+    Needs two networks whose linear classifier reads the average over positions of the tapped feature map. Where other
+    layers follow the last stage (wrn, mobilenetv2, shufflenetv2), that map is what goes into `pool`: [pool:in].
 
     Args:
         resolution: of the compared maps, ≥ 2, pixels.
@@ -66,7 +67,7 @@ class CATKD(Distiller):
         self,
         resolution: int = 2,
         cat_weight: float = 400.0,
-        taps: Sequence[str] = ("stage-1",),
+        taps: Sequence[str] = ("final",),
         teacher_taps: Sequence[str] | None = None,
     ) -> None:
         super().__init__(taps, teacher_taps)
@@ -77,13 +78,13 @@ class CATKD(Distiller):
     def bind(self, student: Outputs, teacher: Outputs, data: DataSpec) -> None:  # noqa: ARG002
         pairs = self.pairs(student, teacher)
         if len(pairs) != 1:
-            raise ValueError(f"taps: {list(self.taps)} are {len(pairs)} features; type loss.taps=[stage-1]")
+            raise ValueError(f"taps: {list(self.taps)} are {len(pairs)} features; type loss.taps=[final]")
         for option, outputs, feature in zip(("taps", "teacher_taps"), (student, teacher), pairs[0], strict=True):
             if feature.ndim != 4 or not makes_logits(outputs, feature):
                 raise ValueError(
                     f"{option}: {list(getattr(self, option))} is not the feature map whose average over positions the "
-                    f"{'student' if option == 'taps' else 'teacher'}'s linear classifier reads; if there is one, type "
-                    f"its module's path: loss.{option}=[…]"
+                    f"{'student' if option == 'taps' else 'teacher'}'s linear classifier reads; if there is one, name "
+                    f"it by a module's path: loss.{option}=[pool:in] is what goes into the module `pool`"
                 )
         check_positions(pairs)
 

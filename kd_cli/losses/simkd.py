@@ -126,6 +126,7 @@ class SimKD(Distiller):
 
     The first of the taps is projected of which the teacher's classifier, given its average over positions, makes the
     teacher's logits: the deepest feature map, as in the paper, or the embedding where another layer stands between.
+    A network without feature maps needs taps=[embedding].
 
     Args:
         reduction: the projector's inner channels are the teacher's divided by it, ≥ 1.
@@ -141,7 +142,7 @@ class SimKD(Distiller):
         self,
         reduction: int = 2,
         simkd_weight: float = 1.0,
-        taps: Sequence[str] = ("stage-1", "embedding"),
+        taps: Sequence[str] = ("final", "embedding"),
         teacher_taps: Sequence[str] | None = None,
     ) -> None:
         super().__init__(taps, teacher_taps)

@@ -6,7 +6,8 @@ else in its signature is an option of its yaml.
 
 A model publishes where its features are as an attribute `taps`: canonical name → module path, as `kd_cli.taps` reads
 it. `stage1`, `stage2`, … are the feature maps [B, C, H, W] from shallow to deep, `embedding` the classifier's input;
-`preact1`, `preact2`, … are what the last activation of each stage is given, where a stage ends with one.
+`preact1`, `preact2`, … are what the last activation of each stage is given, where a stage ends with one; `final` is the
+map that the embedding is the average of, where another layer stands between the deepest stage and it.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ class MobileNetV2(nn.Module):
         self.head = nn.Sequential(*conv_bn(channels, 1280, 1), nn.ReLU())
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(1280, num_classes)
-        self.taps = {f"stage{i + 1}": f"stages.{i}" for i in range(4)} | {"embedding": "fc:in"}
+        self.taps = {f"stage{i + 1}": f"stages.{i}" for i in range(4)} | {"final": "pool:in", "embedding": "fc:in"}
         self.taps |= {f"preact{i + 1}": f"stages.{i}" for i in range(4)}  # a projection has no activation behind it
         initialise(self, linear_std=0.01)
 

@@ -45,7 +45,7 @@ class ShuffleNet(nn.Module):
         self.head = nn.Sequential(*conv_bn(channels[-1], last, 1), nn.ReLU()) if last else nn.Sequential()
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(last or channels[-1], num_classes)
-        self.taps = {f"stage{i + 1}": f"stages.{i}" for i in range(3)} | {"embedding": "fc:in"}
+        self.taps = {f"stage{i + 1}": f"stages.{i}" for i in range(3)} | {"final": "pool:in", "embedding": "fc:in"}
 
     def forward(self, images: Tensor) -> Tensor:
         """[B, C, H, W] → [B, K]."""
@@ -56,9 +56,12 @@ class ShuffleNet(nn.Module):
 def shufflenetv1(num_classes: int, in_channels: int) -> ShuffleNet:
     """Zhang et al. 2017, arXiv:1707.01083, with 3 groups.
 
-    Taps: `stage1`…`stage3` [B, C, H, W] at a half, quarter and eighth of the size; `embedding` [B, 960].
+    Taps: `stage1`…`stage3` [B, C, H, W] at a half, quarter and eighth of the size; `preact1`…`preact3` before the ReLU;
+    `embedding` [B, 960].
     """
-    return ShuffleNet(num_classes, in_channels, block=ShuffleBlock, channels=(_STEM, 240, 480, 960))
+    network = ShuffleNet(num_classes, in_channels, block=ShuffleBlock, channels=(_STEM, 240, 480, 960))
+    network.taps |= {f"preact{i + 1}": f"stages.{i}.{blocks - 1}.relu:in" for i, blocks in enumerate(_BLOCKS)}
+    return network
 
 
 @MODELS.register("shufflenetv2")

@@ -31,7 +31,7 @@ class WideResNet(nn.Module):
         self.relu = nn.ReLU()
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(64 * width, num_classes)
-        self.taps = {f"stage{i}": f"block{i}" for i in (1, 2, 3)} | {"embedding": "fc:in"}
+        self.taps = {f"stage{i}": f"block{i}" for i in (1, 2, 3)} | {"final": "pool:in", "embedding": "fc:in"}
         self.taps |= {"preact1": "block2.0.relu1:in", "preact2": "block3.0.relu1:in", "preact3": "relu:in"}
         initialise(self)
         nn.init.zeros_(self.fc.bias)
