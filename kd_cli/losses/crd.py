@@ -145,7 +145,7 @@ class CRD(Distiller):
         of_teacher = unit(at_least_float32(self.teacher_layer(theirs.detach())))
         drawn = torch.randperm(len(self.labels), device=self.labels.device)[: self.negatives]
         excluded = (drawn == batch.ids[:, None]) | (self.labels[drawn] == batch.labels[:, None])  # [B, M]
-        loss = self._contrast(0, of_student, self.student_memory, drawn, excluded, batch.ids)
+        loss = self._contrast(0, of_student, self.teacher_memory, drawn, excluded, batch.ids)
         loss = loss + self._contrast(1, of_teacher, self.student_memory, drawn, excluded, batch.ids)
         if self.training:
             self.labels[batch.ids] = batch.labels
