@@ -50,8 +50,8 @@ def catkd_loss(student_maps: Tensor, teacher_maps: Tensor, resolution: int = 2) 
 class CATKD(Distiller):
     """Guo et al. 2023, arXiv:2304.12777: the student looks where the teacher looks, for every class.
 
-    Needs two networks whose linear classifier reads the average over positions of the tapped feature map. Where other
-    layers follow the last stage (wrn, mobilenetv2, shufflenetv2), that map is what goes into `pool`: [pool:in].
+    Needs two networks whose linear classifier reads the average over positions of the tapped feature map. `final` is
+    that map in kd's convolutional networks, also where other layers follow the last stage.
 
     Args:
         resolution: of the compared maps, ≥ 2, pixels.
