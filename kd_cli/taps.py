@@ -26,7 +26,8 @@ class Tapped:
         taps: names that the module publishes (`module.taps`) or paths of its submodules: `layer2` is the output of
             that submodule, `fc:in` its input. `stage-1` is the deepest published stage, `stage-2` the one before it;
             `stages` are all of them, `preacts` all published inputs of their last activations. `final` is the map
-            whose average over positions is the embedding: the deepest stage, unless the module publishes another.
+            whose average over positions is the embedding: the deepest stage, unless the module publishes another;
+            the embedding itself where there are no stages.
 
     Raises:
         ValueError: a tap that the module does not have.
@@ -118,7 +119,8 @@ def select(features: Mapping[str, Tensor], taps: Sequence[str]) -> list[Tensor]:
 def _published_path(module: nn.Module, tap: str) -> str:
     """`stage-1` and published names → module path; anything else is a path already."""
     published = published_taps(module)
-    tap = "stage-1" if tap == "final" and "final" not in published else tap
+    if tap == "final" and tap not in published:
+        tap = "stage-1" if _numbered(published, "stage") else "embedding"
     kind, _, back = tap.rpartition("-")
     if kind in GROUPS.values() and back.isdigit():
         names = _numbered(published, kind)

@@ -10,7 +10,7 @@ import torch
 from small import make_batch, make_student
 from torch import nn
 
-from kd_cli.taps import Tapped, published_taps
+from kd_cli.taps import Tapped, published_taps, select
 
 IMAGES = make_batch().images
 
@@ -26,6 +26,28 @@ def test_taps_are_read_by_published_name_module_path_and_side() -> None:
     torch.testing.assert_close(outputs.features["embedding"], network.stage3(second).mean(dim=(2, 3)))
     torch.testing.assert_close(outputs.logits, network.classifier(outputs.features["embedding"]))
     assert list(outputs.features) == ["stage1", "stage2.0", "stage3:in", "embedding"]
+
+
+def test_the_final_map_is_the_deepest_stage_unless_another_is_published() -> None:
+    network = make_student().eval()
+    assert torch.equal(*Tapped(network, ["final", "stage3"])(IMAGES).features.values())
+    network.taps = {**network.taps, "final": "stage2"}
+    assert torch.equal(*Tapped(network, ["final", "stage2"])(IMAGES).features.values())
+    network.taps = {"embedding": "classifier:in"}
+    assert torch.equal(*Tapped(network, ["final", "embedding"])(IMAGES).features.values())
+
+
+def test_groups_and_counts_from_the_deepest_are_read() -> None:
+    network = make_student().eval()
+    features = Tapped(network, ["stages", "stage-1", "stage-3"])(IMAGES).features
+    assert list(features) == ["stage1", "stage2", "stage3", "stage-1", "stage-3"]
+    assert torch.equal(features["stage-1"], features["stage3"])
+    assert torch.equal(features["stage-3"], features["stage1"])
+    assert [len(each[0]) for each in select(features, ["stages"])] == [4, 6, 8]
+    with pytest.raises(ValueError, match="has no tap 'stage-4'"):
+        Tapped(network, ["stage-4"])
+    with pytest.raises(ValueError, match="SmallNet publishes no preacts; it has the taps stage1"):
+        Tapped(network, ["preacts"])
 
 
 def test_reading_features_does_not_change_the_logits() -> None:
