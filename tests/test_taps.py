@@ -46,7 +46,8 @@ def test_groups_and_counts_from_the_deepest_are_read() -> None:
     assert [len(each[0]) for each in select(features, ["stages"])] == [4, 6, 8]
     with pytest.raises(ValueError, match="has no tap 'stage-4'"):
         Tapped(network, ["stage-4"])
-    with pytest.raises(ValueError, match="SmallNet publishes no preacts; it has the taps stage1"):
+    network.taps = {"embedding": "classifier:in"}
+    with pytest.raises(ValueError, match="SmallNet publishes no preacts; it has the taps embedding"):
         Tapped(network, ["preacts"])
 
 
