@@ -28,13 +28,19 @@ def expand(path: Path) -> list[Path]:
 
 
 def evaluate_saved(
-    path: Path, *, part: Part, which: str, overrides: Sequence[str], config_dirs: Sequence[str], device: torch.device
+    path: Path,
+    *,
+    part: Part,
+    which: str | None,
+    overrides: Sequence[str],
+    config_dirs: Sequence[str],
+    device: torch.device,
 ) -> dict[str, Any]:
     """Accuracy and likelihood of a saved network.
 
     Args:
         path: a run's folder, a checkpoint's folder or a .safetensors file.
-        which: `best` on validation or `last`, where `path` is a run.
+        which: `best` on validation or `last`, where `path` is a run; None: best.
         overrides: `dataset=…`, `dataset.…`, `student…` or `teacher…`, `plugins=…`; what is not given is as recorded.
 
     Raises:
@@ -47,7 +53,7 @@ def evaluate_saved(
     load_plugins(chosen["plugins"])
     dataset = _dataset(recorded, chosen, overrides)
     _check_known(source, recorded, dataset)
-    data = load_dataset(dataset)
+    data = _seen_by(source, load_dataset(dataset))
     _check_fit(source, data)
     network = _rebuild(source, recorded, chosen, overrides, data).to(device)
     load_weights(network, source)
@@ -111,6 +117,12 @@ def _dataset(recorded: Config, chosen: Config, overrides: Sequence[str]) -> dict
         kept = {key: options[key] for key in ("mean", "std") if f"dataset.{key}" not in keys}
         return {**chosen["dataset"], **kept}
     return _patched(options, overrides, "dataset")
+
+
+def _seen_by(source: Source, data: Data) -> Data:
+    """The data as the network was taught them: a specialist knows a few classes and all others as one."""
+    classes = source.record.get("specialist")
+    return data.narrowed(classes) if classes and max(classes) < data.spec.num_classes else data
 
 
 def _check_fit(source: Source, data: Data) -> None:

@@ -47,15 +47,20 @@ class Source:
         return next((row.get("val_top1") for row in rows if row["epoch"] == self.epoch), None)
 
 
-def locate(path: Path, which: str = "best") -> Source:
+def locate(path: Path, which: str | None = None) -> Source:
     """The weights behind a run's folder, a checkpoint's folder or a .safetensors file.
 
     Args:
-        which: `best` on validation or `last`, where `path` is a run.
+        which: `best` on validation or `last`, where `path` is a run; None: best.
 
     Raises:
+        ConfigError: `which` is given, and `path` is not a run.
         DataError: nothing of the kind is there, it is damaged, or its record speaks of other weights.
     """
+    if which and (path.is_file() or (path / "manifest.json").exists()):
+        raise ConfigError(
+            f"--which {which} chooses among the epochs of a run, and {path} is one checkpoint; leave it out"
+        )
     if path.suffix == ".safetensors" and path.is_file():
         if (path.parent / "manifest.json").exists():
             return locate(path.parent)
@@ -67,9 +72,9 @@ def locate(path: Path, which: str = "best") -> Source:
         stages = [stage.name for stage in (path / "teacher", path / "distilled") if (stage / "run.json").exists()]
         hint = f"; it is a comparison, name one of its runs: {path / stages[0]}" if stages else ""
         raise DataError(f"{path} is not a completed run, a checkpoint or a .safetensors file{hint}")
-    epoch = result["best_epoch"] if which == "best" else result["epochs"]
+    epoch = result["epochs"] if which == "last" else result["best_epoch"]
     source = _from_checkpoint(Checkpoint(path / "checkpoints" / f"epoch-{epoch:04d}"))
-    recorded = result["weights_sha256"][which]
+    recorded = result["weights_sha256"][which or "best"]
     if source.sha256 != recorded:
         raise DataError(
             f"{source.weights} is not what its record says: result.json has SHA-256 {recorded[:12]}…, "

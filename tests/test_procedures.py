@@ -101,6 +101,10 @@ def test_specialists_learn_the_classes_that_the_teacher_confuses(kd) -> None:
     assert "specialist-1 tells apart" in shown.out
     assert sources("distilled") == ["teacher", "specialist-1", "specialist-2"]
     assert record("specialist-1")["data"]["classes"][-1] == "other"
+    result = json.loads(Path("there/result.json").read_text())
+    evaluated = kd("evaluate", "there", "--json").json["evaluations"]
+    assert [row["top1"] for row in evaluated] == [result[Path(row["run"]).name]["test_top1"] for row in evaluated]
+    assert len(evaluated) == 5
 
 
 def test_narrowed_data_have_the_same_images_and_other_labels() -> None:

@@ -245,6 +245,8 @@ def test_evaluate_repeats_the_recorded_accuracy_and_takes_other_data(kd) -> None
     )
     last = kd("evaluate", run, "--which", "last", "--json").json["evaluations"][0]
     assert last["top1"] == result["baseline"]["test_top1_last"]
+    one = f"{run}/checkpoints/epoch-0002"
+    assert "is one checkpoint; leave it out" in kd("evaluate", one, "--which", "best", code=2).message
     other = kd("evaluate", run, "dataset.seed=7", "--json").json["evaluations"][0]
     assert other["images"] == 100
     assert "do not fit" in kd("evaluate", run, "dataset.num_classes=3", code=3).message

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Optional
 
 import typer
 
@@ -42,8 +42,9 @@ def command(
     ],
     part: Annotated[Part, typer.Option(help="Which images.")] = Part.test,
     which: Annotated[
-        Which, typer.Option(help="Which epoch of a run: the best on validation, or the last.")
-    ] = Which.best,
+        Optional[Which],  # noqa: UP045 - Typer reads it on Python 3.10
+        typer.Option(help="Which epoch of a run: the best on validation, or the last.", show_default="best"),
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     config_dir: ConfigDir = None,
     json: Json = False,
@@ -64,7 +65,7 @@ def command(
         evaluate_saved(
             run,
             part=part.value,
-            which=which.value,
+            which=None if which is None else which.value,
             overrides=overrides,
             config_dirs=config_dir or [],
             device=pick_device(device),
