@@ -13,22 +13,20 @@ import torch
 from torch import nn
 
 from kd_cli import console, handover
+from kd_cli.build import build_network, build_peer, build_task, kind_of_teacher, pick_device, rehearse
 from kd_cli.config import Config, Launch, Stage, stage_recipe
 from kd_cli.data.base import Data, check_dataset, load_dataset
 from kd_cli.errors import ConfigError, DataError, Interrupted, Terminated
 from kd_cli.evaluate import confusion_matrix
 from kd_cli.fit import Result, fit
 from kd_cli.handover import Known
-from kd_cli.losses.base import build_loss
 from kd_cli.models.base import MODELS
 from kd_cli.plan import Training, check_procedure, model_options, plan, single
 from kd_cli.provenance import provenance
 from kd_cli.rundir import RunDir
-from kd_cli.seeds import derive_seed
-from kd_cli.source import copy_body, model_shape, recorded_result
-from kd_cli.task import Distillation, Supervised
+from kd_cli.source import copy_body, recorded_result
+from kd_cli.task import Supervised
 from kd_cli.teachers import check_groups, check_weights, confusable_groups
-from kd_cli.trainer import seed_dropout
 
 _EVAL_BATCH = 500  # images per forward pass of a teacher that is measured
 _PROCEDURES = {"specialists", "assistants", "generations"}
@@ -71,7 +69,9 @@ def compare(config: Config, launch: Launch) -> Result:
         recorded = recorded_result(given[0].path) if len(given) == 1 else None
         results: dict[str, Result] = {"teacher": recorded} if recorded else {}
         models: dict[str, Mapping[str, Any]] = {}
-        for training in plan(config, teacher=kind_of_teacher(config), given=bool(given)):
+        trainings = plan(config, teacher=kind_of_teacher(config), given=bool(given))
+        rehearse(config, trainings, data)
+        for training in trainings:
             models[training.name] = training.model
             with RunDir.open(run.path / training.name, _identity(launch, training.stage), config, exact=True) as part:
                 teachers = [Known(run.path / name, models[name]) for name in training.teachers] or given
@@ -112,51 +112,6 @@ def check(config: Config) -> None:
         check_weights(config["ensemble"]["weights"], len(given) if len(given) > 1 else config["ensemble"]["size"])
     except ValueError as error:
         raise ConfigError(f"ensemble.{error}") from error
-
-
-def pick_device(name: str) -> torch.device:
-    """The device; `auto` is the fastest that is there.
-
-    Raises:
-        ConfigError: a device that is unknown or not there.
-    """
-    there = ["mps"] if torch.backends.mps.is_available() else []
-    there = [*(f"cuda:{index}" for index in range(torch.cuda.device_count())), *there, "cpu"]
-    if name == "auto":
-        return torch.device(there[0])
-    if name not in (*there, *(kind.partition(":")[0] for kind in there)):
-        known = ", ".join(["auto", *there])
-        raise ConfigError(f"device: {name!r} is not on this machine; type device=… with one of {known}")
-    return torch.device(name)
-
-
-def build_network(options: Mapping[str, Any], role: str, seed: int, data: Data, device: torch.device) -> nn.Module:
-    """A network with its first weights: a pure function of the seed and the network's options."""
-    seed_dropout(derive_seed(seed, "weights"), device)
-    network = MODELS.build(options, where=role, **model_shape(data))
-    return network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
-
-
-def build_task(
-    config: Config, student: nn.Module, teacher: nn.Module | None, data: Data, label_smoothing: float
-) -> Distillation:
-    """The student's task with the loss of the configuration.
-
-    Raises:
-        ConfigError: the loss cannot work on this pair.
-    """
-    method, mix = build_loss(config["loss"])
-    name = config["loss"]["name"]
-    try:
-        return Distillation(student, teacher, method, mix, data.spec, name=name, label_smoothing=label_smoothing)
-    except ValueError as error:
-        raise ConfigError(f"loss={name} cannot work on this pair: {error}") from error
-
-
-def build_peer(config: Config, seed: int, data: Data, device: torch.device) -> nn.Module:
-    """The second network of a method that trains one beside the student."""
-    options = model_options(config, "teacher")
-    return build_network(options, "teacher", derive_seed(seed, "peer"), data, device)
 
 
 def _learn(
@@ -233,7 +188,7 @@ def _take_teacher(
 
 
 def _say_unused(launch: Launch, stage: Stage) -> None:
-    for key in sorted(key for key in launch.given if key.partition(".")[0] in _UNUSED[stage]):
+    for key in sorted(key for key in launch.given if {key, key.partition(".")[0]} & _UNUSED[stage]):
         console.notice(f"{key} has no effect on kd {launch.command}")
 
 
@@ -255,12 +210,6 @@ def _check_specialists(config: Config, data: Data) -> None:
         raise ConfigError(str(error)) from error
     if wanted["groups"] and not data.size("val"):
         raise ConfigError("specialists.groups needs validation images; type dataset.val_fraction=0.1")
-
-
-def kind_of_teacher(config: Config) -> str:
-    """What the loss asks of a teacher: `frozen`, `trained` or `none`."""
-    method, mix = build_loss(config["loss"])
-    return method.teacher if mix.weight else "none"
 
 
 def open_data(config: Config) -> Data:

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from kd_cli.build import build_network, build_peer, build_task, kind_of_teacher, pick_device
 from kd_cli.config import Config, stage_recipe
 from kd_cli.data.base import Data
-from kd_cli.experiment import build_network, build_peer, build_task, check, kind_of_teacher, open_data, pick_device
+from kd_cli.experiment import check, open_data
 from kd_cli.models.base import count_parameters
 from kd_cli.plan import model_options
 from kd_cli.seeds import derive_seed
@@ -104,7 +105,7 @@ def _facts(config: Config, role: str, network: nn.Module, images: Tensor) -> dic
 
 
 def _step_seconds(task: Task, batch: Batch) -> float:
-    """The fastest of a few forward and backward passes, the first not counted."""
+    """The fastest of a few forward and backward passes: the first one also warms up."""
     return min(_timed(lambda: _step(task, batch)) for _ in range(_REPEATS + 1))
 
 

@@ -34,7 +34,7 @@ FLOORS = (
     {"task"},
     {"trainer"},
     {"teachers", "source"},
-    {"handover", "fit"},
+    {"handover", "fit", "build"},
     {"host", "experiment", "completion", "sweep", "saved"},
     {"trial"},
     {"hydra_command"},

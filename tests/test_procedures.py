@@ -137,6 +137,15 @@ def test_procedures_that_cannot_be_are_refused(options: list[str], complaint: st
     assert complaint in kd("run", *SMALL, *options, code=2).message
 
 
+@pytest.mark.parametrize("procedure", [(), ("assistants=[{name: cnn}]",), ("ensemble.size=2",)])
+def test_a_loss_that_cannot_work_on_a_pair_is_refused_before_anything_is_trained(
+    procedure: tuple[str, ...], kd
+) -> None:
+    refused = kd("run", *RUN, "teacher=cnn", *procedure, "loss=at", code=2)
+    assert "loss=at cannot work on this pair" in refused.message
+    assert "epoch" not in refused.out
+
+
 def test_a_loss_without_a_teacher_trains_none(kd) -> None:
     result = kd("run", *RUN, "loss=label_smoothing", "--json").json
     assert "teacher" not in result

@@ -58,7 +58,7 @@ def command(
         raise ConfigError(
             f"there is no run {missing[0]}" if missing else "name a run: kd evaluate outputs/…; kd list runs"
         )
-    from kd_cli.experiment import pick_device
+    from kd_cli.build import pick_device
     from kd_cli.saved import evaluate_saved, expand
 
     rows = [

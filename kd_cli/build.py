@@ -1,0 +1,92 @@
+"""From a configuration to devices, networks and tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from kd_cli.config import Config
+from kd_cli.data.base import Data
+from kd_cli.errors import ConfigError
+from kd_cli.losses.base import build_loss
+from kd_cli.models.base import MODELS
+from kd_cli.plan import Training, model_options
+from kd_cli.seeds import derive_seed
+from kd_cli.source import model_shape
+from kd_cli.task import Distillation
+from kd_cli.teachers import Ensemble
+from kd_cli.trainer import seed_dropout
+
+
+def pick_device(name: str) -> torch.device:
+    """The device; `auto` is the fastest that is there.
+
+    Raises:
+        ConfigError: a device that is unknown or not there.
+    """
+    there = ["mps"] if torch.backends.mps.is_available() else []
+    there = [*(f"cuda:{index}" for index in range(torch.cuda.device_count())), *there, "cpu"]
+    if name == "auto":
+        return torch.device(there[0])
+    if name not in (*there, *(kind.partition(":")[0] for kind in there)):
+        known = ", ".join(["auto", *there])
+        raise ConfigError(f"device: {name!r} is not on this machine; type device=… with one of {known}")
+    return torch.device(name)
+
+
+def build_network(options: Mapping[str, Any], role: str, seed: int, data: Data, device: torch.device) -> nn.Module:
+    """A network with its first weights: a pure function of the seed and the network's options."""
+    seed_dropout(derive_seed(seed, "weights"), device)
+    network = MODELS.build(options, where=role, **model_shape(data))
+    return network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+
+
+def build_task(
+    config: Config, student: nn.Module, teacher: nn.Module | None, data: Data, label_smoothing: float
+) -> Distillation:
+    """The student's task with the loss of the configuration.
+
+    Raises:
+        ConfigError: the loss cannot work on this pair.
+    """
+    method, mix = build_loss(config["loss"])
+    name = config["loss"]["name"]
+    try:
+        return Distillation(student, teacher, method, mix, data.spec, name=name, label_smoothing=label_smoothing)
+    except ValueError as error:
+        raise ConfigError(f"loss={name} cannot work on this pair: {error}") from error
+
+
+def build_peer(config: Config, seed: int, data: Data, device: torch.device) -> nn.Module:
+    """The second network of a method that trains one beside the student."""
+    options = model_options(config, "teacher")
+    return build_network(options, "teacher", derive_seed(seed, "peer"), data, device)
+
+
+def kind_of_teacher(config: Config) -> str:
+    """What the loss asks of a teacher: `frozen`, `trained` or `none`."""
+    method, mix = build_loss(config["loss"])
+    return method.teacher if mix.weight else "none"
+
+
+def rehearse(config: Config, plan: Sequence[Training], data: Data) -> None:
+    """Binds every student of a plan to networks like those that will teach it, so that no training is in vain.
+
+    Raises:
+        ConfigError: the loss cannot work on one of the pairs.
+    """
+    kind, device = kind_of_teacher(config), torch.device("cpu")
+    networks: dict[str, nn.Module] = {}
+    for training in plan:
+        role = "teacher" if training.stage == "teacher" else "student"
+        network = build_network(training.model, role, training.seed, data, device)
+        if training.stage == "distilled" and kind != "none":
+            known = [networks[name] for name in training.teachers]
+            teacher = known[0] if known else build_peer(config, training.seed, data, device)
+            given = config["teacher"].get("checkpoint")
+            several = len(known) > 1 or (not known and isinstance(given, list) and len(given) > 1)
+            network = build_task(config, network, Ensemble([teacher]) if several else teacher, data, 0.0).deployed
+        networks[training.name] = network
