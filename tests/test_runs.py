@@ -9,6 +9,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -26,6 +29,19 @@ def weights(run: str | Path, epoch: int = 2) -> dict[str, torch.Tensor]:
 
 def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+@contextmanager
+def started(*words: str, **streams: int) -> Iterator[subprocess.Popen[str]]:
+    """`kd` in a process of its own, killed at the end. Ctrl-C reaches it even if it is ignored here (`nohup … &`)."""
+    reachable = partial(signal.signal, signal.SIGINT, signal.default_int_handler)
+    command = [sys.executable, "-m", "kd_cli", *words]
+    process = subprocess.Popen(command, text=True, preexec_fn=reachable, **streams)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
 
 
 def test_run_compares_three_networks_and_its_json_is_what_the_screen_says(kd) -> None:
@@ -145,14 +161,10 @@ def test_a_method_without_a_teacher_needs_none(kd) -> None:
 @pytest.mark.parametrize("how", ["resume", "again"])
 def test_a_killed_comparison_goes_on_and_ends_with_the_same_bits(kd, how: str) -> None:
     command = ["run", *SMALL, "trainer.epochs=12", "dataset.augment=flip"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "kd_cli", *command, "hydra.run.dir=killed"], stdout=subprocess.DEVNULL
-    )
-    deadline = time.monotonic() + 60
-    while not list(Path("killed/baseline/checkpoints").glob("epoch-0003")) and process.poll() is None:
-        assert time.monotonic() < deadline
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    with started(*command, "hydra.run.dir=killed", stdout=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 60
+        while not list(Path("killed/baseline/checkpoints").glob("epoch-0003")) and process.poll() is None:
+            assert time.monotonic() < deadline
     assert not Path("killed/result.json").exists()
     assert kd("list", "runs", "--outputs", ".", "--json").json["runs"][-1]["status"] == "interrupted"
     again = ["resume", "killed"] if how == "resume" else [*command, "hydra.run.dir=killed"]
@@ -167,11 +179,11 @@ def test_a_killed_comparison_goes_on_and_ends_with_the_same_bits(kd, how: str) -
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_stopped_run_says_how_to_go_on(kd, number: signal.Signals, code: int) -> None:
     command = ["train-baseline", *SMALL, "trainer.epochs=2000", "hydra.run.dir=stopped"]
-    process = subprocess.Popen([sys.executable, "-m", "kd_cli", *command], stderr=subprocess.PIPE, text=True)
-    while not Path("stopped/metrics.jsonl").exists():
-        assert process.poll() is None
-    process.send_signal(number)
-    _, printed = process.communicate(timeout=60)
+    with started(*command, stderr=subprocess.PIPE) as process:
+        while not Path("stopped/metrics.jsonl").exists():
+            assert process.poll() is None
+        process.send_signal(number)
+        _, printed = process.communicate(timeout=60)
     assert process.returncode == code
     assert "kd resume" in printed
     assert "Traceback" not in printed
@@ -328,11 +340,11 @@ def test_a_damaged_best_checkpoint_means_a_new_start_and_the_same_end(kd) -> Non
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_stopped_sweep_stops_and_says_what_is_done(number: signal.Signals, code: int) -> None:
     command = ["train-baseline", "-m", *SMALL, "trainer.epochs=2000", "seed=0,1", "hydra.sweep.dir=swept", "--json"]
-    process = subprocess.Popen([sys.executable, "-m", "kd_cli", *command], stdout=subprocess.PIPE, text=True)
-    while not Path("swept/seed=0/metrics.jsonl").exists():
-        assert process.poll() is None
-    process.send_signal(number)
-    printed, _ = process.communicate(timeout=60)
+    with started(*command, stdout=subprocess.PIPE) as process:
+        while not Path("swept/seed=0/metrics.jsonl").exists():
+            assert process.poll() is None
+        process.send_signal(number)
+        printed, _ = process.communicate(timeout=60)
     assert process.returncode == code
     assert [point["status"] for point in json.loads(printed)["points"]] == ["interrupted", "not started"]
     assert not Path("swept/seed=1/run.json").exists()
