@@ -27,10 +27,11 @@ class Tapped:
             that submodule, `fc:in` its input. `stage-1` is the deepest published stage, `stage-2` the one before it;
             `stages` are all of them, `preacts` all published inputs of their last activations. `final` is the map
             whose average over positions is the embedding: the deepest stage, unless the module publishes another;
-            the embedding itself where there are no stages.
+            the embedding itself where there are no stages. What a path names is copied, so that it is what the
+            submodule gave even where a later layer works on that in place, as behind `bn2` of torchvision's ResNet.
 
     Raises:
-        ValueError: a tap that the module does not have.
+        ValueError: a tap that the module does not have, or, when it runs, one that is no tensor.
     """
 
     def __init__(self, module: nn.Module, taps: Sequence[str] = ()) -> None:
@@ -51,15 +52,17 @@ class Tapped:
             self._kept.features = None  # or the graph of this batch would live on beside the next one's
 
     def _hook(self, tap: str) -> None:
-        path, _, side = _published_path(self.module, tap).partition(":")
+        resolved = _published_path(self.module, tap)
+        path, _, side = resolved.partition(":")
         modules = dict(self.module.named_modules())
         if not path or path not in modules or side not in ("", "in"):
             known = [*published_taps(self.module), *filter(None, modules)]
             raise ValueError(f"{type(self.module).__name__} has no tap {tap!r}{suggest(tap, known)}")
+        copied = tap == resolved and tap not in published_taps(self.module)
         if side == "in":
-            modules[path].register_forward_pre_hook(partial(self._kept.input, tap))
+            modules[path].register_forward_pre_hook(partial(self._kept.input, tap, copied))
         else:
-            modules[path].register_forward_hook(partial(self._kept.output, tap))
+            modules[path].register_forward_hook(partial(self._kept.output, tap, copied))
 
 
 class _Kept:
@@ -72,14 +75,21 @@ class _Kept:
     def __init__(self) -> None:
         self.features: dict[str, Tensor] | None = None
 
-    def input(self, tap: str, module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        if self.features is not None:
-            overwritten = getattr(module, "inplace", False)  # and so would its output be what is kept
-            self.features[tap] = inputs[0].clone() if overwritten else inputs[0]
+    def input(self, tap: str, copied: bool, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        overwritten = getattr(module, "inplace", False)  # and so would its output be what is kept
+        self._keep(tap, inputs[0], copied or overwritten)
 
-    def output(self, tap: str, _module: nn.Module, _inputs: tuple[Any, ...], output: Any) -> None:
-        if self.features is not None:
-            self.features[tap] = output
+    def output(self, tap: str, copied: bool, _module: nn.Module, _inputs: tuple[Any, ...], output: Any) -> None:
+        self._keep(tap, output, copied)
+
+    def _keep(self, tap: str, feature: Any, copied: bool) -> None:
+        if self.features is None:
+            return
+        if not isinstance(feature, Tensor):
+            raise ValueError(
+                f"taps: {tap} is a {type(feature).__name__} and no tensor; take a layer inside or behind it"
+            )
+        self.features[tap] = feature.clone() if copied else feature
 
 
 def published_taps(module: nn.Module) -> Mapping[str, str]:

@@ -15,7 +15,7 @@ from small import CPU, SPEC, SmallNet, loss_options, make_batch, make_data, make
 from torch import Tensor, nn
 
 from kd_cli.errors import ConfigError
-from kd_cli.losses.base import Distiller, Mix, build_loss
+from kd_cli.losses.base import LOSSES, Distiller, Mix, build_loss
 from kd_cli.losses.kdsvd import eigenvectors, kdsvd_loss, singular_vectors
 from kd_cli.losses.vid import Gaussian
 from kd_cli.recipe import Recipe
@@ -35,7 +35,7 @@ def outputs(side: int, classes: int = 10) -> Outputs:
     features = draw([*stages, (6, 7 - side)], seed=side)
     named = {f"stage{i + 1}": feature for i, feature in enumerate(features[:-1])}
     named |= {"stage-1": features[-2], "stage-2": features[-3], "embedding": features[-1]}
-    return Outputs(torch.zeros(6, classes, dtype=torch.float64), named)
+    return Outputs(draw([(6, classes)], seed=2 + side)[0], named)
 
 
 def bound(name: str, student: Outputs, teacher: Outputs, **options: Any) -> Distiller:
@@ -200,6 +200,33 @@ def test_a_pair_that_cannot_be_is_refused_with_a_reason(name: str, options: dict
 def test_a_number_outside_its_range_is_refused_by_its_key(name: str, option: str, value: float) -> None:
     with pytest.raises(ConfigError, match=rf"^loss\.{option}: {value} is not possible; it must be "):
         build_loss({**loss_options(name), option: value})
+
+
+@pytest.mark.parametrize("name", ["at", "nst"])
+def test_a_stage_of_one_pixel_adds_nothing_and_does_not_forbid_the_others(name: str) -> None:
+    student, teacher, batch = outputs(0), outputs(1), make_batch(6)
+    first, deepest = (student.features[f"stage{i}"] for i in (1, 2))
+    both = Outputs(student.logits, {"stage1": first, "stage2": deepest[:, :, :1, :1]})
+    one, told = (
+        Outputs(student.logits, {"stage1": first}),
+        Outputs(teacher.logits, {"stage1": teacher.features["stage2"]}),
+    )
+    expected = bound(name, one, told)(one, told, batch)
+    torch.testing.assert_close(bound(name, both, teacher)(both, teacher, batch), expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [
+        (name, option)
+        for name in LOSSES.names()
+        for option in ("taps", "teacher_taps")
+        if loss_options(name).get("taps") and option in loss_options(name)
+    ],
+)
+def test_an_empty_list_of_taps_is_refused_where_features_are_needed(name: str, option: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^loss\.{option}: \[\] is not possible; the method reads one"):
+        build_loss({**loss_options(name), option: []})
 
 
 def with_singular_values(values: Sequence[float]) -> Tensor:

@@ -162,6 +162,40 @@ def test_the_input_of_an_activation_in_place_is_what_it_was_given() -> None:
     assert torch.equal(outputs.features["2:in"].relu(), outputs.logits)
 
 
+class InPlace(nn.Module):
+    """Two layers, and between them a sum and a ReLU in place, as in torchvision's ResNet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(768, 10)
+        self.second = nn.Linear(10, 10)
+        self.both = nn.Identity()
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self.both((images, images))
+        maps = self.first(images.flatten(1))
+        maps += 1
+        return self.second(maps.relu_())
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_the_output_that_a_path_names_is_what_the_module_gave_even_if_it_is_overwritten(grad: bool) -> None:
+    network = InPlace()
+    with torch.inference_mode(not grad):
+        outputs = Tapped(network, ["first", "second:in"])(IMAGES)
+        assert torch.equal(outputs.features["first"], network.first(IMAGES.flatten(1)))
+        assert torch.equal(outputs.features["second:in"], (outputs.features["first"] + 1).relu())
+    if grad:
+        outputs.features["first"].sum().backward()
+        assert network.first.weight.grad.any()
+
+
+@pytest.mark.parametrize("tap", ["both", "both:in"])
+def test_a_tap_that_is_no_tensor_is_refused(tap: str) -> None:
+    with pytest.raises(ValueError, match=f"^taps: {tap} is a tuple and no tensor; take a layer inside or behind it"):
+        Tapped(InPlace(), [tap])(IMAGES)
+
+
 def test_of_a_module_that_runs_twice_the_last_call_counts() -> None:
     class Twice(nn.Module):
         def __init__(self) -> None:

@@ -94,6 +94,19 @@ def check_stages(pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
         raise ValueError(f"taps: successive stages are compared, and both networks need two of them, not {len(pairs)}")
 
 
+def check_channels(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor]) -> None:
+    """Refuses stages of different channel counts where each channel has its counterpart.
+
+    Raises:
+        ValueError: unless every two maps of the same place have as many channels.
+    """
+    for ours, theirs in zip(student_maps, teacher_maps, strict=True):
+        if ours.shape[1] != theirs.shape[1]:
+            raise ValueError(
+                f"taps: stages are compared entry by entry, and {ours.shape[1]} channels are not {theirs.shape[1]}"
+            )
+
+
 def as_maps(feature: Tensor) -> Tensor:
     """Feature maps [B, C, H, W] as they are, vectors [B, D] as maps of one pixel [B, D, 1, 1].
 

@@ -89,7 +89,7 @@ class Adversarial(Distiller):
         taps: Sequence[str] = (),
         teacher_taps: Sequence[str] | None = None,
     ) -> None:
-        super().__init__(taps, teacher_taps)
+        super().__init__(taps or None, teacher_taps)
         self.discriminator_lr = require("discriminator_lr", discriminator_lr, above=0.0)
         require("hidden", hidden, low=1)
         self.hidden = hidden

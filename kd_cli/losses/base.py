@@ -39,7 +39,7 @@ class Distiller(nn.Module):
         fades: whether it is 0 from some epoch on by a schedule of its own.
 
     Raises:
-        ValueError: single features of the one network and not as many of the other.
+        ValueError: an empty list, or single features of the one network and not as many of the other.
     """
 
     taps: tuple[str, ...] = ()
@@ -48,6 +48,9 @@ class Distiller(nn.Module):
 
     def __init__(self, taps: Sequence[str] | None = None, teacher_taps: Sequence[str] | None = None) -> None:
         super().__init__()
+        for option, names in (("taps", taps), ("teacher_taps", teacher_taps)):
+            if names is not None and not names:
+                raise ValueError(f"{option}: [] is not possible; the method reads one feature at least")
         self.taps = tuple(type(self).taps if taps is None else taps)
         self.teacher_taps = self.taps if teacher_taps is None else tuple(teacher_taps)
         named = not GROUPS.keys() & {*self.taps, *self.teacher_taps}

@@ -55,7 +55,8 @@ class CATKD(Distiller):
 
     Args:
         resolution: of the compared maps, ≥ 2, pixels.
-        cat_weight: ≥ 0.
+        cat_weight: ≥ 0. (The authors' code takes 15 to 600 for different pairs. For networks of one family it leaves
+            the maps' lengths as they are, and weighs by 0.7 to 15.)
         taps: the student's feature map in front of the global average, [B, C, H, W].
         teacher_taps: the teacher's; null: the same name.
 

@@ -42,7 +42,7 @@ class FitNet(Distiller):
     The regressor is a learned 1×1 convolution (of vectors a linear layer) from the student's channels to the teacher's,
     and the larger map is averaged to the size of the smaller. (The paper's regressor is a convolution without padding
     that is as wide as the sizes differ, and its hints are a training phase of their own, before the distillation; here
-    both are learned together, as in the usual comparisons.)
+    both are learned together, as in the usual comparisons, whose regressor has batch normalisation and a ReLU besides.)
 
     Args:
         fitnet_weight: ≥ 0.

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kd_cli.losses.adapters import check_stages, matching, same_size
+from kd_cli.losses.adapters import check_channels, check_stages, matching, same_size
 from kd_cli.losses.base import LOSSES, Distiller
 from kd_cli.losses.common import at_least_float32, inner_products
 from kd_cli.ranges import require
@@ -31,11 +31,7 @@ def fsp_loss(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor]) -> 
     Raises:
         ValueError: if a stage has other channels in the student than in the teacher.
     """
-    for ours, theirs in zip(student_maps, teacher_maps, strict=True):
-        if ours.shape[1] != theirs.shape[1]:
-            raise ValueError(
-                f"taps: matrices are compared entry by entry, and {ours.shape[1]} channels are not {theirs.shape[1]}"
-            )
+    check_channels(student_maps, teacher_maps)
     flows = zip(pairwise(student_maps), pairwise(teacher_maps), strict=True)
     return torch.stack([F.mse_loss(flow(*ours), flow(*theirs).detach()) for ours, theirs in flows]).sum()
 

@@ -66,7 +66,8 @@ class FT(Distiller):
     Args:
         power: p of the distance, 1 or 2.
         rate: k of the paper: the factors' share of the teacher's channels, > 0.
-        ft_weight: of the distance of the factors, ≥ 0.
+        ft_weight: of the distance of the factors, ≥ 0. (200 is that of CRD's comparison, for its reduced factors; the
+            authors' code weighs the distance that is taken here by 500.)
         reconstruction_weight: of the paraphraser's own loss, > 0; of no use to the student but as a learning rate.
         taps: the student's feature, [B, C, H, W] or [B, D].
         teacher_taps: the teacher's; null: the same name.

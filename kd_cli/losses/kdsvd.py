@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kd_cli.losses.adapters import check_stages, matching
+from kd_cli.losses.adapters import check_channels, check_stages, matching
 from kd_cli.losses.base import LOSSES, Distiller
 from kd_cli.losses.common import at_least_float32, inner_products, unit
 from kd_cli.ranges import require
@@ -43,11 +43,7 @@ def kdsvd_loss(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor], k
     Raises:
         ValueError: if a stage has other channels in the student than in the teacher.
     """
-    for ours, theirs in zip(student_maps, teacher_maps, strict=True):
-        if ours.shape[1] != theirs.shape[1]:
-            raise ValueError(
-                f"taps: vectors are compared entry by entry, and {ours.shape[1]} channels are not {theirs.shape[1]}"
-            )
+    check_channels(student_maps, teacher_maps)
     vectors = [aligned_vectors(*pair, k) for pair in zip(student_maps, teacher_maps, strict=True)]
     student, teacher = zip(*vectors, strict=True)
     steps = zip(pairwise(student), pairwise(teacher), strict=True)

@@ -76,8 +76,8 @@ class ReviewKD(Distiller):
     """Chen et al. 2021, arXiv:2104.09044: a student's stage, fused with all deeper ones, learns the teacher's stage.
 
     From the deepest stage to the shallowest, each is fused with what the deeper ones became, and compared with the
-    teacher's stage of the same rank. (The authors' code for CIFAR also has the embedding as one more, deepest stage:
-    taps=[stages,embedding].)
+    teacher's stage of the same rank. (The authors' code for CIFAR compares with the teacher's features before the last
+    ReLU, and has the embedding as one more, deepest stage: taps=[stages,embedding] teacher_taps=[preacts,embedding].)
 
     Args:
         channels: of the fused maps at most, ≥ 1; never more than the student's deepest stage has.

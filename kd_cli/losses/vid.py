@@ -73,8 +73,8 @@ class VID(Distiller):
     """Ahn et al. 2019, arXiv:1904.05835: the student keeps the information that the teacher's features hold.
 
     Summed over the stages. The mean is predicted by two learned 1×1 convolutions (of vectors linear layers) with a ReLU
-    between them, and without batch normalisation, which cannot learn from one image of one pixel. A loss below 0 is no
-    error: it is a log-likelihood.
+    between them (the usual code has three and two), and without batch normalisation, which cannot learn from one image
+    of one pixel. A loss below 0 is no error: it is a log-likelihood.
 
     Args:
         initial_variance: of every channel before the first step; it is learned. > 1e-5, which is the least.
