@@ -72,8 +72,11 @@ def kind_of_teacher(config: Config) -> str:
     return method.teacher if mix.weight else "none"
 
 
-def rehearse(config: Config, plan: Sequence[Training], data: Data) -> None:
+def rehearse(config: Config, plan: Sequence[Training], data: Data, given: nn.Module | None) -> None:
     """Binds every student of a plan to networks like those that will teach it, so that no training is in vain.
+
+    Args:
+        given: what teaches where no part of the plan does.
 
     Raises:
         ConfigError: the loss cannot work on one of the pairs.
@@ -85,8 +88,12 @@ def rehearse(config: Config, plan: Sequence[Training], data: Data) -> None:
         network = build_network(training.model, role, training.seed, data, device)
         if training.stage == "distilled" and kind != "none":
             known = [networks[name] for name in training.teachers]
-            teacher = known[0] if known else build_peer(config, training.seed, data, device)
-            given = config["teacher"].get("checkpoint")
-            several = len(known) > 1 or (not known and isinstance(given, list) and len(given) > 1)
-            network = build_task(config, network, Ensemble([teacher]) if several else teacher, data, 0.0).deployed
+            teacher = Ensemble(known) if len(known) > 1 else known[0] if known else given
+            if teacher is None:
+                teacher = build_peer(config, training.seed, data, device)
+            try:
+                network = build_task(config, network, teacher, data, 0.0).deployed
+            except ConfigError as error:
+                pair = f"{' + '.join(training.teachers) or 'teacher'} → {training.name}"
+                raise ConfigError(f"{pair}: {error}") from error
         networks[training.name] = network

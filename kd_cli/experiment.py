@@ -18,10 +18,10 @@ from kd_cli.config import Config, Launch, Stage, stage_recipe
 from kd_cli.data.base import Data, check_dataset, load_dataset
 from kd_cli.errors import ConfigError, DataError, Interrupted, Terminated
 from kd_cli.evaluate import confusion_matrix
-from kd_cli.fit import Result, fit
+from kd_cli.fit import Result, check_recipe, fit
 from kd_cli.handover import Known
 from kd_cli.models.base import MODELS
-from kd_cli.plan import Training, check_procedure, model_options, plan, single
+from kd_cli.plan import Training, check_procedure, model_options, plan, procedures, single
 from kd_cli.provenance import provenance
 from kd_cli.rundir import RunDir
 from kd_cli.source import copy_body, recorded_result
@@ -43,7 +43,7 @@ def train(config: Config, launch: Launch, stage: Stage) -> Result:
     with _opened(launch.folder, config, launch, stage, exact=launch.exact) as run:
         if run.result is not None:
             return _already(run)
-        _say_unused(launch, stage)
+        _say_unused(config, launch, stage)
         return _supervised(config, single(config, stage), run, open_data(config))
 
 
@@ -53,7 +53,7 @@ def distill(config: Config, launch: Launch) -> Result:
     with _opened(launch.folder, config, launch, "distilled", exact=launch.exact) as run:
         if run.result is not None:
             return _already(run)
-        _say_unused(launch, "distilled")
+        _say_unused(config, launch, "distilled")
         return _distilled(config, launch, single(config, "distilled"), run, open_data(config), _given(config))
 
 
@@ -63,14 +63,13 @@ def compare(config: Config, launch: Launch) -> Result:
     with _opened(launch.folder, config, launch, None, exact=launch.exact) as run:
         if run.result is not None:
             return _already(run)
-        start, data = time.monotonic(), open_data(config)
-        _check_specialists(config, data)
-        given = _given(config)
-        recorded = recorded_result(given[0].path) if len(given) == 1 else None
+        _say_unused(config, launch, None)
+        start, data, given = time.monotonic(), open_data(config), _given(config)
+        trainings = prepare(config, data)
+        used = len(given) == 1 and kind_of_teacher(config) != "trained"
+        recorded = recorded_result(given[0].path) if used else None
         results: dict[str, Result] = {"teacher": recorded} if recorded else {}
         models: dict[str, Mapping[str, Any]] = {}
-        trainings = plan(config, teacher=kind_of_teacher(config), given=bool(given))
-        rehearse(config, trainings, data)
         for training in trainings:
             models[training.name] = training.model
             with RunDir.open(run.path / training.name, _identity(launch, training.stage), config, exact=True) as part:
@@ -80,6 +79,27 @@ def compare(config: Config, launch: Launch) -> Result:
         result = {"run": str(run.path), "seconds": seconds, **_comparison(config, results), **results}
         run.finish(result)
         return result
+
+
+def prepare(config: Config, data: Data) -> list[Training]:
+    """The parts of `kd run`, when all that can be wrong with them was looked for: no training shall be in vain.
+
+    Raises:
+        ConfigError: options, recipes or pairs that cannot work.
+        DataError: a given teacher that is damaged, not what its record says, or for other classes.
+    """
+    _check_specialists(config, data)
+    kind, given, device = kind_of_teacher(config), _given(config), pick_device(config["device"])
+    trainings = plan(config, teacher=kind, given=bool(given))
+    for training in trainings:
+        check_recipe(stage_recipe(config, training.stage), data, device)
+    network = None
+    if given and kind == "frozen":
+        weights = config["ensemble"]["weights"]
+        network, _ = handover.load_teachers(given, data, weights=weights, batch_size=_EVAL_BATCH, device=device)
+        network.cpu()
+    rehearse(config, trainings, data, network)
+    return trainings
 
 
 def _comparison(config: Config, results: Mapping[str, Result]) -> dict[str, Any]:
@@ -109,7 +129,7 @@ def check(config: Config) -> None:
     given = _given(config)
     check_procedure(config, teacher=kind_of_teacher(config), given=bool(given))
     try:
-        check_weights(config["ensemble"]["weights"], len(given) if len(given) > 1 else config["ensemble"]["size"])
+        check_weights(config["ensemble"]["weights"], _members(config, given))
     except ValueError as error:
         raise ConfigError(f"ensemble.{error}") from error
 
@@ -141,8 +161,10 @@ def _specialist(config: Config, training: Training, run: RunDir, data: Data, gen
     """A copy of the teacher learns to tell a group of classes apart that the teacher confuses."""
     device, wanted = pick_device(config["device"]), config["specialists"]
     network, _ = handover.load_teacher(generalist, data, batch_size=_EVAL_BATCH, device=device)
-    confusion = confusion_matrix(network, data, "val", batch_size=_EVAL_BATCH, device=device)
-    classes = confusable_groups(confusion, wanted["groups"], wanted["classes"])[training.group or 0]
+    classes = run.record.get("specialist")  # a resumed one keeps its classes, whatever the processor rounds now
+    if classes is None:
+        confusion = confusion_matrix(network, data, "val", batch_size=_EVAL_BATCH, device=device)
+        classes = confusable_groups(confusion, wanted["groups"], wanted["classes"])[training.group or 0]
     console.say(f"{training.name} tells apart {', '.join(data.spec.class_names[label] for label in classes)}")
     run.note(specialist=classes)
     return _supervised(config, training, run, data.narrowed(classes), network)
@@ -187,14 +209,29 @@ def _take_teacher(
     return network
 
 
-def _say_unused(launch: Launch, stage: Stage) -> None:
-    for key in sorted(key for key in launch.given if {key, key.partition(".")[0]} & _UNUSED[stage]):
+def _say_unused(config: Config, launch: Launch, stage: Stage | None) -> None:
+    """Names what was asked for, on the command line or by a preset, and changes nothing here; None: of `kd run`."""
+    asked = launch.given | set(procedures(config))
+    unused = _UNUSED[stage] if stage else set()
+    for key in sorted(key for key in asked if {key, key.partition(".")[0]} & unused):
         console.notice(f"{key} has no effect on kd {launch.command}")
+    given = _given(config)
+    if stage in (None, "distilled") and given and kind_of_teacher(config) == "trained":
+        console.notice(f"teacher.checkpoint has no effect: {config['loss']['name']} trains a teacher of its own")
+    if stage in (None, "distilled") and config["ensemble"]["weights"] and _members(config, given) == 1:
+        console.notice("ensemble.weights has no effect: there is one teacher")
+
+
+def _members(config: Config, given: Sequence[Known]) -> int:
+    """How many teachers an ensemble has."""
+    return len(given) if len(given) > 1 else int(config["ensemble"]["size"])
 
 
 def _given(config: Config) -> list[Known]:
     """The teachers that are trained already; one alone must be the network that `teacher` describes."""
     given = config["teacher"].get("checkpoint")
+    if isinstance(given, list) and not given:
+        raise ConfigError("teacher.checkpoint: [] names no teacher; type a run's folder, or null for the newest")
     paths = [Path(str(each)).expanduser() for each in (given if isinstance(given, list) else [given] if given else [])]
     missing = [path for path in paths if not path.exists()]
     if missing:

@@ -15,7 +15,7 @@ from kd_cli.models.base import count_parameters
 from kd_cli.recipe import Recipe
 from kd_cli.rundir import RunDir
 from kd_cli.task import Task
-from kd_cli.trainer import Record, Trainer, TrainState
+from kd_cli.trainer import Record, Trainer, TrainState, check_precision
 
 Result = dict[str, Any]
 
@@ -27,13 +27,12 @@ def fit(task: Task, data: Data, run: RunDir, recipe: Recipe, facts: Result, *, d
         facts: of the result; `stage` is how the training is called on the screen, `seed` is its seed.
 
     Raises:
-        ConfigError: early stopping without validation images.
+        ConfigError: as `check_recipe`.
         DivergedError: the loss is not finite.
         KDError: the run's folder cannot be written.
     """
     stage, seed = facts["stage"], facts["seed"]
-    if recipe.early_stopping and not data.size("val"):
-        raise ConfigError("trainer.early_stopping needs validation images; type dataset.val_fraction=0.1")
+    check_recipe(recipe, data, device)
     run.note(data=_data_facts(data), device=str(device), threads=torch.get_num_threads(), seed=seed)
     if recipe.compile:
         task.deployed.compile()
@@ -49,6 +48,17 @@ def fit(task: Task, data: Data, run: RunDir, recipe: Recipe, facts: Result, *, d
     result = _judge(task, data, run, recipe, device) | facts
     run.finish(result)
     return result
+
+
+def check_recipe(recipe: Recipe, data: Data, device: torch.device) -> None:
+    """Finds what of a recipe cannot be done with these data on this device.
+
+    Raises:
+        ConfigError: early stopping without validation images, or a precision that the device does not have.
+    """
+    if recipe.early_stopping and not data.size("val"):
+        raise ConfigError("trainer.early_stopping needs validation images; type dataset.val_fraction=0.1")
+    check_precision(recipe, device)
 
 
 def best_epoch(records: list[dict[str, Any]]) -> int:

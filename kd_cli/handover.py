@@ -18,7 +18,7 @@ from kd_cli.errors import ConfigError, DataError
 from kd_cli.evaluate import evaluate
 from kd_cli.files import read_json
 from kd_cli.rundir import find_runs
-from kd_cli.source import Source, brief, check_nameable, graft_of, load_weights, locate, rebuild
+from kd_cli.source import Source, brief, check_nameable, graft_of, load_weights, locate, rebuild, seen_by
 from kd_cli.teachers import Ensemble, Specialists, Weights
 
 # Another number of threads or another processor may move a few borderline images; wrong weights or a wrong
@@ -78,7 +78,7 @@ def load_teachers(
     facts = {"sources": [fact["source"] for fact in records], "sha256": [fact["sha256"] for fact in records]}
     facts |= {"runs": [fact["run"] for fact in records], "models": [fact["model"] for fact in records]}
     facts["grafts"] = [fact["graft"] for fact in records]
-    if len(loaded) == 1:
+    if len(loaded) == 1 and not records[0]["specialist"]:
         return loaded[0][0], facts | {"val_top1": records[0]["val_top1"]}
     network = _joined(loaded, weights, data).to(device).eval().requires_grad_(False)
     val = evaluate(network, data, "val", batch_size=batch_size, device=device)["top1"] if data.size("val") else None
@@ -87,19 +87,20 @@ def load_teachers(
 
 def _joined(loaded: Sequence[tuple[nn.Module, dict[str, Any]]], weights: Weights, data: Data) -> nn.Module:
     """Specialists behind their generalist, or else an ensemble of equals."""
-    groups = [facts["specialist"] for _, facts in loaded]
-    if any(groups):
-        plain = [network for (network, _), group in zip(loaded, groups, strict=True) if not group]
-        special = [network for (network, _), group in zip(loaded, groups, strict=True) if group]
-        if len(plain) != 1:
-            raise ConfigError(
-                f"teacher.checkpoint: specialists need one generalist beside them, and there are {len(plain)}"
-            )
-        return Specialists(plain[0], special, [group for group in groups if group], data.spec.num_classes)
+    plain = [network for network, facts in loaded if not facts["specialist"]]
+    special = [(network, facts["specialist"]) for network, facts in loaded if facts["specialist"]]
+    if special and len(plain) != 1:
+        raise ConfigError(
+            f"teacher.checkpoint: specialists need one generalist beside them, and there are {len(plain)}; "
+            "type teacher.checkpoint=[RUN/teacher,RUN/specialist-1,RUN/specialist-2]"
+        )
     try:
-        return Ensemble([network for network, _ in loaded], weights)
+        if not special:
+            return Ensemble(plain, weights)
+        networks, groups = zip(*special, strict=True)
+        return Specialists(plain[0], networks, groups, data.spec.num_classes)
     except ValueError as error:
-        raise ConfigError(f"ensemble.{error}") from error
+        raise ConfigError(f"{'teacher.checkpoint: ' if special else 'ensemble.'}{error}") from error
 
 
 def load_teacher(
@@ -112,8 +113,7 @@ def load_teacher(
         DataError: damaged, not what its record says, or for other classes.
     """
     source = locate(known.path)
-    specialist = source.record.get("specialist")
-    data = data.narrowed(specialist) if specialist else data
+    data = seen_by(source, data)
     options = dict(source.record.get("model", {})) if known.model is None else known.model
     if known.model is None:
         check_nameable(source, options)
@@ -127,7 +127,7 @@ def load_teacher(
         "run": str(source.run) if source.run else None,
         "model": dict(options),
         "graft": graft_of(source.record),
-        "specialist": specialist,
+        "specialist": source.record.get("specialist"),
     }
     return network, facts | _measure(network, source, data, batch_size, device)
 

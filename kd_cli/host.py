@@ -158,8 +158,8 @@ def _prepared(command: str, arguments: Sequence[str], composed: Any, hydra: Any,
     from kd_cli.plugins import load_plugins
 
     config = plain(composed)
-    added = set(winning_overrides(arguments))
-    overrides = [override for override in hydra.overrides.task if override not in added]
+    added = {override_key(override) for override in winning_overrides(arguments)}  # by key: Hydra resolves the values
+    overrides = [override for override in hydra.overrides.task if override_key(override) not in added]
     if hydra.job.chdir:
         raise ConfigError("hydra.job.chdir: true is not possible; relative paths are meant from where kd was started")
     check_config(config, _reference(hydra))

@@ -8,6 +8,7 @@ from typing import Any
 
 from kd_cli.config import Config, Stage
 from kd_cli.errors import ConfigError
+from kd_cli.registry import convert
 from kd_cli.seeds import derive_seed
 
 
@@ -67,9 +68,9 @@ def check_procedure(config: Config, *, teacher: str, given: bool) -> None:
         value: Any = config
         for word in key.split("."):
             value = value[word]
-        if value < low:
+        if convert(value, int, key) < low:
             raise ConfigError(f"{key}: {value} is not possible; it must be a whole number ≥ {low}")
-    asked = _asked(config)
+    asked = procedures(config)
     if asked and teacher != "frozen":
         name = config["loss"]["name"]
         raise ConfigError(f"{asked[0]} needs a loss that asks a finished teacher, and {name} does not; type loss=kd")
@@ -85,8 +86,8 @@ def model_options(config: Config, role: str) -> dict[str, Any]:
     return {key: value for key, value in config[role].items() if key != "checkpoint"}
 
 
-def _asked(config: Config) -> list[str]:
-    """The options that make more of a comparison than three networks."""
+def procedures(config: Config) -> list[str]:
+    """The options in use that make more of a comparison than three networks."""
     wanted = {
         "ensemble.size": config["ensemble"]["size"] > 1,
         "specialists.groups": config["specialists"]["groups"] > 0,

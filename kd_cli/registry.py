@@ -81,9 +81,14 @@ class Registry(Generic[T]):
         Raises:
             ConfigError: unknown name or option, missing option, or a value of the wrong type.
         """
-        name = str(options.get("name"))
-        given = {key: value for key, value in options.items() if key != "name"}
         where = where or self.group
+        if not isinstance(options, Mapping) or not options.get("name"):
+            raise ConfigError(
+                f"{where}: {options!r} does not say which {self.group} it is; type {{name: NAME, option: value}}. "
+                f"Known: {', '.join(self.names())}"
+            )
+        name = str(options["name"])
+        given = {key: value for key, value in options.items() if key != "name"}
         return bind_options(
             self.component(name, where=where), given, where=where, what=f"{self.group} {name!r}", skip=self._injected
         )

@@ -18,7 +18,7 @@ from kd_cli.files import read_json
 from kd_cli.host import compose
 from kd_cli.models.base import MODELS, count_parameters
 from kd_cli.plugins import load_plugins
-from kd_cli.source import Source, load_weights, locate, rebuild
+from kd_cli.source import Source, load_weights, locate, rebuild, seen_by
 
 
 def expand(path: Path) -> list[Path]:
@@ -53,7 +53,7 @@ def evaluate_saved(
     load_plugins(chosen["plugins"])
     dataset = _dataset(recorded, chosen, overrides)
     _check_known(source, recorded, dataset)
-    data = _seen_by(source, load_dataset(dataset))
+    data = seen_by(source, load_dataset(dataset))
     _check_fit(source, data)
     network = _rebuild(source, recorded, chosen, overrides, data).to(device)
     load_weights(network, source)
@@ -117,12 +117,6 @@ def _dataset(recorded: Config, chosen: Config, overrides: Sequence[str]) -> dict
         kept = {key: options[key] for key in ("mean", "std") if f"dataset.{key}" not in keys}
         return {**chosen["dataset"], **kept}
     return _patched(options, overrides, "dataset")
-
-
-def _seen_by(source: Source, data: Data) -> Data:
-    """The data as the network was taught them: a specialist knows a few classes and all others as one."""
-    classes = source.record.get("specialist")
-    return data.narrowed(classes) if classes and max(classes) < data.spec.num_classes else data
 
 
 def _check_fit(source: Source, data: Data) -> None:

@@ -84,9 +84,16 @@ def locate(path: Path, which: str | None = None) -> Source:
 
 
 def recorded_result(path: Path) -> dict[str, Any] | None:
-    """The result on record of the run that a checkpoint belongs to."""
+    """The result on record of the run whose best epoch these weights are; None for any other weights."""
     source = locate(path)
-    return read_json(source.run / "result.json") if source.run else None
+    result = read_json(source.run / "result.json") if source.run else None
+    return result if result and result["weights_sha256"]["best"] == source.sha256 else None
+
+
+def seen_by(source: Source, data: Data) -> Data:
+    """The data as the network was taught them: a specialist knows a few classes and all others as one."""
+    classes = source.record.get("specialist")
+    return data.narrowed(classes) if classes and max(classes) < data.spec.num_classes else data
 
 
 def load_weights(network: nn.Module, source: Source) -> None:

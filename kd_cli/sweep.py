@@ -100,8 +100,10 @@ def summarize(points: Sequence[Point]) -> None:
     """One line for each point; where there are several seeds, one for what they have in common, and the gain."""
     from kd_cli.statistics import paired_gain
 
-    rows = [(point["point"], point["status"], *_numbers(point)) for point in points]
-    columns = ("point", "status", "test top-1 %", "val top-1 %", "gain over baseline")
+    columns: tuple[str, ...] = ("point", "status", "test top-1 %", "val top-1 %", "gain over baseline")
+    if not any("test_top1" in point.get("distilled", point) for point in points):  # nothing was trained
+        columns = columns[:2]
+    rows = [(point["point"], point["status"], *_numbers(point))[: len(columns)] for point in points]
     console.say()
     console.table(f"{len(points)} points", columns, rows, left=("point", "status"))
     groups = _by_seed(points)

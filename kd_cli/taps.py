@@ -115,7 +115,7 @@ def expand(module: nn.Module, tap: str) -> list[str]:
     found = _numbered(published_taps(module), GROUPS[tap])
     if not found:
         raise ValueError(
-            f"{type(module).__name__} publishes no {tap}; it has the taps {', '.join(published_taps(module)) or 'none'}"
+            f"{type(module).__name__} publishes no {tap}; its taps: {', '.join(published_taps(module)) or 'none'}"
         )
     return found
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -46,15 +46,16 @@ class Ensemble(nn.Module):
         return (shares[..., None] * logits).sum(dim=0)
 
 
-def check_weights(weights: Sequence[float] | str | None, members: int) -> None:
+def check_weights(weights: Any, members: int) -> None:
     """Refuses weights that are not one per member.
 
     Raises:
-        ValueError: another word than `confidence`, another number of weights, or weights that cannot be normalised.
+        ValueError: neither `confidence` nor a list of numbers, another number of them, or they cannot be normalised.
     """
     if weights is None or weights == "confidence":
         return
-    if isinstance(weights, str):
+    numbers = weights if isinstance(weights, list | tuple) else [weights]
+    if numbers is not weights or not all(type(number) in (int, float) for number in numbers):
         raise ValueError(f"weights: {weights!r} is not possible; type confidence, null or one number per teacher")
     if len(weights) != members:
         raise ValueError(f"weights: {len(weights)} numbers do not fit {members} teachers; give one per teacher")
@@ -86,7 +87,7 @@ class Specialists(nn.Module):
         super().__init__()
         chosen = [label for group in groups for label in group]
         if len(set(chosen)) != len(chosen) or any(len(group) >= num_classes for group in groups):
-            raise ValueError(f"groups: {[list(group) for group in groups]} overlap or leave no other class")
+            raise ValueError(f"groups: the classes {[list(group) for group in groups]} overlap or leave no other class")
         self.generalist = generalist
         self.specialists = nn.ModuleList(specialists)
         inside = torch.zeros(len(groups), num_classes, dtype=torch.bool)

@@ -80,10 +80,7 @@ class Trainer:
     def __init__(
         self, recipe: Recipe, *, seed: int, device: torch.device, watch: Callable[[Progress], None] | None = None
     ) -> None:
-        if recipe.precision == "fp16" and device.type != "cuda":
-            raise ConfigError(
-                f"trainer.precision: fp16 needs a CUDA device, not {device.type}; type trainer.precision=bf16"
-            )
+        check_precision(recipe, device)
         self.recipe = recipe
         self.seed = seed
         self.device = device
@@ -245,6 +242,18 @@ class Trainer:
     def _autocast(self) -> AbstractContextManager[Any]:
         dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[self.recipe.precision]
         return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
+
+
+def check_precision(recipe: Recipe, device: torch.device) -> None:
+    """Refuses a precision that the device does not have.
+
+    Raises:
+        ConfigError: fp16 without CUDA.
+    """
+    if recipe.precision == "fp16" and device.type != "cuda":
+        raise ConfigError(
+            f"trainer.precision: fp16 needs a CUDA device, not {device.type}; type trainer.precision=bf16"
+        )
 
 
 def _parameters_of(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from kd_cli.build import build_network, build_peer, build_task, kind_of_teacher, pick_device
 from kd_cli.config import Config, stage_recipe
 from kd_cli.data.base import Data
-from kd_cli.experiment import check, open_data
+from kd_cli.experiment import check, open_data, prepare
 from kd_cli.models.base import count_parameters
 from kd_cli.plan import model_options
 from kd_cli.seeds import derive_seed
@@ -29,10 +29,12 @@ def try_pair(config: Config) -> dict[str, Any]:
     """Builds student, teacher (with random weights) and loss, and runs one forward and backward pass of a real batch.
 
     Raises:
-        ConfigError: the loss cannot work on this pair; the message says why and what to type.
+        ConfigError: the loss cannot work on this pair, or on another one of a procedure; the message says why.
+        DataError: a given teacher does not fit.
     """
     check(config)
     device, recipe, data = pick_device(config["device"]), stage_recipe(config, "distilled"), open_data(config)
+    prepare(config, data)
     size = min(_IMAGES, recipe.batch_size, data.spec.num_train)
     batch = next(iter(data.train_batches(seed=config["seed"], epoch=0, batch_size=size, device=device)))
     student = build_network(model_options(config, "student"), "student", config["seed"], data, device)
@@ -58,8 +60,8 @@ def try_pair(config: Config) -> dict[str, Any]:
         "optimizers": [type(optimizer).__name__ for optimizer in task.optimizers()],
         "deployed_parameters": count_parameters(task.deployed),
         "terms": {name: float(term) for name, term in step.terms.items()},
-        "step_ms": round(1000 * seconds, 1),
-        "baseline_step_ms": round(1000 * baseline_seconds, 1),
+        "step_ms": round(1000 * seconds, 3),
+        "baseline_step_ms": round(1000 * baseline_seconds, 3),
     }
 
 

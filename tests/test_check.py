@@ -42,6 +42,18 @@ def test_check_says_why_a_pair_cannot_work(options: tuple[str, ...], reason: str
     assert reason in kd("check", *SMALL, *options, code=2).message
 
 
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (("ensemble.size=2",), "teacher + teacher-2 → distilled: loss=at cannot work on this pair: Ensemble"),
+        (("assistants=[{name: mlp}]",), "teacher → assistant-1: loss=at cannot work on this pair: MLP"),
+        (("specialists.groups=9",), "do not fit 10 classes"),
+    ],
+)
+def test_check_tries_every_pair_of_a_procedure(options: tuple[str, ...], reason: str, kd) -> None:
+    assert reason in kd("check", *SMALL, "teacher=cnn", "student=cnn", "loss=at", *options, code=2).message
+
+
 def test_many_pairs_are_checked_by_one_sweep(kd) -> None:
     shown = kd("check", *SMALL, "-m", "loss=kd,at", "student=mlp,cnn", code=1)
     assert shown.out.count("completed") == 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -131,10 +132,24 @@ def test_narrowed_data_have_the_same_images_and_other_labels() -> None:
         (["assistants=[{name: mlp, hiden: [8]}]"], "assistants[0].hiden: model 'mlp' has no option 'hiden'"),
         (["generations=2", "loss=label_smoothing"], "generations needs a loss that asks a finished teacher"),
         (["ensemble.size=2", "ensemble.weights=[1,2,3]"], "ensemble.weights: 3 numbers do not fit 2 teachers"),
+        (["ensemble.size=2", "ensemble.weights=[1,a]"], "ensemble.weights: [1, 'a'] is not possible; type confidence"),
+        (["ensemble.size=2", "ensemble.weights=3"], "ensemble.weights: 3 is not possible; type confidence"),
+        (["ensemble.weights=confident"], "ensemble.weights: 'confident' is not possible; type confidence"),
+        (["ensemble.size=null"], "ensemble.size: None is not a whole number"),
+        (["generations=x"], "generations: 'x' is not a whole number"),
+        (["assistants=foo"], "assistants: 'foo' is not a list"),
+        (["assistants=[foo]"], "assistants[0]: 'foo' does not say which model it is"),
+        (["assistants=[{hidden: [8]}]"], "assistants[0]: {'hidden': [8]} does not say which model it is"),
+        (["specialists.groups=2", "dataset.val_fraction=0"], "specialists.groups needs validation images"),
+        (["teacher.checkpoint=[]"], "teacher.checkpoint: [] names no teacher"),
+        (["dataset.val_fraction=0", "distill_trainer.early_stopping=1"], "early_stopping needs validation images"),
+        (["distill_trainer.precision=fp16", "device=cpu"], "fp16 needs a CUDA device"),
     ],
 )
 def test_procedures_that_cannot_be_are_refused(options: list[str], complaint: str, kd) -> None:
-    assert complaint in kd("run", *SMALL, *options, code=2).message
+    refused = kd("run", *SMALL, *options, code=2)
+    assert complaint in refused.message
+    assert "epoch" not in refused.out  # nothing was trained
 
 
 @pytest.mark.parametrize("procedure", [(), ("assistants=[{name: cnn}]",), ("ensemble.size=2",)])
@@ -144,6 +159,42 @@ def test_a_loss_that_cannot_work_on_a_pair_is_refused_before_anything_is_trained
     refused = kd("run", *RUN, "teacher=cnn", *procedure, "loss=at", code=2)
     assert "loss=at cannot work on this pair" in refused.message
     assert "epoch" not in refused.out
+
+
+def test_given_teachers_that_do_not_fit_are_refused_before_anything_is_trained(kd) -> None:
+    noisy = (*SMALL, TEACHER, "dataset.noise=3.0")
+    kd("run", *noisy, "specialists.groups=1", "hydra.run.dir=there")
+    one, plain = "there/specialist-1", "there/teacher"
+    for options, code, complaint in (
+        ([f"teacher.checkpoint={plain}", "teacher=cnn"], 2, "but teacher is cnn"),
+        ([f"teacher.checkpoint={one}"], 2, "specialists need one generalist beside them, and there are 0"),
+        ([f"teacher.checkpoint=[{plain},{one},{one}]"], 2, "overlap"),
+        ([f"teacher.checkpoint=[{one},{plain}]", "dataset.num_classes=2"], 3, "the data have 2"),
+        (["teacher.checkpoint=[there,there]"], 3, "it is a comparison, name one of its runs"),
+    ):
+        refused = kd("run", *noisy, *options, code=code)
+        assert complaint in refused.message
+        assert "epoch" not in refused.out
+
+
+def test_only_the_best_epochs_weights_are_shown_with_their_runs_result(kd) -> None:
+    best = kd("train-teacher", *SMALL, TEACHER, "hydra.run.dir=one", "--json").json["best_epoch"]
+    for epoch in (1, 2):
+        given = f"teacher.checkpoint=one/checkpoints/epoch-000{epoch}"
+        assert ("teacher" in kd("run", *SMALL, TEACHER, given, "--json").json) is (epoch == best)
+
+
+def test_each_part_of_a_procedure_is_resumed_with_the_same_bits(kd) -> None:
+    middle = ("assistants=[{name: mlp, hidden: [16]}]", "generations=2")
+    kd("run", *RUN, "specialists.groups=1", *middle)
+    parts = ("teacher", "specialist-1", "baseline", "assistant-1", "generation-1", "distilled")
+    whole = {name: first_weight(name) for name in parts}
+    for name in parts:
+        for file in (f"{name}/result.json", "result.json"):
+            (Path("there") / file).unlink()
+        shutil.rmtree(Path("there") / name / "checkpoints" / "epoch-0002")
+        assert f"{name} goes on after epoch 1" in " ".join(kd("resume", "there").out.split())
+        assert torch.equal(first_weight(name), whole[name])
 
 
 def test_a_loss_without_a_teacher_trains_none(kd) -> None:
@@ -156,3 +207,15 @@ def test_distill_says_that_procedures_are_for_run(kd) -> None:
     kd("train-teacher", *SMALL, TEACHER)
     shown = kd("distill", *SMALL, TEACHER, "generations=3")
     assert "generations has no effect on kd distill" in shown.err
+    assert (
+        "trainer" not in shown.err
+    )  # `trainer.epochs` has one, and what it sets for the stages is not the user's word
+    shown = kd("distill", *SMALL, TEACHER, "experiment=teacher_assistant")
+    assert "assistants has no effect on kd distill" in shown.err
+
+
+def test_options_of_teachers_without_an_effect_are_named(kd) -> None:
+    kd("train-teacher", *SMALL, TEACHER, "hydra.run.dir=one")
+    given = kd("run", *SMALL, TEACHER, "teacher.checkpoint=one", "loss=dml", "ensemble.weights=confidence")
+    assert "teacher.checkpoint has no effect: dml trains a teacher of its own" in given.err
+    assert "ensemble.weights has no effect: there is one teacher" in given.err

@@ -47,7 +47,7 @@ def test_groups_and_counts_from_the_deepest_are_read() -> None:
     with pytest.raises(ValueError, match="has no tap 'stage-4'"):
         Tapped(network, ["stage-4"])
     network.taps = {"embedding": "classifier:in"}
-    with pytest.raises(ValueError, match="SmallNet publishes no preacts; it has the taps embedding"):
+    with pytest.raises(ValueError, match="SmallNet publishes no preacts; its taps: embedding"):
         Tapped(network, ["preacts"])
 
 
