@@ -131,7 +131,7 @@ def test_what_is_named_as_possible_is_all_that_is() -> None:
         ({"name": "kdd"}, "there is no loss 'kdd'"),
         ({"name": "kd", "temprature": 2.0}, "loss.around.temprature: loss 'kd' has no option"),
         ({"name": "dkd", "temperature": 0.0}, "loss.around.temperature: 0.0 is not possible"),
-        ({}, "there is no loss"),
+        ({}, "does not say which loss it is"),
         ("kd", "loss.around: 'kd' is not a mapping"),
     ],
 )
