@@ -123,7 +123,8 @@ class Distillation(Task):
         if self.mix.ce_weight:
             terms["ce"] = self.mix.ce_weight * cross_entropy(student.logits, batch.labels, self.label_smoothing)
         if weight:
-            terms[self.name] = weight * self.method(student, self._ask(batch.images), batch)
+            said = self.method.named_terms(student, self._ask(batch.images), batch)
+            terms |= {f"{self.name}_{name}".rstrip("_"): weight * term for name, term in said.items()}
         loss = sum(terms.values(), start=torch.zeros((), device=student.logits.device))
         return Step(loss, student.logits, {name: term.detach() for name, term in terms.items()})
 

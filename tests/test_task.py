@@ -76,6 +76,17 @@ def test_the_labels_of_a_distillation_may_be_smoothed() -> None:
     torch.testing.assert_close(task(BATCH).terms["ce"], expected.detach())
 
 
+def test_the_terms_of_a_sum_are_shown_one_by_one() -> None:
+    kd = {"name": "kd", "temperature": 2.0}
+    terms = [kd, {"name": "at", "weight": 0.5}, {**kd, "weight": 3.0, "warmup_epochs": 6.0}, {**kd, "weight": 0.0}]
+    method, mix = build_loss({"name": "combined", "terms": terms, "weight": 2.0})
+    student = make_student().eval()
+    step = Distillation(student, make_teacher(), method, mix, SPEC, name="combined")(BATCH)
+    assert list(step.terms) == ["ce", "combined_kd", "combined_at", "combined_kd2"]
+    torch.testing.assert_close(sum(step.terms.values()), step.loss.detach())
+    torch.testing.assert_close(step.terms["combined_kd2"], 0.5 * step.terms["combined_kd"])
+
+
 def test_label_smoothing_as_a_method_is_label_smoothing_as_an_option() -> None:
     method, mix = build_loss({"name": "label_smoothing", "smoothing": 0.3})
     student = make_student().eval()

@@ -84,6 +84,10 @@ class Distiller(nn.Module):
         loss: Tensor = super().__call__(student, teacher, batch)
         return loss
 
+    def named_terms(self, student: Outputs, teacher: Outputs, batch: Batch) -> Mapping[str, Tensor]:
+        """What its loss is the sum of, by name; a method of one term has no name for it."""
+        return {"": self(student, teacher, batch)}
+
     def deploy(self, student: nn.Module, teacher: nn.Module | None) -> nn.Module:  # noqa: ARG002 - SimKD needs it
         """The network that is evaluated and saved."""
         return student

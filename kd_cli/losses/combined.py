@@ -32,6 +32,7 @@ class Combined(Distiller):
         if any("ce_weight" in term for term in terms):
             raise ValueError("terms: ce_weight belongs to the sum; type loss.ce_weight=…")
         built = [build_loss(term, where=f"loss.terms[{i}]") for i, term in enumerate(terms)]
+        self.names = _numbered([str(term["name"]) for term, (_, mix) in zip(terms, built, strict=True) if mix.weight])
         built = [(method, mix) for method, mix in built if mix.weight]
         if not built:
             raise ValueError("terms: every weight is 0; to switch the whole loss off type loss.weight=0")
@@ -56,10 +57,18 @@ class Combined(Distiller):
         return [optimizer for method in self.methods for optimizer in method.optimizers()]
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
-        weights = [mix.weight_at(batch.epoch) for mix in self.mixes]
-        weighed = [(weight, method) for weight, method in zip(weights, self.methods, strict=True) if weight]
-        terms = [weight * method(student, teacher, batch) for weight, method in weighed]
+        terms = list(self.named_terms(student, teacher, batch).values())
         return torch.stack(terms).sum() if terms else student.logits.new_zeros(())
+
+    def named_terms(self, student: Outputs, teacher: Outputs, batch: Batch) -> Mapping[str, Tensor]:
+        weights = {name: mix.weight_at(batch.epoch) for name, mix in zip(self.names, self.mixes, strict=True)}
+        methods = zip(self.names, self.methods, strict=True)
+        return {name: weights[name] * method(student, teacher, batch) for name, method in methods if weights[name]}
+
+
+def _numbered(names: Sequence[str]) -> list[str]:
+    """`kd`, `at`, `kd2`: a name that comes again has a number."""
+    return [name + (str(seen) if (seen := names[: i + 1].count(name)) > 1 else "") for i, name in enumerate(names)]
 
 
 def _one_teacher(kinds: Set[str]) -> Literal["frozen", "trained", "none"]:
