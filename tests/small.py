@@ -69,6 +69,22 @@ def make_batch(size: int = 8, seed: int = 2) -> Batch:
     return Batch(images, torch.randint(SPEC.num_classes, (size,), generator=random), torch.arange(size))
 
 
+def draw(*shape: int, seed: int = 0, scale: float = 1.0) -> Tensor:
+    """Float64 numbers that want a gradient."""
+    random = torch.Generator().manual_seed(seed)
+    return (scale * torch.randn(shape, generator=random, dtype=torch.float64)).requires_grad_()
+
+
+def spec(num_classes: int) -> DataSpec:
+    """The shape of the small images, with so many classes."""
+    return DataSpec(num_classes, 200, (3, 16, 16), tuple("abcdefghij"[:num_classes]))
+
+
+def batch_of(labels: Tensor) -> Batch:
+    """Black images with these labels [B]."""
+    return Batch(torch.zeros(len(labels), 3, 16, 16), labels, torch.arange(len(labels)))
+
+
 def make_data(**options: Any) -> Data:
     """Synthetic images that fit the small networks: 180 for training, 20 for validation."""
     return load_dataset({"name": "synthetic", "num_train": 200, "num_test": 50, "image_size": 16, **options})

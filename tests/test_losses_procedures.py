@@ -10,7 +10,19 @@ from typing import Any
 import pytest
 import references_relations as references
 import torch
-from small import CPU, SPEC, loss_options, make_batch, make_data, make_student, make_teacher, same_tensors
+from small import (
+    CPU,
+    SPEC,
+    batch_of,
+    draw,
+    loss_options,
+    make_batch,
+    make_data,
+    make_student,
+    make_teacher,
+    same_tensors,
+    spec,
+)
 from torch import Tensor, nn
 
 from kd_cli.errors import ConfigError
@@ -20,23 +32,9 @@ from kd_cli.losses.dml import DML, dml_loss
 from kd_cli.recipe import Recipe
 from kd_cli.task import Distillation
 from kd_cli.trainer import Trainer, TrainState
-from kd_cli.types import Batch, DataSpec, Outputs
+from kd_cli.types import Outputs
 
 LABELS = torch.tensor([1, 0, 3, 3, 2])
-
-
-def draw(*shape: int, seed: int = 0, scale: float = 1.0) -> Tensor:
-    """Float64 numbers that want a gradient."""
-    random = torch.Generator().manual_seed(seed)
-    return (scale * torch.randn(shape, generator=random, dtype=torch.float64)).requires_grad_()
-
-
-def spec(num_classes: int) -> DataSpec:
-    return DataSpec(num_classes, 200, (3, 16, 16), tuple("abcdefghij"[:num_classes]))
-
-
-def batch_of(labels: Tensor) -> Batch:
-    return Batch(torch.zeros(len(labels), 3, 16, 16), labels, torch.arange(len(labels)))
 
 
 def task_of(name: str, seed: int = 0, mix: Mix | None = None, **options: Any) -> Distillation:
