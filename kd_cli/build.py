@@ -8,15 +8,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from kd_cli.config import Config
+from kd_cli.config import Config, stage_recipe
 from kd_cli.data.base import Data
 from kd_cli.errors import ConfigError
 from kd_cli.losses.base import build_loss
 from kd_cli.models.base import MODELS
 from kd_cli.plan import Training, model_options
+from kd_cli.recipe import Recipe
 from kd_cli.seeds import derive_seed
 from kd_cli.source import model_shape
 from kd_cli.task import Distillation
+from kd_cli.teacher_cache import CachedTeacher, Entry, network_digest
 from kd_cli.teachers import Ensemble
 from kd_cli.trainer import seed_dropout
 
@@ -45,7 +47,7 @@ def build_network(options: Mapping[str, Any], role: str, seed: int, data: Data, 
 
 
 def build_task(
-    config: Config, student: nn.Module, teacher: nn.Module | None, data: Data, label_smoothing: float
+    config: Config, student: nn.Module, teacher: nn.Module | None, data: Data, recipe: Recipe
 ) -> Distillation:
     """The student's task with the loss of the configuration.
 
@@ -53,11 +55,45 @@ def build_task(
         ConfigError: the loss cannot work on this pair.
     """
     method, mix = build_loss(config["loss"])
-    name = config["loss"]["name"]
+    name, smoothing = config["loss"]["name"], recipe.label_smoothing
     try:
-        return Distillation(student, teacher, method, mix, data.spec, name=name, label_smoothing=label_smoothing)
+        return Distillation(
+            student,
+            teacher,
+            method,
+            mix,
+            data.spec,
+            name=name,
+            label_smoothing=smoothing,
+            ask_in=recipe.batch_size,
+        )
     except ValueError as error:
         raise ConfigError(f"loss={name} cannot work on this pair: {error}") from error
+
+
+def remember_teacher(
+    config: Config, task: Distillation, teacher: nn.Module, data: Data, recipe: Recipe, seed: int, device: torch.device
+) -> None:
+    """Lets the cache answer in the teacher's place, where that asks it less often than every step does."""
+    steps = data.steps(recipe.batch_size, recipe.limit_train_batches)
+    if not config["teacher_cache"] or recipe.epochs * steps * recipe.batch_size < data.spec.num_train:
+        return
+    facts = {
+        "teacher": {**model_options(config, "teacher"), "weights": network_digest(teacher)},
+        "ensemble": config["ensemble"]["weights"],
+        "taps": list(task.teacher_taps),
+        "data": {"name": data.name, "fingerprint": data.fingerprint, "preprocessing": data.preprocessing},
+        "batch_size": recipe.batch_size,
+        "precision": recipe.precision,
+        "torch": torch.__version__,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(device),
+    }
+    entry = Entry(facts, int(config["teacher_cache_gb"] * 1e9))
+    task.cache = CachedTeacher(task.ask, data, entry, seed=seed, batch_size=recipe.batch_size, device=device)
+
+
+def _processor(device: torch.device) -> str:
+    return torch.backends.cpu.get_cpu_capability() if device.type == "cpu" else device.type
 
 
 def build_peer(config: Config, seed: int, data: Data, device: torch.device) -> nn.Module:
@@ -92,7 +128,7 @@ def rehearse(config: Config, plan: Sequence[Training], data: Data, given: nn.Mod
             if teacher is None:
                 teacher = build_peer(config, training.seed, data, device)
             try:
-                network = build_task(config, network, teacher, data, 0.0).deployed
+                network = build_task(config, network, teacher, data, stage_recipe(config, "distilled")).deployed
             except ConfigError as error:
                 pair = f"{' + '.join(training.teachers) or 'teacher'} → {training.name}"
                 raise ConfigError(f"{pair}: {error}") from error

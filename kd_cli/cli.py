@@ -17,6 +17,7 @@ import typer
 from kd_cli import __version__, commands, console
 from kd_cli.errors import ConfigError, Interrupted, Problem, Terminated, describe_error
 from kd_cli.hydra_command import Info
+from kd_cli.memory import keep_freed_memory
 
 app = typer.Typer(
     name="kd",
@@ -64,6 +65,7 @@ for _module in pkgutil.iter_modules(commands.__path__, f"{commands.__name__}."):
 def main() -> None:
     """Runs one command line and leaves with its exit code."""
     signal.signal(signal.SIGTERM, _terminate)
+    keep_freed_memory()
     full = os.environ.get("HYDRA_FULL_ERROR") == "1"
     try:
         app(_with_info_value(sys.argv[1:]))

@@ -82,6 +82,11 @@ def check_config(config: Config, reference: Config) -> None:
     make_recipe(config["trainer"])
     for stage in STAGE_TRAINER:
         stage_recipe(config, stage)
+    if not config["teacher_cache_gb"] > 0:
+        raise ConfigError(
+            f"teacher_cache_gb: {config['teacher_cache_gb']} is not possible; it must be above 0 "
+            "(teacher_cache=false keeps nothing)"
+        )
     if config["seed"] < 0:
         raise ConfigError(f"seed: {config['seed']} is not possible; it must be a whole number ≥ 0")
 

@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.status import Status
     from rich.table import Table
 
 _json = False
 _emitted = False
 _live_console: Console | None = None  # while a live line is drawn, everything else must be printed through its console
+_live_line: Status | None = None
 
 
 def setup(*, as_json: bool) -> None:
@@ -34,6 +36,12 @@ def setup(*, as_json: bool) -> None:
 def say(text: str = "", *, style: str = "") -> None:
     """One line for a person."""
     _people().print(text, style=style or None, markup=False, highlight=False, soft_wrap=True)
+
+
+def live(text: str) -> None:
+    """The live line, where there is one."""
+    if _live_line is not None:
+        _live_line.update(text)
 
 
 def notice(text: str) -> None:
@@ -96,13 +104,12 @@ class Watcher:
         self._start: float | None = None  # when the first batch was done: what comes before it is set-up
         self._last = 0.0
         self._before = 0
-        self._live: Any = None
 
     def batch(self, progress: Any) -> None:
         """Called after every batch (see trainer.Progress); draws a few times a second at most."""
         if self._start is None:
             self._start, self._before = time.monotonic(), progress.images
-        if self._live is None or time.monotonic() - self._last < 0.2 or progress.images == self._before:
+        if _live_line is None or time.monotonic() - self._last < 0.2 or progress.images == self._before:
             return
         self._last = time.monotonic()
         share = (progress.epoch - 1 - self.done + progress.batch / progress.batches) / max(1, self.total - self.done)
@@ -111,7 +118,7 @@ class Watcher:
         top1 = 100 * float(progress.sums["correct"]) / progress.seen
         left = _clock(elapsed / max(share, 1e-9) - elapsed)
         speed = (progress.images - self._before) / max(elapsed, 1e-9)
-        self._live.update(
+        live(
             f"{self.label:<10} epoch {progress.epoch}/{self.total}  {_bar(progress.batch / progress.batches)}  "
             f"loss {loss:.4f}  train {top1:5.2f} %  {speed:,.0f} img/s  {left} left"
         )
@@ -134,13 +141,13 @@ def watching(label: str, epochs: int, done: int = 0) -> Iterator[Watcher]:
     if not people.is_terminal:
         yield watcher
         return
-    global _live_console
-    with people.status(f"{label} starts") as status:
-        watcher._live, _live_console = status, people
+    global _live_console, _live_line
+    with people.status(f"{label} starts") as _live_line:
+        _live_console = people
         try:
             yield watcher
         finally:
-            _live_console = None
+            _live_console = _live_line = None
 
 
 class _Notices(logging.Handler):

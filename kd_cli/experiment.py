@@ -13,7 +13,15 @@ import torch
 from torch import nn
 
 from kd_cli import console, handover
-from kd_cli.build import build_network, build_peer, build_task, kind_of_teacher, pick_device, rehearse
+from kd_cli.build import (
+    build_network,
+    build_peer,
+    build_task,
+    kind_of_teacher,
+    pick_device,
+    rehearse,
+    remember_teacher,
+)
 from kd_cli.config import Config, Launch, Stage, stage_recipe
 from kd_cli.data.base import Data, check_dataset, load_dataset
 from kd_cli.errors import ConfigError, DataError, Interrupted, Terminated
@@ -182,7 +190,9 @@ def _distilled(
     elif kind == "frozen":
         network = _take_teacher(config, launch, run, data, teachers, device)
     run.note(model=training.model, loss=config["loss"])
-    task = build_task(config, student, network, data, recipe.label_smoothing)
+    task = build_task(config, student, network, data, recipe)
+    if kind == "frozen" and network is not None:
+        remember_teacher(config, task, network, data, recipe, training.seed, device)
     run.note(grafted=task.deployed is not student)
     facts = {"stage": training.name, "seed": training.seed, "loss": config["loss"]["name"], "weight": task.mix.weight}
     return fit(task, data, run, recipe, facts, device=device)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from math import prod
 
@@ -70,6 +70,8 @@ class Distillation(Task):
         data: K, N and the image shape.
         name: of the method, in the terms of a step.
         label_smoothing: ε of the cross-entropy with the labels.
+        ask_in: images per forward pass of a frozen teacher. A smaller batch is filled up: another number of images
+            may be given to other kernels, which round otherwise, and the cache's answers would not be the same bits.
 
     Raises:
         ValueError: if the method cannot work on this pair, or misses a teacher.
@@ -85,6 +87,7 @@ class Distillation(Task):
         *,
         name: str = "distill",
         label_smoothing: float = 0.0,
+        ask_in: int = 1,
     ) -> None:
         super().__init__()
         if teacher is None and mix.weight and method.teacher != "none":
@@ -94,6 +97,8 @@ class Distillation(Task):
         self.mix = mix
         self.name = name
         self.label_smoothing = label_smoothing
+        self.ask_in = ask_in
+        self.cache: Callable[[Batch], Outputs] | None = None  # answers in the teacher's place
         self.peer = teacher if method.teacher == "trained" and mix.weight else None
         if teacher is not None and self.peer is None:
             teacher.eval().requires_grad_(False)
@@ -123,7 +128,8 @@ class Distillation(Task):
         if self.mix.ce_weight:
             terms["ce"] = self.mix.ce_weight * cross_entropy(student.logits, batch.labels, self.label_smoothing)
         if weight:
-            said = self.method.named_terms(student, self._ask(batch.images), batch)
+            teacher = self.ask(batch.images) if self.cache is None else self.cache(batch)
+            said = self.method.named_terms(student, teacher, batch)
             terms |= {f"{self.name}_{name}".rstrip("_"): weight * term for name, term in said.items()}
         loss = sum(terms.values(), start=torch.zeros((), device=student.logits.device))
         return Step(loss, student.logits, {name: term.detach() for name, term in terms.items()})
@@ -133,9 +139,23 @@ class Distillation(Task):
         with _evaluating(self.network, self.peer), torch.no_grad():
             return self._student(images), self._ask(images)
 
+    @property
+    def teacher_taps(self) -> tuple[str, ...]:
+        """The features that the method reads from the teacher."""
+        return () if self._teacher is None else self._teacher.taps
+
+    def ask(self, images: Tensor) -> Outputs:
+        """What the teacher says of training images [B, C, H, W], in a forward pass of `ask_in` of them."""
+        size = len(images)
+        if self.peer is not None or size >= self.ask_in:
+            return self._ask(images)
+        said = self._ask(torch.cat([images] * -(-self.ask_in // size))[: self.ask_in])  # cat keeps channels last
+        features = {tap: feature[:size] for tap, feature in said.features.items()}
+        return Outputs(said.logits[:size], features, said.classifier)
+
     def _ask(self, images: Tensor) -> Outputs:
         if self._teacher is None:
-            return Outputs(images.new_zeros(0, 0))
+            return Outputs(images.new_zeros(len(images), 0))
         if self.peer is not None:
             return self._teacher(images)
         with torch.no_grad():  # not inference mode: losses save the teacher's outputs for their backward pass

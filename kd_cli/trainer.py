@@ -15,7 +15,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from kd_cli.checkpoint import load_state
 from kd_cli.data.base import Data
-from kd_cli.errors import ConfigError, DivergedError
+from kd_cli.divergence import LossGuard
+from kd_cli.errors import ConfigError
 from kd_cli.evaluate import evaluate
 from kd_cli.optim import learning_rate, make_optimizer
 from kd_cli.recipe import Recipe
@@ -132,6 +133,7 @@ class Trainer:
         self.parameters = [parameter for parameter in learned if id(parameter) not in elsewhere]
         self.optimizers = [make_optimizer(self.parameters, self.recipe, self.device), *others]
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.recipe.precision == "fp16")
+        self.guard = LossGuard(self.optimizers, self.device, self.recipe.lr)
         self.average: AveragedModel | None = None
         if self.recipe.ema_decay is not None:
             average = get_ema_multi_avg_fn(self.recipe.ema_decay)
@@ -179,10 +181,11 @@ class Trainer:
             group = list(islice(batches, self.recipe.accumulate))
             for position, batch in enumerate(group):
                 share = len(batch.labels) / sum(len(other.labels) for other in group)
-                step = self._backward(batch, epoch, share)
+                step = self._backward(batch, share)
                 self._count(sums, step, batch)
                 self._report(epoch, update * self.recipe.accumulate + position + 1, sums)
             self._update()
+        self.guard.check()
         means = {name: float(total) / self.seen for name, total in sums.items()}
         top1 = round(100 * means.pop("correct"), 2)
         return {"lr": self.lr, "train_top1": top1, **{f"train_{name}": mean for name, mean in means.items()}}
@@ -193,15 +196,10 @@ class Trainer:
             group["lr"] = self.lr
         seed_dropout(derive_seed(self.seed, "dropout", epoch, update), self.device)
 
-    def _backward(self, batch: Batch, epoch: int, share: float) -> Step:
+    def _backward(self, batch: Batch, share: float) -> Step:
         with self._autocast():
             step: Step = self.task(batch)
-        if not torch.isfinite(step.loss):
-            terms = ", ".join(f"{name} = {float(value):g}" for name, value in step.terms.items())
-            raise DivergedError(
-                f"the loss is not finite in epoch {epoch + 1} ({terms}); the weights were not changed by this batch. "
-                f"Try a smaller rate (trainer.lr={self.recipe.lr / 10:g}) or trainer.clip_grad_norm=1."
-            )
+        self.guard.watch(step, batch, self.lr)
         loss = step.loss if share == 1 else step.loss * share
         self.scaler.scale(loss).backward()
         return step

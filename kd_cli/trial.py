@@ -40,7 +40,7 @@ def try_pair(config: Config) -> dict[str, Any]:
     student = build_network(model_options(config, "student"), "student", config["seed"], data, device)
     baseline_seconds = _step_seconds(Supervised(student), batch)
     teacher = _teacher(config, data, device)
-    task = build_task(config, student, teacher, data, recipe.label_smoothing)
+    task = build_task(config, student, teacher, data, recipe)
     features = _features(task, batch.images)
     seconds = _step_seconds(task, batch)
     seed_dropout(derive_seed(config["seed"], "dropout"), device)

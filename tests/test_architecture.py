@@ -15,7 +15,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # From the ground up. A module may import from its own floor and from those below.
 FLOORS = (
-    {"errors", "types", "seeds", "ranges"},
+    {"errors", "types", "seeds", "ranges", "memory"},
     {
         "registry",
         "recipe",
@@ -23,14 +23,15 @@ FLOORS = (
         "taps",
         "console",
         "files",
+        "cache",
         "checkpoint",
         "statistics",
         "plugins",
         "provenance",
         "plan",
     },
-    {"data", "rundir", "optim"},
-    {"losses", "models", "evaluate"},
+    {"data", "rundir", "optim", "divergence"},
+    {"losses", "models", "evaluate", "teacher_cache"},
     {"task"},
     {"trainer"},
     {"teachers", "source"},

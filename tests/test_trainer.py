@@ -10,15 +10,16 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from small import CPU, SPEC, make_data, make_student, make_teacher, same_tensors
+from small import CPU, SPEC, make_batch, make_data, make_student, make_teacher, same_tensors
 from torch import Tensor, nn
 
 from kd_cli.data.base import Data
+from kd_cli.divergence import LossGuard
 from kd_cli.errors import ConfigError, DivergedError
 from kd_cli.evaluate import evaluate, predict
 from kd_cli.losses.base import Mix
 from kd_cli.losses.kd import KD
-from kd_cli.optim import learning_rate
+from kd_cli.optim import learning_rate, make_optimizer
 from kd_cli.recipe import Recipe
 from kd_cli.task import Distillation, Supervised, Task
 from kd_cli.trainer import Progress, Trainer, TrainState
@@ -238,6 +239,25 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_move(accumulate: int
         train(task, accumulate=accumulate)
     assert task.batches == 4
     assert all(torch.equal(task.found[name], value) for name, value in task.network.state_dict().items())
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+def test_where_losses_are_looked_at_now_and_then_the_weights_still_stop_before_the_bad_one(optimizer: str) -> None:
+    network, images, labels = make_student(), *(getattr(make_batch(), name) for name in ("images", "labels"))
+    rule = make_optimizer(network.parameters(), Recipe(optimizer=optimizer, lr=0.01), CPU)
+    guard, weights = LossGuard([rule], CPU, peak_lr=0.01, every=5), []
+    for number in range(4):
+        weights.append(copy.deepcopy(dict(network.named_parameters())))
+        loss = F.cross_entropy(network(images), labels) * (float("nan") if number == 2 else 1.0)
+        guard.watch(Step(loss, labels, {"ce": loss.detach()}), Batch(images, labels, labels, epoch=number), lr=0.5)
+        loss.backward()
+        rule.step()
+        rule.zero_grad()
+    with pytest.raises(DivergedError, match=r"epoch 3 \(ce = nan; rate 0.5; images \d, \d, .*trainer\.lr=0\.001"):
+        guard.check()
+    now = dict(network.named_parameters())
+    assert all(torch.equal(weights[2][name], value) for name, value in now.items())
+    assert not all(torch.equal(weights[1][name], value) for name, value in now.items())
 
 
 def test_a_rate_that_is_far_too_large_ends_in_advice() -> None:

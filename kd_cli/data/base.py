@@ -18,10 +18,11 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor
 
+from kd_cli.cache import digest_tensor
 from kd_cli.data import order
 from kd_cli.data.common import COMMON, Common
 from kd_cli.data.prepare import Prepare
-from kd_cli.data.store import Images, Store, digest_of, digest_tensor, fits_in_memory, shape_of
+from kd_cli.data.store import Images, Store, digest_of, fits_in_memory, shape_of
 from kd_cli.errors import ConfigError, DataError
 from kd_cli.registry import Registry, bind_options
 from kd_cli.types import Batch, DataSpec
@@ -203,10 +204,23 @@ class Data:
         size = self.size("train")
         shuffled = order.permutation(size, seed, epoch)
         ids = order.cut(shuffled, batch_size, self.steps(batch_size, limit), shard)
-        table = self._prepare.table(size, seed, epoch, device)
+        yield from self.views(ids, seed=seed, epoch=epoch, device=device)
+
+    def views(self, ids: Sequence[Tensor], *, seed: int, epoch: int, device: torch.device) -> Iterator[Batch]:
+        """Training images by their ids, a batch for each item [B], as they are augmented in an epoch.
+
+        Raises:
+            DataError: an image cannot be read.
+        """
+        table = self._prepare.table(self.size("train"), seed, epoch, device)
         for batch in self._batches("train", ids, device):
             pixels = self._prepare.augment(batch.images, table[batch.ids])
             yield Batch(self._prepare.normalise(pixels), batch.labels, batch.ids, epoch)
+
+    @property
+    def augmented(self) -> bool:
+        """Whether training images look different in every epoch."""
+        return self._prepare.augmentation != "none"
 
     def eval_batches(self, part: Part, *, batch_size: int, device: torch.device) -> Iterator[Batch]:
         """All images of a part in their fixed order, normalised, not augmented; ids are positions in that part.

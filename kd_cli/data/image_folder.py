@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kd_cli.cache import cache_folder, digest_tensor, read_cached, write_cached
 from kd_cli.data.base import DATASETS, Raw, checked_by
-from kd_cli.data.cache import cached
 from kd_cli.data.decode import SUFFIXES, Files, Mode
 from kd_cli.data.order import stratified_split
 from kd_cli.data.store import InMemory, fits_in_memory
@@ -76,7 +76,7 @@ def image_folder(
     if not fits_in_memory(len(files) * height * width * channels, in_memory, memory_limit_gb):
         parts = (files.subset(rows.tolist()) for rows in (train, test))
         return Raw(next(parts), labels[train], next(parts), labels[test], listing.class_names)
-    images, digest = cached(_key(files, listing), lambda: _decode(files, workers))
+    images, digest = _decoded(files, _key(files, listing), workers)
     division = hashlib.sha256(digest.encode() + test.numpy().tobytes()).hexdigest()
     return Raw(_take(images, train), labels[train], _take(images, test), labels[test], listing.class_names, division)
 
@@ -166,6 +166,14 @@ def _key(files: Files, listing: _Listing) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def _decode(files: Files, workers: int) -> Tensor:
+def _decoded(files: Files, key: str, workers: int) -> tuple[Tensor, str]:
+    """All images [N, H, W, C], uint8, from the cache if they are there undamaged, and their digest, hex."""
+    path = cache_folder() / "data" / f"{key}.safetensors"
+    found = read_cached(path)
+    if found is not None:
+        return found[0]["images"], found[1]["digest"]
     log.info("decoding %s images of %s, once", f"{len(files):,}", files.root)
-    return files.decode(workers)
+    images = files.decode(workers)
+    digest = digest_tensor(images)
+    write_cached(path, {"images": images}, {"digest": digest})
+    return images, digest

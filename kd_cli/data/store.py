@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import warnings
 from collections.abc import Iterator, Sequence
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from kd_cli.cache import digest_tensor
 from kd_cli.errors import DataError
 
 InMemory = Literal["auto", True, False]
@@ -43,13 +43,6 @@ def shape_of(images: Images) -> tuple[int, int, int]:
 def digest_of(images: Images) -> str:
     """BLAKE2b of shape and pixels, hex; for streamed images what they say of themselves."""
     return digest_tensor(images) if isinstance(images, Tensor) else images.digest
-
-
-def digest_tensor(tensor: Tensor) -> str:
-    """BLAKE2b of type, shape and values, hex: on processors without SHA instructions twice as fast as SHA-256."""
-    digest = hashlib.blake2b(f"{tensor.dtype}{tuple(tensor.shape)}".encode(), digest_size=32)
-    digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def fits_in_memory(num_bytes: int, in_memory: InMemory, memory_limit_gb: float) -> bool:

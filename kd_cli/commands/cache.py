@@ -1,0 +1,113 @@
+"""kd cache: what is kept on disk so that it need not be computed again."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from kd_cli import console
+from kd_cli.errors import ConfigError, DataError
+from kd_cli.hydra_command import Json
+
+PANEL = "Results"
+
+
+class Action(str, Enum):
+    """What can be done with the cache."""
+
+    list = "list"
+    verify = "verify"
+    clear = "clear"
+
+
+def command(
+    action: Annotated[Action, typer.Argument(help="List it, check every file's checksum, or remove it.")] = Action.list,
+    entries: Annotated[
+        Optional[list[str]],  # noqa: UP045 - Typer reads it on Python 3.10
+        typer.Argument(metavar="ENTRY", help="Only these, as kd cache lists them.", show_default=False),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """List, verify or clear what is kept on disk: teachers' answers and decoded images. Losing it costs only time."""
+    console.setup(as_json=json)
+    from kd_cli.cache import cache_folder
+
+    rows = _chosen([_row(path) for path in _paths(cache_folder())], entries or [])
+    if action is Action.clear:
+        _clear(rows)
+        return
+    columns = ["entry", "kind", "of", "data", "taps", "files", "MB", "last used"]
+    if action is Action.verify:
+        columns.append("state")
+        rows = [row | {"state": _state(Path(row["path"]))} for row in rows]
+    if rows:
+        cells = [[row[name] for name in columns] for row in rows]
+        console.table(f"cache in {cache_folder()}", columns, cells, left=(*columns[:5], "last used", "state"))
+    else:
+        console.say(f"nothing is kept in {cache_folder()}")
+    console.emit({"folder": str(cache_folder()), "entries": rows})
+    damaged = [row["entry"] for row in rows if row.get("state") == "damaged"]
+    if damaged:
+        raise DataError(
+            f"damaged: {', '.join(damaged)}. A run would notice and make it again; or remove it:\n"
+            f"kd cache clear {' '.join(damaged)}"
+        )
+
+
+def _paths(root: Path) -> list[Path]:
+    return [path for kind in ("teacher", "data") for path in sorted((root / kind).glob("[!.]*"))]
+
+
+def _row(path: Path) -> dict[str, Any]:
+    from kd_cli.cache import folder_size, last_used
+    from kd_cli.files import read_json
+
+    about: Mapping[str, Any] = (read_json(path / "about.json") or {}) if path.is_dir() else {}
+    size = folder_size(path) if path.is_dir() else path.stat().st_size
+    return {
+        "entry": path.stem[:16],
+        "kind": "teacher's answers" if path.is_dir() else "decoded images",
+        "of": about.get("teacher", {}).get("name"),
+        "data": about.get("data", {}).get("name"),
+        "taps": ", ".join(["logits", *about.get("taps", [])]) if about else None,
+        "files": len(_files(path)),
+        "MB": round(size / 1e6, 2),
+        "last used": time.strftime("%Y-%m-%d %H:%M", time.localtime(last_used(path))),
+        "path": str(path),
+    }
+
+
+def _files(path: Path) -> Sequence[Path]:
+    return sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+
+
+def _chosen(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> list[dict[str, Any]]:
+    unknown = [name for name in names if name not in {row["entry"] for row in rows}]
+    if unknown:
+        raise ConfigError(f"there is no entry {unknown[0]!r} in the cache; kd cache shows what is there")
+    return [row for row in rows if not names or row["entry"] in names]
+
+
+def _state(path: Path) -> str:
+    from kd_cli.cache import read_cached
+
+    return "damaged" if any(read_cached(file) is None for file in _files(path)) else "whole"
+
+
+def _clear(rows: Iterable[Mapping[str, Any]]) -> None:
+    removed = []
+    for row in rows:
+        path = Path(row["path"])
+        try:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        except OSError as error:
+            raise DataError(f"{path} cannot be removed: {error.strerror}") from error
+        removed.append(row)
+    console.say(f"entries removed: {len(removed)}, {sum(row['MB'] for row in removed):.2f} MB")
+    console.emit({"removed": [row["entry"] for row in removed]})

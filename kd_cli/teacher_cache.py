@@ -1,0 +1,235 @@
+"""What a frozen teacher says, asked once and kept on disk.
+
+<cache>/teacher/<key>/about.json                        what the key was made of
+<cache>/teacher/<key>/all.safetensors                   its answers, a row for each training image
+<cache>/teacher/<key>/seed-0-epoch-0003.safetensors     the same where images are augmented: anew for every epoch
+
+An answer is used only if it is, bit for bit, what the teacher says of that image in any batch of the same size: a
+sample is compared whenever a file is made or read. N training images, B per batch.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kd_cli import console
+from kd_cli.cache import cache_folder, digest_tensors, folder_size, make_room, read_cached, write_cached
+from kd_cli.data.base import Data
+from kd_cli.data.order import generator
+from kd_cli.files import write_json
+from kd_cli.types import Batch, Outputs
+
+log = logging.getLogger("kd")
+
+_LOGITS = "logits"
+_FORMAT = 1  # raise it when what is kept changes
+
+
+class Rows:
+    """One output for all training images, in the memory format in which the teacher gave it.
+
+    Args:
+        values: [N, …], contiguous.
+        order: the output's dimensions as they lie in `values`: (0, 2, 3, 1) for channels last.
+    """
+
+    def __init__(self, values: Tensor, order: tuple[int, ...]) -> None:
+        self.values = values
+        self.order = order
+        self._back = [order.index(dimension) for dimension in range(len(order))]
+
+    @classmethod
+    def like(cls, output: Tensor, size: int) -> Rows:
+        """Room for `size` rows such as those of `output` [B, …]."""
+        order = (0, *sorted(range(1, output.dim()), key=output.stride, reverse=True))
+        shape = [size, *(output.shape[dimension] for dimension in order[1:])]
+        return cls(torch.empty(shape, dtype=output.dtype, device=output.device), order)
+
+    def put(self, ids: Tensor, output: Tensor) -> None:
+        """Fills the rows `ids` [B] with `output` [B, …]."""
+        self.values[ids] = output.permute(self.order)
+
+    def take(self, ids: Tensor) -> Tensor:
+        """The rows `ids` [B], on their device: [B, …]."""
+        return self.values.index_select(0, ids.to(self.values.device)).permute(self._back)
+
+
+Answers = dict[str, Rows]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where the answers of one teacher to one kind of question are.
+
+    Args:
+        facts: all that they depend on but seed and epoch, as plain JSON values.
+        limit: bytes that this and all other entries may take.
+    """
+
+    facts: Mapping[str, Any]
+    limit: int
+
+    @property
+    def path(self) -> Path:
+        """Its folder."""
+        text = json.dumps({"format": _FORMAT, **self.facts}, sort_keys=True)
+        return cache_folder() / "teacher" / hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def read(self, name: str) -> Answers | None:
+        """The answers in a file; None if it is missing or damaged."""
+        found = read_cached(self.path / name)
+        if found is None:
+            return None
+        with suppress(OSError):
+            (self.path / "about.json").touch()  # used now: others make room first
+        tensors, facts = found
+        return {tap: Rows(values, tuple(json.loads(facts[tap]))) for tap, values in tensors.items()}
+
+    def write(self, name: str, answers: Answers) -> None:
+        """Keeps answers, if the disk takes them; what was not used for longest makes room."""
+        tensors = {tap: rows.values.cpu() for tap, rows in answers.items()}
+        make_room(self.path, self.limit - sum(values.nbytes for values in tensors.values()))
+        order = {tap: json.dumps(rows.order) for tap, rows in answers.items()}
+        write_cached(self.path / name, tensors, {**order, "digest": digest_tensors(tensors)})
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """One process asks the teacher while the others wait; where files have no locks, each asks."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = (self.path / ".lock").open("a")
+        except OSError:
+            yield
+            return
+        with lock:
+            _lock(lock.fileno())
+            with suppress(OSError):
+                if not (self.path / "about.json").exists():
+                    write_json(self.path / "about.json", self.facts)
+            yield
+
+
+class CachedTeacher:
+    """Answers for a frozen teacher, which is asked once about each image, or once per epoch where they are augmented.
+
+    Args:
+        ask: images [B, C, H, W] → what the teacher says of them.
+        data: the training images.
+        entry: where the answers are kept.
+        seed: of the augmentation.
+        batch_size: B.
+        device: of the images.
+    """
+
+    def __init__(
+        self,
+        ask: Callable[[Tensor], Outputs],
+        data: Data,
+        entry: Entry,
+        *,
+        seed: int,
+        batch_size: int,
+        device: torch.device,
+    ) -> None:
+        self._ask, self._data, self._entry = ask, data, entry
+        self._seed, self._batch_size, self._device = seed, batch_size, device
+        self._classifier: nn.Module | None = None
+        self._name = ""
+        self._answers: Answers | None = None
+        self._live = False
+
+    def __call__(self, batch: Batch) -> Outputs:
+        """What the teacher says of a batch of training images."""
+        name = f"seed-{self._seed}-epoch-{batch.epoch:04d}.safetensors" if self._data.augmented else "all.safetensors"
+        if not self._live and name != self._name:
+            self._name, self._answers = name, None  # the last epoch's make room for this one's
+            self._answers = self._find(name, batch.epoch)
+        if self._answers is None:
+            return self._ask(batch.images)
+        taken = {tap: rows.take(batch.ids) for tap, rows in self._answers.items()}
+        return Outputs(taken.pop(_LOGITS), taken, self._classifier)
+
+    def _find(self, name: str, epoch: int) -> Answers | None:
+        """The answers for an epoch; None if the teacher is to be asked at every step."""
+        sample, said = self._sample(epoch)
+        with self._entry.locked():
+            answers = self._entry.read(name)
+            if answers is not None and _agree(answers, sample, said):
+                return {tap: Rows(rows.values.to(self._device), rows.order) for tap, rows in answers.items()}
+            if answers is not None:
+                log.warning("%s is not what the teacher says: it is asked again", self._entry.path / name)
+            return self._ask_all(name, epoch, sample, said)
+
+    def _sample(self, epoch: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Ids of some training images, and what the teacher says of them now."""
+        random = generator(self._seed, "teacher cache", epoch)
+        ids = torch.randperm(self._data.spec.num_train, generator=random)[: self._batch_size]
+        (view,) = self._data.views([ids], seed=self._seed, epoch=epoch, device=self._device)
+        said = self._ask(view.images)
+        self._classifier = said.classifier
+        return view.ids, _named(said)
+
+    def _ask_all(self, name: str, epoch: int, sample: Tensor, said: Mapping[str, Tensor]) -> Answers | None:
+        size = self._data.spec.num_train
+        answers = {tap: Rows.like(output, size) for tap, output in said.items()}
+        needed = sum(rows.values.nbytes for rows in answers.values())
+        if folder_size(self._entry.path) + needed > self._entry.limit:
+            kept, limit = f"{needed / 1e9:.3g} GB", f"teacher_cache_gb={self._entry.limit / 1e9:g}"
+            per = " for each epoch" if self._data.augmented else ""
+            self._stop(f"its answers take {kept}{per}, more than {limit} leaves; a larger number keeps them")
+            return None
+        console.say(f"teacher    is asked about all {size:,} training images")
+        batches = torch.arange(size).split(self._batch_size)
+        views = self._data.views(batches, seed=self._seed, epoch=epoch, device=self._device)
+        with torch.inference_mode():
+            for ids, view in zip(batches, views, strict=True):
+                for tap, output in _named(self._ask(view.images)).items():
+                    answers[tap].put(view.ids, output)
+                console.live(f"teacher    was asked about {int(ids[-1]) + 1:,} of {size:,} images")
+        if not _agree(answers, sample, said):
+            self._stop("its answer to an image depends on the others in the batch")
+            return None
+        self._entry.write(name, answers)
+        return answers
+
+    def _stop(self, reason: str) -> None:
+        self._live = True
+        log.warning("the teacher is asked at every step: %s", reason)
+
+
+def network_digest(network: nn.Module) -> str:
+    """BLAKE2b of a network's structure, parameters and buffers, hex."""
+    tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+    return hashlib.blake2b(f"{network} {digest_tensors(tensors)}".encode(), digest_size=16).hexdigest()
+
+
+def _named(said: Outputs) -> dict[str, Tensor]:
+    return {_LOGITS: said.logits, **said.features}
+
+
+def _agree(answers: Answers, ids: Tensor, said: Mapping[str, Tensor]) -> bool:
+    return answers.keys() == said.keys() and all(
+        torch.equal(answers[tap].take(ids).to(output.device), output) for tap, output in said.items()
+    )
+
+
+def _lock(handle: int) -> None:
+    """Waits for the lock, and says so where it takes time."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        console.say("teacher    is being asked by another process; waiting for its answers")
+        fcntl.flock(handle, fcntl.LOCK_EX)
+    except OSError:  # this file system has no locks
+        return
