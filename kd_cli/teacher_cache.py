@@ -148,6 +148,7 @@ class CachedTeacher:
         self._name = ""
         self._answers: Answers | None = None
         self._live = False
+        self._announced = False
 
     def __call__(self, batch: Batch) -> Outputs:
         """What the teacher says of a batch of training images."""
@@ -189,7 +190,7 @@ class CachedTeacher:
             per = " for each epoch" if self._data.augmented else ""
             self._stop(f"its answers take {kept}{per}, more than {limit} leaves; a larger number keeps them")
             return None
-        console.say(f"teacher    is asked about all {size:,} training images")
+        self._announce()
         batches = torch.arange(size).split(self._batch_size)
         views = self._data.views(batches, seed=self._seed, epoch=epoch, device=self._device)
         with torch.inference_mode():
@@ -202,6 +203,12 @@ class CachedTeacher:
             return None
         self._entry.write(name, answers)
         return answers
+
+    def _announce(self) -> None:
+        if not self._announced:
+            anew = ", as each epoch augments them" if self._data.augmented else ""
+            console.say(f"teacher    is asked about all {self._data.spec.num_train:,} training images{anew}")
+        self._announced = True
 
     def _stop(self, reason: str) -> None:
         self._live = True
