@@ -42,7 +42,7 @@ def pick_device(name: str) -> torch.device:
 def build_network(options: Mapping[str, Any], role: str, seed: int, data: Data, device: torch.device) -> nn.Module:
     """A network with its first weights: a pure function of the seed and the network's options."""
     seed_dropout(derive_seed(seed, "weights"), device)
-    network = MODELS.build(options, where=role, **model_shape(data))
+    network = MODELS.build(options, where=role, **model_shape(data.spec))
     return network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 

@@ -144,4 +144,5 @@ def _data_facts(data: Data) -> dict[str, Any]:
         "preprocessing": data.preprocessing,
         "classes": list(data.spec.class_names),
         "image_shape": list(data.spec.image_shape),
+        "num_train": data.spec.num_train,
     }

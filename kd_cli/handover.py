@@ -118,7 +118,7 @@ def load_teacher(
     if known.model is None:
         check_nameable(source, options)
     _check_record(source, options, data)
-    network = rebuild(source, options, data, where="teacher")
+    network = rebuild(source, options, data.spec, where="teacher")
     load_weights(network, source)
     network.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)  # type: ignore[call-overload]
     facts = {

@@ -19,6 +19,7 @@ from kd_cli.host import compose
 from kd_cli.models.base import MODELS, count_parameters
 from kd_cli.plugins import load_plugins
 from kd_cli.source import Source, load_weights, locate, rebuild, seen_by
+from kd_cli.types import DataSpec
 
 
 def expand(path: Path) -> list[Path]:
@@ -27,44 +28,101 @@ def expand(path: Path) -> list[Path]:
     return sorted(parts, key=lambda part: str((read_json(part / "run.json") or {}).get("started"))) or [path]
 
 
-def evaluate_saved(
-    path: Path,
-    *,
-    part: Part,
-    which: str | None,
-    overrides: Sequence[str],
-    config_dirs: Sequence[str],
-    device: torch.device,
-) -> dict[str, Any]:
-    """Accuracy and likelihood of a saved network.
+class Saved:
+    """A network on disk and what is on record about it.
 
     Args:
         path: a run's folder, a checkpoint's folder or a .safetensors file.
         which: `best` on validation or `last`, where `path` is a run; None: best.
         overrides: `dataset=…`, `dataset.…`, `student…` or `teacher…`, `plugins=…`; what is not given is as recorded.
+        config_dirs: of the command line.
+
+    Attributes:
+        source: where the weights are.
+        recorded: the run's configuration; empty for weights without a run.
+        dataset: options of the data: those of the run, unless the overrides say otherwise.
 
     Raises:
-        ConfigError: a wrong override, or a network that only the user may name.
-        DataError: nothing is there, it is damaged, or the data do not fit it.
+        ConfigError: a wrong override, or a component that only the user may name.
+        DataError: nothing is there, or it is damaged.
     """
-    source = locate(path, which)
-    recorded = _recorded_config(source)
-    chosen = compose(_composable(overrides, recorded), config_dirs=config_dirs)
-    load_plugins(chosen["plugins"])
-    dataset = _dataset(recorded, chosen, overrides)
-    _check_known(source, recorded, dataset)
-    data = seen_by(source, load_dataset(dataset))
-    _check_fit(source, data)
-    network = _rebuild(source, recorded, chosen, overrides, data).to(device)
-    load_weights(network, source)
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        which: str | None = None,
+        overrides: Sequence[str] = (),
+        config_dirs: Sequence[str] = (),
+    ) -> None:
+        self.path = path
+        self.source = locate(path, which)
+        self.recorded = _recorded_config(self.source)
+        self._overrides = overrides
+        self._chosen = compose(_composable(overrides, self.recorded), config_dirs=config_dirs)
+        load_plugins(self._chosen["plugins"])
+        self.dataset = _dataset(self.recorded, self._chosen, overrides)
+        _check_known(self.source, self.recorded, self.dataset)
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """The data that the network was trained on: `name`, `classes`, `image_shape`, `preprocessing`, …"""
+        facts: Mapping[str, Any] = self.source.record.get("data", {})
+        return facts
+
+    def spec(self) -> DataSpec:
+        """What the network takes and gives, as recorded.
+
+        Raises:
+            ConfigError: weights without a run say nothing of that.
+        """
+        if not self.facts:
+            raise ConfigError(f"{self.path} has no run.json beside it: its classes and image size are not known")
+        classes = tuple(self.facts["classes"])
+        channels, height, width = self.facts["image_shape"]
+        return DataSpec(len(classes), self.facts.get("num_train", 1), (channels, height, width), classes)
+
+    def data(self) -> Data:
+        """The data, as the network sees them.
+
+        Raises:
+            DataError: they are missing, or do not fit the network.
+        """
+        data = seen_by(self.source, load_dataset(self.dataset))
+        _check_fit(self.source, data)
+        return data
+
+    def network(self, device: torch.device, spec: DataSpec | None = None) -> nn.Module:
+        """The network in eval mode, channels last.
+
+        Args:
+            spec: of the images that it is to see; None: as recorded.
+
+        Raises:
+            DataError: the weights do not fit it.
+        """
+        network = _rebuild(self.source, self.recorded, self._chosen, self._overrides, spec or self.spec())
+        load_weights(network, self.source)
+        return network.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload,no-any-return]
+
+
+def evaluate_saved(saved: Saved, *, part: Part, device: torch.device) -> dict[str, Any]:
+    """Accuracy and likelihood of a saved network on a part of its data.
+
+    Raises:
+        ConfigError: as `Saved`.
+        DataError: the data do not fit, or have no such part.
+    """
+    data = saved.data()
     if not data.size(part):
         raise DataError(f"{data.name} has no {part} images; type --part test, or dataset.val_fraction=0.1")
+    network = saved.network(device, data.spec)
     scores = evaluate(network, data, part, batch_size=500, device=device)
     return {
-        "run": str(source.run or path),
-        "weights": str(source.weights),
-        "epoch": source.epoch,
-        "stage": source.record.get("stage"),
+        "run": str(saved.source.run or saved.path),
+        "weights": str(saved.source.weights),
+        "epoch": saved.source.epoch,
+        "stage": saved.source.record.get("stage"),
         "dataset": data.name,
         "part": part,
         **scores,
@@ -136,7 +194,7 @@ def _check_fit(source: Source, data: Data) -> None:
         )
 
 
-def _rebuild(source: Source, recorded: Config, chosen: Config, overrides: Sequence[str], data: Data) -> nn.Module:
+def _rebuild(source: Source, recorded: Config, chosen: Config, overrides: Sequence[str], spec: DataSpec) -> nn.Module:
     role = "teacher" if source.record.get("stage") == "teacher" else "student"
     named = any(override_key(override) == role for override in overrides)
     options = dict(chosen[role]) if named or not recorded else _patched(source.record["model"], overrides, role)
@@ -146,4 +204,4 @@ def _rebuild(source: Source, recorded: Config, chosen: Config, overrides: Sequen
             f"{source.run} holds an external network, and kd never imports code because a record names it; "
             f"if you trust it, type {role}=external {role}.callable={options.get('callable')}"
         )
-    return rebuild(source, options, data, where=role)
+    return rebuild(source, options, spec, where=role)

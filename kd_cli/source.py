@@ -17,6 +17,7 @@ from kd_cli.losses.base import build_loss
 from kd_cli.models.base import MODELS
 from kd_cli.rundir import read_metrics
 from kd_cli.task import Distillation
+from kd_cli.types import DataSpec
 
 
 @dataclass(frozen=True)
@@ -114,17 +115,18 @@ def load_weights(network: nn.Module, source: Source) -> None:
         ) from error
 
 
-def rebuild(source: Source, options: Mapping[str, Any], data: Data, *, where: str) -> nn.Module:
+def rebuild(source: Source, options: Mapping[str, Any], spec: DataSpec, *, where: str) -> nn.Module:
     """The network that a run saved, without its weights: its own, or what its loss made of it.
 
     Args:
         options: of the network that was trained.
+        spec: of the images that it is to see.
         where: the configuration key of `options`.
 
     Raises:
         ConfigError: the network cannot be built, or only the user may name a part of it.
     """
-    return _built(source, options, graft_of(source.record), data, where)
+    return _built(source, options, graft_of(source.record), spec, where)
 
 
 def graft_of(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -132,15 +134,17 @@ def graft_of(record: Mapping[str, Any]) -> dict[str, Any]:
     return {key: record[key] for key in ("loss", "teacher")} if record.get("grafted") else {}
 
 
-def _built(source: Source, options: Mapping[str, Any], graft: Mapping[str, Any], data: Data, where: str) -> nn.Module:
-    network = MODELS.build(options, where=where, **model_shape(data))
+def _built(
+    source: Source, options: Mapping[str, Any], graft: Mapping[str, Any], spec: DataSpec, where: str
+) -> nn.Module:
+    network = MODELS.build(options, where=where, **model_shape(spec))
     if not graft:
         return network
     (model,), (inner,) = graft["teacher"]["models"], graft["teacher"]["grafts"]
     check_nameable(source, model)
-    teacher = _built(source, model, inner, data, "teacher")
+    teacher = _built(source, model, inner, spec, "teacher")
     method, mix = build_loss(graft["loss"])
-    return Distillation(network, teacher, method, mix, data.spec).deployed
+    return Distillation(network, teacher, method, mix, spec).deployed
 
 
 def check_nameable(source: Source, options: Mapping[str, Any]) -> None:
@@ -159,10 +163,10 @@ def copy_body(source: nn.Module, network: nn.Module) -> None:
     network.load_state_dict(fitting, strict=False)
 
 
-def model_shape(data: Data) -> dict[str, int]:
+def model_shape(spec: DataSpec) -> dict[str, int]:
     """What a network must know of the data: K classes, C channels, H = W pixels."""
-    channels, height, _ = data.spec.image_shape
-    return {"num_classes": data.spec.num_classes, "in_channels": channels, "image_size": height}
+    channels, height, _ = spec.image_shape
+    return {"num_classes": spec.num_classes, "in_channels": channels, "image_size": height}
 
 
 def _from_checkpoint(checkpoint: Checkpoint) -> Source:

@@ -59,20 +59,12 @@ def command(
             f"there is no run {missing[0]}" if missing else "name a run: kd evaluate outputs/…; kd list runs"
         )
     from kd_cli.build import pick_device
-    from kd_cli.saved import evaluate_saved, expand
+    from kd_cli.saved import Saved, evaluate_saved, expand
 
-    rows = [
-        evaluate_saved(
-            run,
-            part=part.value,
-            which=None if which is None else which.value,
-            overrides=overrides,
-            config_dirs=config_dir or [],
-            device=pick_device(device),
-        )
-        for path in paths
-        for run in expand(path)
-    ]
+    chosen = None if which is None else which.value
+    runs = [run for path in paths for run in expand(path)]
+    saved = (Saved(run, which=chosen, overrides=overrides, config_dirs=config_dir or []) for run in runs)
+    rows = [evaluate_saved(each, part=part.value, device=pick_device(device)) for each in saved]
     columns = ("stage", "dataset", "part", "images", "top1", "top5", "nll", "epoch", "parameters", "run")
     cells = [[_cell(row, name) for name in columns] for row in rows]
     console.table("Evaluation (top-1 and top-5 in percent)", columns, cells, left=("stage", "dataset", "part", "run"))
