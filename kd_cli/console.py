@@ -151,8 +151,17 @@ def watching(label: str, epochs: int, done: int = 0) -> Iterator[Watcher]:
 
 
 class _Notices(logging.Handler):
+    """Shows each text once: several networks may meet the same file."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._shown: set[str] = set()
+
     def emit(self, record: logging.LogRecord) -> None:
-        notice(record.getMessage())
+        text = record.getMessage()
+        if text not in self._shown:
+            self._shown.add(text)
+            notice(text)
 
 
 def _people() -> Console:

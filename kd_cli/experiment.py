@@ -26,6 +26,7 @@ from kd_cli.config import Config, Launch, Stage, stage_recipe
 from kd_cli.data.base import Data, check_dataset, load_dataset
 from kd_cli.errors import ConfigError, DataError, Interrupted, Terminated
 from kd_cli.evaluate import confusion_matrix
+from kd_cli.files import file_digest
 from kd_cli.fit import Result, check_recipe, fit
 from kd_cli.handover import Known
 from kd_cli.models.base import MODELS
@@ -160,9 +161,16 @@ def _supervised(
     network = build_network(training.model, role, training.seed, data, device)
     if generalist is not None:
         copy_body(generalist, network)
-    run.note(model=training.model)
+    _note_model(run, training.model)
     task = Supervised(network, recipe.label_smoothing)
     return fit(task, data, run, recipe, {"stage": training.name, "seed": training.seed}, device=device)
+
+
+def _note_model(run: RunDir, model: Mapping[str, Any]) -> None:
+    began = (
+        {"pretrained_sha256": file_digest(Path(model["pretrained"]).expanduser())} if model.get("pretrained") else {}
+    )
+    run.note(model=model, **began)
 
 
 def _specialist(config: Config, training: Training, run: RunDir, data: Data, generalist: Known) -> Result:
@@ -189,7 +197,8 @@ def _distilled(
         network = build_peer(config, training.seed, data, device)
     elif kind == "frozen":
         network = _take_teacher(config, launch, run, data, teachers, device)
-    run.note(model=training.model, loss=config["loss"])
+    _note_model(run, training.model)
+    run.note(loss=config["loss"])
     task = build_task(config, student, network, data, recipe)
     if kind == "frozen" and network is not None:
         remember_teacher(config, task, network, data, recipe, training.seed, device)

@@ -137,7 +137,8 @@ def graft_of(record: Mapping[str, Any]) -> dict[str, Any]:
 def _built(
     source: Source, options: Mapping[str, Any], graft: Mapping[str, Any], spec: DataSpec, where: str
 ) -> nn.Module:
-    network = MODELS.build(options, where=where, **model_shape(spec))
+    begun = {key: value for key, value in options.items() if key != "pretrained"}  # the saved weights take its place
+    network = MODELS.build(begun, where=where, **model_shape(spec))
     if not graft:
         return network
     (model,), (inner,) = graft["teacher"]["models"], graft["teacher"]["grafts"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import pkgutil
+import re
 from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -13,6 +14,8 @@ from torch import nn
 
 from kd_cli.errors import suggest
 from kd_cli.models.base import MODELS
+from kd_cli.models.pretrained import load_pretrained
+from kd_cli.taps import GROUPS
 
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 _Seen = tuple[Any, int | None]  # what a module gave, and how often that had been overwritten by then
@@ -26,6 +29,8 @@ def torchvision(
     *,
     model: str = "resnet18",
     kwargs: Mapping[str, Any] = _NOTHING,
+    pretrained: str | None = None,
+    taps: Mapping[str, str] | None = None,
 ) -> nn.Module:
     """A classifier of torchvision.models, by default with random weights.
 
@@ -36,9 +41,11 @@ def torchvision(
     Args:
         model: a name of `torchvision.models.list_models(module=torchvision.models)`.
         kwargs: more arguments for its constructor.
+        pretrained: a file of weights to start from, as torchvision's site has them.
+        taps: more names, as `named_taps` takes them.
 
     Raises:
-        ValueError: unknown name or argument, or a network that cannot classify such images.
+        ValueError: unknown name or argument, a network that cannot classify such images, or a file that does not fit.
     """
     from torchvision import models as zoo
 
@@ -49,7 +56,7 @@ def torchvision(
     if getattr(network, "aux_logits", False):
         raise ValueError(f"kwargs: {model} gives more than one output in training; add aux_logits: false")
     _take_channels(network, in_channels)
-    return _published(network, model, num_classes, (in_channels, image_size, image_size))
+    return _ready(network, model, num_classes, (in_channels, image_size, image_size), pretrained, taps)
 
 
 @MODELS.register("external")
@@ -60,6 +67,8 @@ def external(
     *,
     callable: str | None = None,
     kwargs: Mapping[str, Any] = _NOTHING,
+    pretrained: str | None = None,
+    taps: Mapping[str, str] | None = None,
 ) -> nn.Module:
     """Any importable function or class that returns a classifier.
 
@@ -71,10 +80,12 @@ def external(
     Args:
         callable: `package.module.function`, for example `timm.create_model`.
         kwargs: more arguments for it.
+        pretrained: a file of weights to start from.
+        taps: more names, as `named_taps` takes them.
 
     Raises:
-        ValueError: nothing callable there, arguments that it does not take, no `nn.Module` returned, or logits that
-            are not [B, K].
+        ValueError: nothing callable there, arguments that it does not take, no `nn.Module` returned, logits that are
+            not [B, K], or a file that does not fit.
     """
     if callable is None:
         raise ValueError(
@@ -84,7 +95,7 @@ def external(
     function = _imported(callable)
     injected = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
     network = _called(function, callable, {**_taken(function, injected), **kwargs})
-    return _published(network, callable, num_classes, (in_channels, image_size, image_size))
+    return _ready(network, callable, num_classes, (in_channels, image_size, image_size), pretrained, taps)
 
 
 def _imported(path: str) -> Callable[..., Any]:
@@ -129,6 +140,48 @@ def _take_channels(network: nn.Module, in_channels: int) -> None:
     first.in_channels = in_channels
     first.weight = nn.Parameter(torch.empty(first.out_channels, in_channels // first.groups, *first.kernel_size))
     first.reset_parameters()
+
+
+def _ready(
+    network: nn.Module,
+    what: str,
+    num_classes: int,
+    image_shape: tuple[int, int, int],
+    pretrained: str | None,
+    taps: Mapping[str, str] | None,
+) -> nn.Module:
+    network = _published(network, what, num_classes, image_shape)
+    if taps:
+        network.taps = named_taps(network, taps)  # type: ignore[assignment]
+    if pretrained is not None:
+        load_pretrained(network, pretrained)
+    return network
+
+
+def named_taps(network: nn.Module, taps: Mapping[str, str]) -> dict[str, str]:
+    """The network's published taps with those that the user names; the user's win.
+
+    Args:
+        taps: a name and a module path (`embedding: head:in`), or a kind and a pattern, whose matches are numbered in
+            the network's order: `stage: blocks.*` makes `stage1`, `stage2`, …; `*` is any part of a name without dots.
+
+    Raises:
+        ValueError: a pattern that matches no module.
+    """
+    published = dict(getattr(network, "taps", {}))
+    modules = [name for name, _ in network.named_modules() if name]
+    for name, place in taps.items():
+        path, colon, side = place.partition(":")
+        pattern = re.compile(re.escape(path).replace(r"\*", "[^.]*"))
+        found = [f"{module}{colon}{side}" for module in modules if pattern.fullmatch(module)]
+        if not found:
+            raise ValueError(f"taps: {name}: {place!r} matches no module{suggest(path, modules)}")
+        if name in GROUPS.values():
+            published = {tap: old for tap, old in published.items() if not re.fullmatch(rf"{name}\d+", tap)}
+            published |= {f"{name}{number}": module for number, module in enumerate(found, start=1)}
+        else:
+            published[name] = found[0]
+    return published
 
 
 def _published(network: nn.Module, what: str, num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
