@@ -18,7 +18,7 @@ from kd_cli.recipe import Recipe
 from kd_cli.seeds import derive_seed
 from kd_cli.source import model_shape
 from kd_cli.task import Distillation
-from kd_cli.teacher_cache import CachedTeacher, Entry, network_digest
+from kd_cli.teacher_cache import CachedTeacher, make_entry
 from kd_cli.teachers import Ensemble
 from kd_cli.trainer import seed_dropout
 
@@ -76,24 +76,25 @@ def remember_teacher(
 ) -> None:
     """Lets the cache answer in the teacher's place, where that asks it less often than every step does."""
     steps = data.steps(recipe.batch_size, recipe.limit_train_batches)
-    if not config["teacher_cache"] or recipe.epochs * steps * recipe.batch_size < data.spec.num_train:
+    limit = cache_limit(config)
+    if not limit or recipe.epochs * steps * recipe.batch_size < data.spec.num_train:
         return
-    facts = {
-        "teacher": {**model_options(config, "teacher"), "weights": network_digest(teacher)},
-        "ensemble": config["ensemble"]["weights"],
-        "taps": list(task.teacher_taps),
-        "data": {"name": data.name, "fingerprint": data.fingerprint, "preprocessing": data.preprocessing},
-        "batch_size": recipe.batch_size,
-        "precision": recipe.precision,
-        "torch": torch.__version__,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(device),
-    }
-    entry = Entry(facts, int(config["teacher_cache_gb"] * 1e9))
+    entry = make_entry(
+        teacher,
+        model_options(config, "teacher"),
+        data,
+        limit=limit,
+        batch_size=recipe.batch_size,
+        device=device,
+        precision=recipe.precision,
+        taps=task.teacher_taps,
+    )
     task.cache = CachedTeacher(task.ask, data, entry, seed=seed, batch_size=recipe.batch_size, device=device)
 
 
-def _processor(device: torch.device) -> str:
-    return torch.backends.cpu.get_cpu_capability() if device.type == "cpu" else device.type
+def cache_limit(config: Config) -> int:
+    """Bytes that kept answers of teachers may take; 0: nothing is kept."""
+    return int(config["teacher_cache_gb"] * 1e9) if config["teacher_cache"] else 0
 
 
 def build_peer(config: Config, seed: int, data: Data, device: torch.device) -> nn.Module:

@@ -17,6 +17,7 @@ from kd_cli.build import (
     build_network,
     build_peer,
     build_task,
+    cache_limit,
     kind_of_teacher,
     pick_device,
     rehearse,
@@ -104,9 +105,7 @@ def prepare(config: Config, data: Data) -> list[Training]:
         check_recipe(stage_recipe(config, training.stage), data, device)
     network = None
     if given and kind == "frozen":
-        weights = config["ensemble"]["weights"]
-        network, _ = handover.load_teachers(given, data, weights=weights, batch_size=_EVAL_BATCH, device=device)
-        network.cpu()
+        network = _load(config, given, data, device)[0].cpu()
     rehearse(config, trainings, data, network)
     return trainings
 
@@ -217,15 +216,18 @@ def _take_teacher(
     elif not teachers:
         outputs = Path(config["outputs"])
         teachers = [Known(handover.find_teacher(outputs, options, data, launch.arguments), options)]
-    network, facts = handover.load_teachers(
-        teachers, data, weights=config["ensemble"]["weights"], batch_size=_EVAL_BATCH, device=device
-    )
+    network, facts = _load(config, teachers, data, device)
     if before is not None and before["sha256"] != facts["sha256"]:
         raise DataError(f"{teachers[0].path} has changed since {run.path} took it as its teacher; start a new run")
     run.note(teacher=facts)
-    accuracy = "" if facts["val_top1"] is None else f", {facts['val_top1']:.2f} % on validation (measured again now)"
+    accuracy = "" if facts["val_top1"] is None else f", {facts['val_top1']:.2f} % on validation (checked now)"
     console.say(f"teacher    {', '.join(console.short_path(known.path) for known in teachers)}{accuracy}")
     return network
+
+
+def _load(config: Config, teachers: Sequence[Known], data: Data, device: torch.device) -> tuple[nn.Module, Result]:
+    weights, limit = config["ensemble"]["weights"], cache_limit(config)
+    return handover.load_teachers(teachers, data, weights=weights, batch_size=_EVAL_BATCH, device=device, limit=limit)
 
 
 def _say_unused(config: Config, launch: Launch, stage: Stage | None) -> None:

@@ -15,10 +15,11 @@ from kd_cli import console
 from kd_cli.config import override_key
 from kd_cli.data.base import Data
 from kd_cli.errors import ConfigError, DataError
-from kd_cli.evaluate import evaluate
+from kd_cli.evaluate import evaluate, top_k
 from kd_cli.files import read_json
 from kd_cli.rundir import find_runs
 from kd_cli.source import Source, brief, check_nameable, graft_of, load_weights, locate, rebuild, seen_by
+from kd_cli.teacher_cache import make_entry, validation_logits
 from kd_cli.teachers import Ensemble, Specialists, Weights
 
 # Another number of threads or another processor may move a few borderline images; wrong weights or a wrong
@@ -62,18 +63,19 @@ def find_teacher(outputs: Path, options: Mapping[str, Any], data: Data, argument
 
 
 def load_teachers(
-    teachers: Sequence[Known], data: Data, *, weights: Weights, batch_size: int, device: torch.device
+    teachers: Sequence[Known], data: Data, *, weights: Weights, batch_size: int, device: torch.device, limit: int = 0
 ) -> tuple[nn.Module, dict[str, Any]]:
     """One frozen teacher out of one or several, measured on the validation images, and facts for the student's record.
 
     Args:
         weights: of the members of an ensemble.
+        limit: bytes that the cache of teachers' answers may take; 0: there is none.
 
     Raises:
         ConfigError: weights that do not fit; otherwise as `load_teacher`.
         DataError: as `load_teacher`.
     """
-    loaded = [load_teacher(known, data, batch_size=batch_size, device=device) for known in teachers]
+    loaded = [load_teacher(known, data, batch_size=batch_size, device=device, limit=limit) for known in teachers]
     records = [facts for _, facts in loaded]
     facts = {"sources": [fact["source"] for fact in records], "sha256": [fact["sha256"] for fact in records]}
     facts |= {"runs": [fact["run"] for fact in records], "models": [fact["model"] for fact in records]}
@@ -104,7 +106,7 @@ def _joined(loaded: Sequence[tuple[nn.Module, dict[str, Any]]], weights: Weights
 
 
 def load_teacher(
-    known: Known, data: Data, *, batch_size: int, device: torch.device
+    known: Known, data: Data, *, batch_size: int, device: torch.device, limit: int = 0
 ) -> tuple[nn.Module, dict[str, Any]]:
     """A frozen teacher in eval mode, measured again on the validation images, and facts for the student's record.
 
@@ -129,7 +131,30 @@ def load_teacher(
         "graft": graft_of(source.record),
         "specialist": source.record.get("specialist"),
     }
-    return network, facts | _measure(network, source, data, batch_size, device)
+    return network, facts | {"val_top1": _measure(network, source, options, data, batch_size, device, limit)}
+
+
+def _measure(
+    network: nn.Module,
+    source: Source,
+    options: Mapping[str, Any],
+    data: Data,
+    batch_size: int,
+    device: torch.device,
+    limit: int,
+) -> float | None:
+    """Its accuracy on the validation images, percent; None where there are none."""
+    if not data.size("val"):
+        console.notice("dataset.val_fraction is 0: the teacher's accuracy is not measured again")
+        return None
+    if limit:
+        entry = make_entry(network, options, data, limit=limit, batch_size=batch_size, device=device)
+        logits = validation_logits(network, data, entry, batch_size=batch_size, device=device)
+        top1 = top_k(logits, data.labels("val"), 1)
+    else:
+        top1 = evaluate(network, data, "val", batch_size=batch_size, device=device)["top1"]
+    _check_accuracy(top1, source, data)
+    return top1
 
 
 def _fits(record: Mapping[str, Any], options: Mapping[str, Any], data: Data) -> bool:
@@ -166,11 +191,7 @@ def _check_record(source: Source, options: Mapping[str, Any], data: Data) -> Non
         )
 
 
-def _measure(network: nn.Module, source: Source, data: Data, batch_size: int, device: torch.device) -> dict[str, Any]:
-    if not data.size("val"):
-        console.notice("dataset.val_fraction is 0: the teacher's accuracy is not measured again")
-        return {"val_top1": None}
-    top1 = evaluate(network, data, "val", batch_size=batch_size, device=device)["top1"]
+def _check_accuracy(top1: float, source: Source, data: Data) -> None:
     known = source.val_top1
     same_images = source.record.get("data", {}).get("fingerprint") == data.fingerprint
     if source.run and not same_images:
@@ -182,7 +203,6 @@ def _measure(network: nn.Module, source: Source, data: Data, batch_size: int, de
             f"{known:.2f} %; "
             f"it was trained with {source.record.get('data', {}).get('preprocessing')}, now it is {data.preprocessing}"
         )
-    return {"val_top1": top1}
 
 
 def _names(classes: tuple[str, ...]) -> str:

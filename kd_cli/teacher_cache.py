@@ -1,8 +1,9 @@
 """What a frozen teacher says, asked once and kept on disk.
 
 <cache>/teacher/<key>/about.json                        what the key was made of
-<cache>/teacher/<key>/all.safetensors                   its answers, a row for each training image
+<cache>/teacher/<key>/train.safetensors                 its answers, a row for each training image
 <cache>/teacher/<key>/seed-0-epoch-0003.safetensors     the same where images are augmented: anew for every epoch
+<cache>/teacher/<key>/val.safetensors                   its logits for the validation images
 
 An answer is used only if it is, bit for bit, what the teacher says of that image in any batch of the same size: a
 sample is compared whenever a file is made or read. N training images, B per batch.
@@ -14,7 +15,7 @@ import fcntl
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from kd_cli import console
 from kd_cli.cache import cache_folder, digest_tensors, folder_size, make_room, read_cached, write_cached
 from kd_cli.data.base import Data
 from kd_cli.data.order import generator
+from kd_cli.evaluate import evaluating, predict
 from kd_cli.files import write_json
 from kd_cli.types import Batch, Outputs
 
@@ -152,7 +154,7 @@ class CachedTeacher:
 
     def __call__(self, batch: Batch) -> Outputs:
         """What the teacher says of a batch of training images."""
-        name = f"seed-{self._seed}-epoch-{batch.epoch:04d}.safetensors" if self._data.augmented else "all.safetensors"
+        name = f"seed-{self._seed}-epoch-{batch.epoch:04d}.safetensors" if self._data.augmented else "train.safetensors"
         if not self._live and name != self._name:
             self._name, self._answers = name, None  # the last epoch's make room for this one's
             self._answers = self._find(name, batch.epoch)
@@ -213,6 +215,56 @@ class CachedTeacher:
     def _stop(self, reason: str) -> None:
         self._live = True
         log.warning("the teacher is asked at every step: %s", reason)
+
+
+def validation_logits(network: nn.Module, data: Data, entry: Entry, *, batch_size: int, device: torch.device) -> Tensor:
+    """What a teacher says of the validation images, [N, K] on the CPU; the first batch is compared with it now."""
+    name = "val.safetensors"
+    first = next(data.eval_batches("val", batch_size=batch_size, device=device))
+    with evaluating(network):
+        said = network(first.images).float().cpu()
+    with entry.locked():
+        answers = entry.read(name)
+        if answers is not None and _agree(answers, torch.arange(len(said)), {_LOGITS: said}):
+            return answers[_LOGITS].values
+        logits, _ = predict(network, data, "val", batch_size=batch_size, device=device)
+        entry.write(name, {_LOGITS: Rows(logits, (0, 1))})
+    return logits
+
+
+def make_entry(
+    network: nn.Module,
+    model: Mapping[str, Any],
+    data: Data,
+    *,
+    limit: int,
+    batch_size: int,
+    device: torch.device,
+    precision: str = "fp32",
+    taps: Sequence[str] = (),
+) -> Entry:
+    """Where the answers of a frozen network to images of these data are.
+
+    Args:
+        model: its options, to be shown.
+        limit: bytes.
+        batch_size: of the forward passes.
+        taps: features beside the logits.
+    """
+    facts = {
+        "teacher": {**model, "weights": network_digest(network)},
+        "taps": list(taps),
+        "data": {"name": data.name, "fingerprint": data.fingerprint, "preprocessing": data.preprocessing},
+        "batch_size": batch_size,
+        "precision": precision,
+        "torch": torch.__version__,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(device),
+    }
+    return Entry(facts, limit)
+
+
+def _processor(device: torch.device) -> str:
+    return torch.backends.cpu.get_cpu_capability() if device.type == "cpu" else device.type
 
 
 def network_digest(network: nn.Module) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -134,7 +135,7 @@ def first_answers(task: Distillation, data: Data) -> Outputs:
 
 
 def stored() -> Path:
-    (path,) = cache_folder().rglob("*.safetensors")
+    (path,) = cache_folder().rglob("train.safetensors")
     return path
 
 
@@ -207,7 +208,7 @@ def test_what_was_not_used_for_longest_makes_room() -> None:
 
 
 def stored_entry(number: int, data: Data) -> Path:
-    return Entry({"taps": [], "data": data.fingerprint, "number": number}, 1).path / "all.safetensors"
+    return Entry({"taps": [], "data": data.fingerprint, "number": number}, 1).path / "train.safetensors"
 
 
 class Companion(nn.Module):
@@ -296,13 +297,14 @@ def test_the_command_line_keeps_answers_and_shares_them(kd: Run, teacher: str) -
     first = kd(*DISTILL, teacher)
     assert "asked about all 270 training images" in first.err
     entries = kd("cache", "--json").json["entries"]
-    assert [(entry["of"], entry["data"], entry["taps"]) for entry in entries] == [("mlp", "synthetic", "logits")]
+    assert {(entry["of"], entry["data"], entry["taps"]) for entry in entries} == {("mlp", "synthetic", "logits")}
+    assert sorted(entry["answers"] for entry in entries) == ["train", "val"]
     second = kd(*DISTILL, teacher, "loss.temperature=7")
     assert "asked about" not in second.err
     third = kd(*DISTILL, teacher, "teacher_cache=false")
     assert "asked about" not in third.err
     assert third.json["weights_sha256"] == first.json["weights_sha256"]
-    assert len(kd("cache", "--json").json["entries"]) == 1
+    assert len(kd("cache", "--json").json["entries"]) == 2
 
 
 @pytest.mark.parametrize(
@@ -325,7 +327,7 @@ def test_another_teacher_is_asked_anew(kd: Run, teacher: str) -> None:
 
 def test_a_smoke_run_does_not_ask_about_images_it_never_sees(kd: Run, teacher: str) -> None:
     kd(*DISTILL, teacher, "trainer.limit_train_batches=1")
-    assert answer_files() == []
+    assert answer_files() == ["val.safetensors"]
 
 
 def test_the_cache_is_listed_verified_and_cleared(kd: Run, teacher: str) -> None:
@@ -336,13 +338,15 @@ def test_the_cache_is_listed_verified_and_cleared(kd: Run, teacher: str) -> None
     assert "whole" in kd("cache", "verify").out
     flip_a_bit(stored())
     verified = kd("cache", "verify", "--json", code=3)
-    assert [entry["state"] for entry in verified.json["entries"]] == ["damaged"]
-    name = verified.json["entries"][0]["entry"]
+    states = {entry["state"]: entry for entry in verified.json["entries"]}
+    assert states.keys() == {"damaged", "whole"}
+    name = states["damaged"]["entry"]
     assert f"kd cache clear {name}" in verified.message
     assert "there is no entry 'other'" in kd("cache", "clear", "other", code=2).message
     assert kd("cache", "clear", name, "--json").json == {"removed": [name]}
+    assert answer_files() == ["val.safetensors"]
+    kd("cache", "clear")
     assert kd("cache", "--json").json["entries"] == []
-    assert answer_files() == []
 
 
 def test_decoded_images_are_listed_beside_them(kd: Run) -> None:
@@ -365,3 +369,19 @@ def test_a_size_that_keeps_nothing_is_refused(kd: Run) -> None:
 def test_the_small_networks_are_what_these_tests_need() -> None:
     assert make_data().spec.num_train == 180
     assert make_data().spec.image_shape == SPEC.image_shape
+
+
+def test_the_validation_images_are_asked_about_once_too(kd: Run, teacher: str) -> None:
+    def accuracy() -> str:
+        found = re.search(r"(\S+) % on validation \(checked now\)", kd(*DISTILL, teacher).err)
+        assert found
+        return found[1]
+
+    first = accuracy()
+    (path,) = cache_folder().rglob("val.safetensors")
+    made = path.stat().st_mtime_ns
+    assert accuracy() == first
+    assert path.stat().st_mtime_ns == made
+    wrong = {name: -values for name, values in load_file(path).items()}
+    save_file(wrong, path, metadata={"logits": "[0, 1]", "digest": digest_tensors(wrong)})
+    assert accuracy() == first

@@ -42,13 +42,13 @@ def command(
     if action is Action.clear:
         _clear(rows)
         return
-    columns = ["entry", "kind", "of", "data", "taps", "files", "MB", "last used"]
+    columns = ["entry", "kind", "of", "data", "taps", "answers", "MB", "last used"]
     if action is Action.verify:
         columns.append("state")
         rows = [row | {"state": _state(Path(row["path"]))} for row in rows]
     if rows:
         cells = [[row[name] for name in columns] for row in rows]
-        console.table(f"cache in {cache_folder()}", columns, cells, left=(*columns[:5], "last used", "state"))
+        console.table(f"cache in {cache_folder()}", columns, cells, left=(*columns[:6], "last used", "state"))
     else:
         console.say(f"nothing is kept in {cache_folder()}")
     console.emit({"folder": str(cache_folder()), "entries": rows})
@@ -76,11 +76,19 @@ def _row(path: Path) -> dict[str, Any]:
         "of": about.get("teacher", {}).get("name"),
         "data": about.get("data", {}).get("name"),
         "taps": ", ".join(["logits", *about.get("taps", [])]) if about else None,
-        "files": len(_files(path)),
+        "answers": _answers(path),
         "MB": round(size / 1e6, 2),
         "last used": time.strftime("%Y-%m-%d %H:%M", time.localtime(last_used(path))),
         "path": str(path),
     }
+
+
+def _answers(path: Path) -> str | None:
+    """About which images: `train, val`, or of how many epochs of augmented ones."""
+    names = [file.stem for file in _files(path)] if path.is_dir() else []
+    epochs = sum(name.startswith("seed-") for name in names)
+    plain = [name for name in names if not name.startswith("seed-")]
+    return ", ".join([*plain, *([f"{epochs} augmented epochs"] if epochs else [])]) or None
 
 
 def _files(path: Path) -> Sequence[Path]:

@@ -156,6 +156,10 @@ class Data:
         """How many images; 0 for the validation part when `val_fraction` is 0."""
         return len(self._parts[part].rows)
 
+    def labels(self, part: Part) -> Tensor:
+        """The labels of a part [n], int64, in its order."""
+        return self._parts[part].labels
+
     def narrowed(self, classes: Sequence[int]) -> Data:
         """The same images for a specialist: `classes` are its classes 0 … n-1, all others together are class n."""
         names = self.spec.class_names
