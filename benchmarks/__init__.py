@@ -1,0 +1,1 @@
+"""How fast `kd` is beside what its users would otherwise write or install: `python -m benchmarks --help`."""

@@ -1,0 +1,92 @@
+"""`python -m benchmarks --data DIR`: measures, and writes the page after every row."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from benchmarks.measure import Failed, run
+from benchmarks.page import Page, machine, table
+from benchmarks.rows import ROWS
+from benchmarks.with_torchdistill import PROBE, install
+from benchmarks.workplace import Sizes, Workplace
+
+PAGE = Path("docs", "benchmarks.md")
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    default = Sizes()
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("rows", nargs="*", metavar="ROW", help=f"{', '.join(ROWS)}; all unless some are given")
+    parser.add_argument("--data", type=Path, required=True, help="CIFAR-10 as JPEG: train/CLASS/* and test/CLASS/*")
+    parser.add_argument("--images", type=int, default=default.images, help="that every side trains on")
+    parser.add_argument("--epochs", type=int, default=default.epochs, help="of a distillation")
+    parser.add_argument("--repeats", type=int, default=3, help="of every row")
+    parser.add_argument("--no-torchdistill", action="store_true", help="do not install it")
+    parser.add_argument("--out", type=Path, default=PAGE, help="the page that is written")
+    args = parser.parse_args(arguments)
+    unknown = [row for row in args.rows if row not in ROWS]
+    if unknown:
+        parser.error(f"there is no row {unknown[0]!r}; there are {', '.join(ROWS)}")
+    if args.images < 200 or args.images % 10:
+        parser.error(f"--images {args.images} is not possible; take a multiple of 10, 200 at least")
+    return args
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    args = parse(arguments)
+    words = sys.argv[1:] if arguments is None else arguments
+    sizes = replace(Sizes(), images=args.images, epochs=args.epochs)
+    with tempfile.TemporaryDirectory(prefix="kd-benchmarks-") as folder:
+        place = Workplace(Path(folder).resolve(), sizes, run)
+        problems: list[str] = []
+        version = _torchdistill(place, problems) if not args.no_torchdistill else "torchdistill left out"
+        command = shlex.join(["python", "-m", "benchmarks", *words])
+        page = Page(command, sizes, args.repeats, machine(version), problems=problems)
+        _measure(place, page, args)
+    return 1 if page.problems else 0
+
+
+def _torchdistill(place: Workplace, problems: list[str]) -> str:
+    """Its name and version, where it can be installed."""
+    say("installing torchdistill in an environment of its own")
+    try:
+        place.torchdistill = install(place.folder / "torchdistill")
+        done = run([str(place.torchdistill), "-c", PROBE], cache=place.fresh("cache"))
+        return f"torchdistill {done.report['version']}"
+    except (OSError, Failed) as error:
+        place.torchdistill = None
+        problems.append(f"torchdistill, which could not be installed: {error}")
+        return "torchdistill not installed"
+
+
+def _measure(place: Workplace, page: Page, args: argparse.Namespace) -> None:
+    say(f"preparing {args.images:,} images and a teacher")
+    place.prepare(args.data)
+    page.peaks = place.driver("roofline").report
+    for name in args.rows or ROWS:
+        say(f"measuring {name}")
+        try:
+            rows = ROWS[name](place, args.repeats)
+        except Failed as error:
+            page.problems.append(f"{name}: {error}")
+            say(f"{error}\n{error.detail}")
+            continue
+        page.rows += rows
+        say(table(rows))
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(page.text())
+    say(f"written to {args.out}")
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
