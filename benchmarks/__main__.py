@@ -1,8 +1,9 @@
-"""`python -m benchmarks --data DIR`: measures, and writes the page after every row."""
+"""Measures kd beside what its users would otherwise take, and writes the page after every row."""
 
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sys
 import tempfile
@@ -16,23 +17,26 @@ from benchmarks.rows import ROWS
 from benchmarks.with_torchdistill import PROBE, install
 from benchmarks.workplace import Sizes, Workplace
 
-PAGE = Path("docs", "benchmarks.md")
+_PAGE = Path("docs", "benchmarks.md")
+_DATA = Path(os.environ.get("KD_DATA", "data"), "cifar10_jpeg")
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     default = Sizes()
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("rows", nargs="*", metavar="ROW", help=f"{', '.join(ROWS)}; all unless some are given")
-    parser.add_argument("--data", type=Path, required=True, help="CIFAR-10 as JPEG: train/CLASS/* and test/CLASS/*")
-    parser.add_argument("--images", type=int, default=default.images, help="that every side trains on")
-    parser.add_argument("--epochs", type=int, default=default.epochs, help="of a distillation")
-    parser.add_argument("--repeats", type=int, default=3, help="of every row")
+    parser.add_argument("--data", type=Path, default=_DATA, help="CIFAR-10 as JPEG: train/CLASS/* and test/CLASS/*")
+    parser.add_argument("--images", type=int, default=default.images, help="that every side trains on (%(default)s)")
+    parser.add_argument("--epochs", type=int, default=default.epochs, help="of a distillation (%(default)s)")
+    parser.add_argument("--repeats", type=int, default=3, help="of every row (%(default)s)")
     parser.add_argument("--no-torchdistill", action="store_true", help="do not install it")
-    parser.add_argument("--out", type=Path, default=PAGE, help="the page that is written")
+    parser.add_argument("--out", type=Path, default=_PAGE, help="the page that is written (%(default)s)")
     args = parser.parse_args(arguments)
     unknown = [row for row in args.rows if row not in ROWS]
     if unknown:
         parser.error(f"there is no row {unknown[0]!r}; there are {', '.join(ROWS)}")
+    if not (args.data / "train").is_dir():
+        parser.error(f"--data: there is no folder {args.data / 'train'}; name the folder that holds train/ and test/")
     if args.images < 200 or args.images % 10:
         parser.error(f"--images {args.images} is not possible; take a multiple of 10, 200 at least")
     return args
@@ -73,12 +77,11 @@ def _measure(place: Workplace, page: Page, args: argparse.Namespace) -> None:
         say(f"measuring {name}")
         try:
             rows = ROWS[name](place, args.repeats)
+            page.rows += rows
+            say(table(rows))
         except Failed as error:
             page.problems.append(f"{name}: {error}")
             say(f"{error}\n{error.detail}")
-            continue
-        page.rows += rows
-        say(table(rows))
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(page.text())
     say(f"written to {args.out}")

@@ -16,6 +16,7 @@ from kd_cli.build import build_network
 from kd_cli.data.base import Data, load_dataset
 from kd_cli.data.image_folder import image_folder
 from kd_cli.data.order import permutation
+from kd_cli.memory import keep_freed_memory
 from kd_cli.recipe import Recipe
 from kd_cli.task import Supervised
 from kd_cli.trainer import Trainer
@@ -59,6 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--dropout", type=float, default=0.1)
     args = parser.parse_args(arguments)
+    keep_freed_memory()  # as kd does; the bare loop gains by it too
     data = load_dataset({"name": "image_folder", "root": args.data, "val_fraction": 0, "mean": MEAN, "std": STD})
     options = {"name": "cnn", "blocks": [[16], [16]], "hidden": [256], "dropout": args.dropout}
     loops = {

@@ -14,6 +14,7 @@ from statistics import median
 from typing import Any, Protocol
 
 ROOT = Path(__file__).resolve().parent.parent
+NOTHING: Mapping[str, str] = {}
 _LOOK = 0.1  # seconds between two looks at the memory
 
 
@@ -46,19 +47,26 @@ class Done:
 
 
 class Runner(Protocol):
-    """Runs one program to its end; `cache` is the folder of kd's cache, `watch` asks for the peak memory."""
+    """Runs one program to its end: `run`, or what takes its place in a test."""
 
-    def __call__(self, command: Sequence[str], *, cache: Path, watch: bool = False) -> Done: ...
+    def __call__(
+        self, command: Sequence[str], *, cache: Path, watch: bool = False, variables: Mapping[str, str] = NOTHING
+    ) -> Done: ...
 
 
-def run(command: Sequence[str], *, cache: Path, watch: bool = False) -> Done:
+def run(command: Sequence[str], *, cache: Path, watch: bool = False, variables: Mapping[str, str] = NOTHING) -> Done:
     """Runs a program in a process of its own.
+
+    Args:
+        cache: the folder of kd's cache.
+        watch: look at its memory, which takes time.
+        variables: of its environment, beside those that are here.
 
     Raises:
         Failed: with the end of what it printed.
     """
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    environment = {**os.environ, "PYTHONPATH": path, "KD_CACHE": str(cache)}
+    environment = {**os.environ, "PYTHONPATH": path, "KD_CACHE": str(cache), **variables}
     with tempfile.TemporaryFile("w+") as printed, tempfile.TemporaryFile("w+") as errors:
         start = time.perf_counter()
         with subprocess.Popen(command, stdout=printed, stderr=errors, env=environment, cwd=cache.parent) as process:

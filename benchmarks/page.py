@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import ROOT
-from benchmarks.rows import Row
+from benchmarks.rows import EPOCHS, Row
 from benchmarks.workplace import Sizes
 
 COLUMNS = ("row", "kd", "opponent", "its time", "ratio", "target", "met", "peak MB, kd", "peak MB, opponent")
@@ -83,9 +83,9 @@ def roofline(peaks: Mapping[str, float], rows: Sequence[Row], sizes: Sizes) -> s
         f"backwards is {1000 * peaks['student_gflop']:.1f} MFLOP for the student and "
         f"{1000 * peaks['teacher_gflop']:.1f} MFLOP for the teacher."
     ]
-    for role in ("student", "teacher"):
+    for role in EPOCHS:
         for row in rows:
-            if row.title.startswith("an epoch") and row.title.endswith(role) and row.opponent == "script":
+            if row.title == EPOCHS[role] and row.opponent == "script":
                 needed = peaks[f"{role}_gflop"] * sizes.images
                 lines.append(
                     f"The {role}'s epoch: kd {_share(needed / row.kd.median, peaks)}, "
@@ -173,6 +173,9 @@ and the last epoch. All sides ask the same teacher, trained for one epoch before
   in turns in one process.
 - *A step of one of a sweep's students* (batch 128, a bare loop, random images): why the points of a sweep run in
   processes of one thread each. Time for one step of one student: of all steps, divided by the students.
+- *Freed memory kept:* kd asks glibc to keep the memory of freed tensors for the next ones, and leaves it alone where
+  one of its variables is set; beside it kd with `MALLOC_ARENA_TEST=8`, which is glibc's default. All other rows have
+  kd as it is, and the opponents as their users have them; the bare loop and the steps of students have kd's setting.
 
 **Memory** is the peak over the whole program with its child processes, loaders included, in 10⁶ bytes: the sum of the
 proportional set sizes, in which a page that several processes share counts once. It is read ten times a second in a run

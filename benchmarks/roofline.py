@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--size", type=int, default=2048, help="rows of the square matrices that are multiplied")
     parser.add_argument("--megabytes", type=int, default=512, help="that are copied")
-    parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--repeats", type=int, default=20)
     args = parser.parse_args(arguments)
     one, other = torch.randn(2, args.size, args.size)
     source = torch.ones(args.megabytes * 10**6 // 4)

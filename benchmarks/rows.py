@@ -13,6 +13,8 @@ from benchmarks.samples import epoch, extrapolated, job, kd_epoch, kd_job, kd_sw
 from benchmarks.workplace import Workplace
 
 Opponent = Callable[..., Done]
+# Network → the title of its row by the epoch.
+EPOCHS = {"student": "an epoch of the baseline student", "teacher": "an epoch of the teacher"}
 
 
 @dataclass(frozen=True)
@@ -54,14 +56,14 @@ class Row:
 def student(place: Workplace, repeats: int) -> list[Row]:
     """An epoch of training of the student alone."""
     sides = _epochs(place, "train-baseline", "student", place.sizes.student_epochs)
-    return _rows("an epoch of the baseline student", interleave(sides, repeats), 3.5)
+    return _rows(EPOCHS["student"], interleave(sides, repeats), 3.5)
 
 
 def teacher(place: Workplace, repeats: int) -> list[Row]:
     """An epoch of training of the teacher; without torchdistill, whose work is the script's here too."""
     sides = _epochs(place, "train-teacher", "teacher", place.sizes.teacher_epochs)
     sides.pop("torchdistill", None)
-    return _rows("an epoch of the teacher", interleave(sides, repeats), 1.35)
+    return _rows(EPOCHS["teacher"], interleave(sides, repeats), 1.35)
 
 
 def distill(place: Workplace, repeats: int) -> list[Row]:
@@ -123,7 +125,7 @@ def loop(place: Workplace, repeats: int) -> list[Row]:
         report = place.driver("loop", *words, place.sizes.loop_epochs, *sides).report
         for side in sides:
             measured[side].seconds.append(median(report[side]["seconds"][1:]))
-    title = "an epoch of the baseline student, kd's loop alone"
+    title = f"{EPOCHS['student']}, kd's loop alone"
     return [Row(title, "bare PyTorch loop", measured["kd"], measured["bare"], 1.05, at_most=True)]
 
 
@@ -140,15 +142,35 @@ def students(place: Workplace, repeats: int) -> list[Row]:
     return [Row(title, name, measured["processes"], measured[way], 1.0) for way, name in others.items()]
 
 
+def allocator(place: Workplace, repeats: int) -> list[Row]:
+    """kd keeps the memory of freed tensors; it leaves the C library alone where a variable of that library is set."""
+
+    def side(command: str, epochs: int, variables: Mapping[str, str], warm: bool) -> Sample:
+        few, cache = _few(epochs, warm), place.fresh("cache")
+        return kd_epoch(place.kd(command, few, cache=cache, watch=warm, variables=variables))
+
+    rows, sizes = [], place.sizes
+    for command, network, epochs in (
+        ("train-baseline", "student", sizes.student_epochs),
+        ("train-teacher", "teacher", sizes.teacher_epochs),
+    ):
+        variables = {"kd": {}, "kd with glibc's defaults": {"MALLOC_ARENA_TEST": "8"}}  # which is the default
+        sides = {each: partial(side, command, epochs, value) for each, value in variables.items()}
+        rows += _rows(f"{EPOCHS[network]}, freed memory kept", interleave(sides, repeats), 1.0)
+    return rows
+
+
 ROWS: Mapping[str, Callable[[Workplace, int], list[Row]]] = {
-    each.__name__: each for each in (student, teacher, distill, sweep, augment, loop, students)
+    each.__name__: each for each in (student, teacher, distill, sweep, augment, loop, students, allocator)
 }
 
 
 def _rows(title: str, measured: Mapping[str, Measured], target: float) -> list[Row]:
-    """One row per opponent; the target is for the script."""
+    """One row per opponent; there is no target for torchdistill."""
     others = [name for name in measured if name != "kd"]
-    return [Row(title, name, measured["kd"], measured[name], target if name == "script" else None) for name in others]
+    return [
+        Row(title, name, measured["kd"], measured[name], None if name == "torchdistill" else target) for name in others
+    ]
 
 
 def _epochs(place: Workplace, command: str, role: str, epochs: int) -> dict[str, Side]:

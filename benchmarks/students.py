@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, stack_module_state, vmap
 
 from benchmarks.script import Student
+from kd_cli.memory import keep_freed_memory
 
 BATCH, WARM, STACKED = 128, 10, 5
 Step = Callable[[], None]
@@ -112,6 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("way", choices=("turns", "processes", "stacked", "member"))
     parser.add_argument("--steps", type=int, default=150)
     args = parser.parse_args(arguments)
+    keep_freed_memory()  # as kd does
     seconds = measure(args.way, args.steps)
     print(seconds if args.way == "member" else json.dumps({"seconds": seconds}))
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import itertools
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.measure import Done, Failed, Runner
+from benchmarks.measure import NOTHING, Done, Failed, Runner
 
 CLASSES = 10  # of CIFAR-10, whose articles' networks are measured
 PARTS = ("train", "test")
@@ -98,8 +98,16 @@ class Workplace:
         done = self.kd("train-teacher", 1, cache=self.fresh("cache"))
         self.teacher_run = done.report["run"]
 
-    def kd(self, command: str, epochs: int, *more: str, cache: Path, watch: bool = False) -> Done:
-        """Runs `kd` on this folder's images; a sweep if `more` begins with -m."""
+    def kd(
+        self,
+        command: str,
+        epochs: int,
+        *more: str,
+        cache: Path,
+        watch: bool = False,
+        variables: Mapping[str, str] = NOTHING,
+    ) -> Done:
+        """Runs `kd` on this folder's images; a sweep if -m is one of the words."""
         folder = f"hydra.{'sweep' if '-m' in more else 'run'}.dir={self.fresh('run')}"
         share = self.sizes.validation / (self.sizes.images + self.sizes.validation)
         words = [command, "--json", *more, "seed=42", "device=cpu", folder, f"dataset.val_fraction={share}"]
@@ -107,7 +115,7 @@ class Workplace:
         words += [f"{group}=cifar10_kl" for group in ("loss", "trainer")]
         words += [f"{role}=cifar10_kl_{role}" for role in ("teacher", "student")]
         words += [f"teacher.checkpoint={self.teacher_run}"] if command == "distill" else []
-        return self.run([sys.executable, "-m", "kd_cli", *words], cache=cache, watch=watch)
+        return self.run([sys.executable, "-m", "kd_cli", *words], cache=cache, watch=watch, variables=variables)
 
     def script(self, role: str, epochs: int, *more: str, watch: bool = False) -> Done:
         """Runs the plain script."""

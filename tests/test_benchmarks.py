@@ -7,7 +7,7 @@ import json
 import math
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from benchmarks import script, students
-from benchmarks.measure import Done, Failed, Measured, Sample, interleave, run
+from benchmarks.measure import NOTHING, Done, Failed, Measured, Sample, interleave, run
 from benchmarks.page import COLUMNS, Page, machine
 from benchmarks.rows import ROWS, Row
 from benchmarks.workplace import Sizes, Workplace
@@ -61,7 +61,9 @@ class Here:
         self.kd, self.capsys, self.monkeypatch = kd, capsys, monkeypatch
         self.reports: list[tuple[str, dict]] = []
 
-    def __call__(self, command: Sequence[str], *, cache: Path, watch: bool = False) -> Done:
+    def __call__(
+        self, command: Sequence[str], *, cache: Path, watch: bool = False, variables: Mapping[str, str] = NOTHING
+    ) -> Done:
         self.monkeypatch.setenv("KD_CACHE", str(cache))
         _, _, module, *words = command
         report = self.kd(*words).json if module == "kd_cli" else self._main(module, words)
