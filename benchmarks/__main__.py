@@ -14,7 +14,7 @@ from pathlib import Path
 from benchmarks.measure import Failed, run
 from benchmarks.page import Page, machine, table
 from benchmarks.rows import ROWS
-from benchmarks.with_torchdistill import PROBE, install
+from benchmarks.with_torchdistill import install
 from benchmarks.workplace import Sizes, Workplace
 
 _PAGE = Path("docs", "benchmarks.md")
@@ -46,45 +46,47 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parse(arguments)
     words = sys.argv[1:] if arguments is None else arguments
     sizes = replace(Sizes(), images=args.images, epochs=args.epochs)
+    page = Page(shlex.join(["python", "-m", "benchmarks", *words]), sizes, args.repeats, machine())
     with tempfile.TemporaryDirectory(prefix="kd-benchmarks-") as folder:
         place = Workplace(Path(folder).resolve(), sizes, run)
-        problems: list[str] = []
-        version = _torchdistill(place, problems) if not args.no_torchdistill else "torchdistill left out"
-        command = shlex.join(["python", "-m", "benchmarks", *words])
-        page = Page(command, sizes, args.repeats, machine(version), problems=problems)
-        _measure(place, page, args)
+        say(f"preparing {args.images:,} images and a teacher")
+        place.prepare(args.data)
+        if not args.no_torchdistill:
+            _add_torchdistill(place, page)
+        page.peaks = place.driver("roofline").report
+        for name in args.rows or ROWS:
+            say(f"measuring {name}")
+            _measure(name, place, page)
+            args.out.parent.mkdir(parents=True, exist_ok=True)
+            args.out.write_text(page.text())
+    say(f"written to {args.out}")
     return 1 if page.problems else 0
 
 
-def _torchdistill(place: Workplace, problems: list[str]) -> str:
-    """Its name and version, where it can be installed."""
+def _add_torchdistill(place: Workplace, page: Page) -> None:
+    """Installs it and trains one epoch with it; without it the other sides are measured all the same."""
     say("installing torchdistill in an environment of its own")
     try:
         place.torchdistill = install(place.folder / "torchdistill")
-        done = run([str(place.torchdistill), "-c", PROBE], cache=place.fresh("cache"))
-        return f"torchdistill {done.report['version']}"
+        page.facts["torchdistill"] = place.other("student", 1).report["version"]
     except (OSError, Failed) as error:
         place.torchdistill = None
-        problems.append(f"torchdistill, which could not be installed: {error}")
-        return "torchdistill not installed"
+        _note(page, "torchdistill", error)
 
 
-def _measure(place: Workplace, page: Page, args: argparse.Namespace) -> None:
-    say(f"preparing {args.images:,} images and a teacher")
-    place.prepare(args.data)
-    page.peaks = place.driver("roofline").report
-    for name in args.rows or ROWS:
-        say(f"measuring {name}")
-        try:
-            rows = ROWS[name](place, args.repeats)
-            page.rows += rows
-            say(table(rows))
-        except Failed as error:
-            page.problems.append(f"{name}: {error}")
-            say(f"{error}\n{error.detail}")
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(page.text())
-    say(f"written to {args.out}")
+def _measure(name: str, place: Workplace, page: Page) -> None:
+    try:
+        rows = ROWS[name](place, page.repeats)
+    except Failed as error:
+        _note(page, name, error)
+        return
+    page.rows += rows
+    say(table(rows))
+
+
+def _note(page: Page, what: str, error: OSError | Failed) -> None:
+    page.problems.append(f"{what}: {error}")
+    say(f"{what}: {error}\n{getattr(error, 'detail', '')}")
 
 
 def say(text: str) -> None:

@@ -34,7 +34,7 @@ class Page:
     command: str
     sizes: Sizes
     repeats: int
-    facts: Mapping[str, str]
+    facts: dict[str, str]
     peaks: Mapping[str, float] = field(default_factory=dict)
     rows: list[Row] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
@@ -77,28 +77,29 @@ def _megabytes(size: float | None) -> str:
 
 def roofline(peaks: Mapping[str, float], rows: Sequence[Row], sizes: Sizes) -> str:
     """The peaks, and how near to them the rows by the epoch come."""
-    lines = [
+    text = (
         f"With {peaks['threads']} threads: {peaks['gflops']:.0f} GFLOP/s (the product of two large float32 matrices), "
         f"{peaks['gigabytes_per_second']:.1f} GB/s (a large copy, read and written bytes). One image forwards and "
         f"backwards is {1000 * peaks['student_gflop']:.1f} MFLOP for the student and "
         f"{1000 * peaks['teacher_gflop']:.1f} MFLOP for the teacher."
-    ]
+    )
+    shares = []
     for role in EPOCHS:
         for row in rows:
             if row.title == EPOCHS[role] and row.opponent == "script":
                 needed = peaks[f"{role}_gflop"] * sizes.images
-                lines.append(
-                    f"The {role}'s epoch: kd {_share(needed / row.kd.median, peaks)}, "
+                shares.append(
+                    f"- the {role}'s epoch: kd {_share(needed / row.kd.median, peaks)}, "
                     f"the script {_share(needed / row.other.median, peaks)}."
                 )
-    return "\n".join(lines)
+    return "\n\n".join([text, "\n".join(shares)]).strip()
 
 
 def _share(gflops: float, peaks: Mapping[str, float]) -> str:
     return f"{gflops:.0f} GFLOP/s ({100 * gflops / peaks['gflops']:.0f} % of the peak)"
 
 
-def machine(torchdistill: str) -> dict[str, str]:
+def machine() -> dict[str, str]:
     """What the numbers depend on."""
     packages = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "torchvision"))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -107,7 +108,7 @@ def machine(torchdistill: str) -> dict[str, str]:
         "machine": f"{_processor()}, {cores} cores, {_memory_gb()}, {platform.system()} {platform.release()}",
         "load when it began": ", ".join(f"{load:.2f}" for load in os.getloadavg()) + " (1, 5, 15 minutes)",
         "threads": f"OMP_NUM_THREADS={threads}" if threads else "as each program takes them (OMP_NUM_THREADS is unset)",
-        "versions": f"kd at commit {_commit()}, Python {platform.python_version()}, {packages}, {torchdistill}",
+        "versions": f"kd at commit {_commit()}, Python {platform.python_version()}, {packages}",
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
     }
 

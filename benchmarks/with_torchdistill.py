@@ -14,11 +14,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-PROBE = (
-    "import json, torchdistill.core.distillation as _; from importlib.metadata import version\n"
-    "print(json.dumps({'version': version('torchdistill')}))"
-)
-
 
 def install(folder: Path) -> Path:
     """Makes an environment and installs torchdistill in it; PyTorch is this environment's, not downloaded again.

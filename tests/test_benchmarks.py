@@ -98,7 +98,7 @@ def place(prepared: Workplace, kd, capsys, monkeypatch) -> Workplace:
 
 
 def page(rows: Sequence[Row]) -> str:
-    return Page("python -m benchmarks", TINY, 1, machine("torchdistill 1.2.3"), rows=list(rows)).text()
+    return Page("python -m benchmarks", TINY, 1, machine(), rows=list(rows)).text()
 
 
 @pytest.mark.parametrize(("name", "steps"), [("student", 4), ("distill", 2), ("sweep", 2), ("augment", 2)])
