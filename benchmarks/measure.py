@@ -150,13 +150,18 @@ def interleave(sides: Mapping[str, Side], repeats: int) -> dict[str, Measured]:
     Raises:
         Failed: a side failed, or did not train on as many images as the others.
     """
-    measured = {name: Measured(side(True).peak_mb) for name, side in sides.items()}
+    first = _round(sides, list(sides), warm=True)
+    measured = {name: Measured(sample.peak_mb) for name, sample in first.items()}
     for repetition in range(repeats):
         names = list(sides) if repetition % 2 == 0 else list(reversed(sides))
-        samples = {name: sides[name](False) for name in names}
-        if len({sample.images for sample in samples.values()}) > 1:
-            counts = ", ".join(f"{name} {sample.images:,}" for name, sample in samples.items())
-            raise Failed(f"the sides trained on different numbers of images: {counts}")
-        for name, sample in samples.items():
+        for name, sample in _round(sides, names, warm=False).items():
             measured[name].seconds.append(sample.seconds)
     return measured
+
+
+def _round(sides: Mapping[str, Side], names: Sequence[str], *, warm: bool) -> dict[str, Sample]:
+    samples = {name: sides[name](warm) for name in names}
+    if len({sample.images for sample in samples.values()}) > 1:
+        counts = ", ".join(f"{name} {sample.images:,}" for name, sample in samples.items())
+        raise Failed(f"the sides trained on different numbers of images: {counts}")
+    return samples
