@@ -66,7 +66,8 @@ class Here:
     ) -> Done:
         self.monkeypatch.setenv("KD_CACHE", str(cache))
         _, _, module, *words = command
-        report = self.kd(*words).json if module == "kd_cli" else self._main(module, words)
+        here = ["hydra/launcher=basic"] if "-m" in words else []  # and no process for each point of a sweep
+        report = self.kd(*words, *here).json if module == "kd_cli" else self._main(module, words)
         self.reports.append((module, report))
         return Done(2.0, {"seconds": 1.0, **report}, peak_mb=100.0 if watch else None)
 
