@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
+import signal
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -43,6 +44,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the folder is removed, the programs are ended
     args = parse(arguments)
     words = sys.argv[1:] if arguments is None else arguments
     sizes = replace(Sizes(), images=args.images, epochs=args.epochs)

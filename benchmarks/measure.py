@@ -70,8 +70,12 @@ def run(command: Sequence[str], *, cache: Path, watch: bool = False, variables: 
     with tempfile.TemporaryFile("w+") as printed, tempfile.TemporaryFile("w+") as errors:
         start = time.perf_counter()
         with subprocess.Popen(command, stdout=printed, stderr=errors, env=environment, cwd=cache.parent) as process:
-            peak = _watch(process) if watch else None
-            code = process.wait()
+            try:
+                peak = _watch(process) if watch else None
+                code = process.wait()
+            except BaseException:  # Ctrl-C or SIGTERM: nothing goes on without us
+                process.terminate()
+                raise
         seconds = time.perf_counter() - start
         printed.seek(0)
         errors.seek(0)
