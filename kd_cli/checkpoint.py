@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kd_cli.errors import DataError
-from kd_cli.files import file_digest, read_json, sync
+from kd_cli.files import file_digest, read_json, whole_folder
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -81,19 +79,9 @@ def write_checkpoint(path: Path, tensors: Mapping[str, Mapping[str, Tensor]], pl
     files["state.json"] = json.dumps(plain).encode()
     manifest = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
     files["manifest.json"] = json.dumps(manifest, indent=2).encode()
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        temporary.mkdir()
+    with whole_folder(path) as temporary:  # in the place of a damaged one of the same epoch
         for name, content in files.items():
             (temporary / name).write_bytes(content)
-            sync(temporary / name)
-        sync(temporary)
-        shutil.rmtree(path, ignore_errors=True)  # a damaged one of the same epoch
-        temporary.rename(path)
-        sync(path.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

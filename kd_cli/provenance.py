@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,11 @@ def provenance(command: str, arguments: Sequence[str]) -> dict[str, Any]:
         "executable": sys.executable,
         **_git(),
     }
+
+
+def rerun_line(record: Mapping[str, Any]) -> str:
+    """The command that made a run, from its run.json, as it can be typed again."""
+    return " ".join(["kd", str(record.get("command")), *map(shlex.quote, record.get("arguments", []))])
 
 
 def _version(package: str) -> str | None:

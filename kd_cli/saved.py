@@ -82,6 +82,20 @@ class Saved:
         channels, height, width = self.facts["image_shape"]
         return DataSpec(len(classes), self.facts.get("num_train", 1), (channels, height, width), classes)
 
+    @property
+    def role(self) -> str:
+        """The configuration key of the network: `teacher` or `student`."""
+        return "teacher" if self.source.record.get("stage") == "teacher" else "student"
+
+    @property
+    def model(self) -> dict[str, Any]:
+        """Name and options of the network that was trained: as recorded, unless the overrides say otherwise.
+
+        Raises:
+            ConfigError: an external network that only the record names.
+        """
+        return _model(self.source, self.recorded, self._chosen, self._overrides, self.role)
+
     def data(self) -> Data:
         """The data, as the network sees them.
 
@@ -101,7 +115,7 @@ class Saved:
         Raises:
             DataError: the weights do not fit it.
         """
-        network = _rebuild(self.source, self.recorded, self._chosen, self._overrides, spec or self.spec())
+        network = rebuild(self.source, self.model, spec or self.spec(), where=self.role)
         load_weights(network, self.source)
         return network.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload,no-any-return]
 
@@ -194,8 +208,7 @@ def _check_fit(source: Source, data: Data) -> None:
         )
 
 
-def _rebuild(source: Source, recorded: Config, chosen: Config, overrides: Sequence[str], spec: DataSpec) -> nn.Module:
-    role = "teacher" if source.record.get("stage") == "teacher" else "student"
+def _model(source: Source, recorded: Config, chosen: Config, overrides: Sequence[str], role: str) -> dict[str, Any]:
     named = any(override_key(override) == role for override in overrides)
     options = dict(chosen[role]) if named or not recorded else _patched(source.record["model"], overrides, role)
     options.pop("checkpoint", None)
@@ -204,4 +217,4 @@ def _rebuild(source: Source, recorded: Config, chosen: Config, overrides: Sequen
             f"{source.run} holds an external network, and kd never imports code because a record names it; "
             f"if you trust it, type {role}=external {role}.callable={options.get('callable')}"
         )
-    return rebuild(source, options, spec, where=role)
+    return options

@@ -126,7 +126,7 @@ def rebuild(source: Source, options: Mapping[str, Any], spec: DataSpec, *, where
     Raises:
         ConfigError: the network cannot be built, or only the user may name a part of it.
     """
-    return _built(source, options, graft_of(source.record), spec, where)
+    return assemble(source, options, graft_of(source.record), spec, where=where)
 
 
 def graft_of(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -134,16 +134,17 @@ def graft_of(record: Mapping[str, Any]) -> dict[str, Any]:
     return {key: record[key] for key in ("loss", "teacher")} if record.get("grafted") else {}
 
 
-def _built(
-    source: Source, options: Mapping[str, Any], graft: Mapping[str, Any], spec: DataSpec, where: str
+def assemble(
+    source: Source, options: Mapping[str, Any], graft: Mapping[str, Any], spec: DataSpec, *, where: str
 ) -> nn.Module:
+    """As `rebuild`, with what its loss made of the network, as `graft_of` gives it."""
     begun = {key: value for key, value in options.items() if key != "pretrained"}  # the saved weights take its place
     network = MODELS.build(begun, where=where, **model_shape(spec))
     if not graft:
         return network
     (model,), (inner,) = graft["teacher"]["models"], graft["teacher"]["grafts"]
     check_nameable(source, model)
-    teacher = _built(source, model, inner, spec, "teacher")
+    teacher = assemble(source, model, inner, spec, where="teacher")
     method, mix = build_loss(graft["loss"])
     return Distillation(network, teacher, method, mix, spec).deployed
 

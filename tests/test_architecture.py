@@ -37,7 +37,7 @@ FLOORS = (
     {"teachers", "source"},
     {"handover", "fit", "build"},
     {"host", "experiment", "completion", "sweep", "saved"},
-    {"trial"},
+    {"trial", "export"},
     {"hydra_command"},
     {"commands"},
     {"cli"},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,6 +21,7 @@ def command(
     console.setup(as_json=json)
     from kd_cli.errors import ConfigError
     from kd_cli.files import read_json
+    from kd_cli.provenance import rerun_line
     from kd_cli.rundir import flatten, read_metrics, status_of
 
     record = read_json(run / "run.json")
@@ -51,11 +51,6 @@ def _without_repeats(config: Mapping[str, Any]) -> dict[str, Any]:
     """Without the stages' options that say the same as `trainer`."""
     repeated = {key for key in config if config.get(f"trainer.{key.partition('_trainer.')[2]}", ...) == config[key]}
     return {key: value for key, value in config.items() if key not in repeated}
-
-
-def rerun_line(record: Mapping[str, Any]) -> str:
-    """The command that made a run, as it can be typed again."""
-    return " ".join(["kd", str(record.get("command")), *map(shlex.quote, record.get("arguments", []))])
 
 
 def _config(run: Path) -> dict[str, Any]:

@@ -217,7 +217,7 @@ class Data:
             DataError: an image cannot be read.
         """
         table = self._prepare.table(self.size("train"), seed, epoch, device)
-        for batch in self._batches("train", ids, device):
+        for batch in self.pixels("train", ids, device):
             pixels = self._prepare.augment(batch.images, table[batch.ids])
             yield Batch(self._prepare.normalise(pixels), batch.labels, batch.ids, epoch)
 
@@ -233,11 +233,15 @@ class Data:
             DataError: an image cannot be read.
         """
         ids = list(torch.arange(self.size(part)).split(batch_size)) if self.size(part) else []
-        for batch in self._batches(part, ids, device):
+        for batch in self.pixels(part, ids, device):
             yield Batch(self._prepare.normalise(batch.images), batch.labels, batch.ids)
 
-    def _batches(self, part: Part, ids: Sequence[Tensor], device: torch.device) -> Iterator[Batch]:
-        """Batches of bare pixels [B, H, W, C], uint8, on `device`."""
+    def pixels(self, part: Part, ids: Sequence[Tensor], device: torch.device) -> Iterator[Batch]:
+        """Images of a part by their ids, a batch for each item [B], as they are: [B, H, W, C], uint8, on `device`.
+
+        Raises:
+            DataError: an image cannot be read.
+        """
         if not ids:
             return
         chosen, sizes = torch.cat(list(ids)), [len(each) for each in ids]

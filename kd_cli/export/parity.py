@@ -1,0 +1,96 @@
+"""Is the exported network the one that was trained? Its answers to real images, from a process of their own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kd_cli.data.prepare import Prepare
+from kd_cli.errors import KDError
+from kd_cli.evaluate import evaluating
+from kd_cli.export.deployed import CPU, Subject
+
+BATCHES = (1, 2, 7)
+TOLERANCE = 1e-4  # of the largest logit: float32 sums are rounded otherwise in another order
+
+# The script beside the model answers, so that what is checked is what will be used.
+_ASK = """
+import sys
+import numpy as np
+sys.path.insert(0, ".")
+from infer import logits
+np.savez(sys.argv[2], **{name: logits(images) for name, images in np.load(sys.argv[1]).items()})
+"""
+
+
+def parity(folder: Path, subject: Subject, tolerance: float | None = TOLERANCE) -> dict[str, Any]:
+    """Compares the logits of an exported folder with those of the trained network on test images.
+
+    Args:
+        tolerance: of the largest logit; None: they may differ.
+
+    Returns:
+        `max_abs_difference`: batch size → the largest difference of any logit; `tolerance`: what was allowed.
+
+    Raises:
+        KDError: the exported network does not run, gives something else than logits, or differs by more.
+    """
+    chosen = _spread(subject.data.size("test"), sum(BATCHES)).split(BATCHES)
+    pixels = [batch.images.contiguous() for batch in subject.data.pixels("test", chosen, CPU)]
+    expected = _expected(subject, pixels)
+    answers = _ask(folder, subject, pixels)
+    allowed = None if tolerance is None else tolerance * max(float(each.abs().max()) for each in expected)
+    differences = {}
+    for size, ours, theirs in zip(BATCHES, expected, answers, strict=True):
+        if ours.shape != theirs.shape:
+            raise KDError(f"the exported network gives {list(theirs.shape)} for {size} images, not {list(ours.shape)}")
+        differences[str(size)] = difference = float((ours - theirs).abs().max())
+        if not difference <= (float("inf") if allowed is None else allowed):  # NaN is not
+            raise KDError(
+                f"the exported network is not the one that was trained: for a batch of {size} test images its logits "
+                f"differ by {difference:.2g} from PyTorch's, {allowed:.2g} is allowed; nothing was written.\n"
+                "A network that acts otherwise while it is traced, or for other batch sizes, cannot be exported so."
+            )
+    return {"max_abs_difference": differences, "tolerance": allowed}
+
+
+def _spread(size: int, count: int) -> Tensor:
+    """So many positions, from all over a part."""
+    return torch.arange(count) * size // count
+
+
+def _expected(subject: Subject, pixels: list[Tensor]) -> list[Tensor]:
+    """What the trained network says of images [B, H, W, C], normalised as for training and evaluation: [B, K] each."""
+    network, seen = subject.saved.network(CPU), subject.data.preprocessing
+    height, width, channels = pixels[0].shape[1:]
+    prepare = Prepare("none", seen["mean"], seen["std"], (height, width, channels))
+    with evaluating(network):
+        return [network(prepare.normalise(images)).float() for images in pixels]
+
+
+def _ask(folder: Path, subject: Subject, pixels: list[Tensor]) -> list[Tensor]:
+    paths = os.pathsep.join(str(Path(entry).resolve()) for entry in sys.path)  # the weights alone need kd
+    with tempfile.TemporaryDirectory() as scratch:
+        asked, answered = Path(scratch, "images.npz"), Path(scratch, "logits.npz")
+        named: dict[str, Any] = {str(place): images.numpy() for place, images in enumerate(pixels)}
+        np.savez(asked, **named)
+        done = subprocess.run(
+            [sys.executable, "-B", "-W", "ignore", "-c", _ASK, str(asked), str(answered)],
+            cwd=folder,
+            env={**os.environ, "PYTHONPATH": paths},
+            capture_output=True,
+            text=True,
+        )
+        if done.returncode:
+            reason = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+            raise KDError(f"the exported {subject.name} does not run: {reason}; nothing was written")
+        with np.load(answered) as answers:
+            return [torch.from_numpy(answers[str(place)]) for place in range(len(pixels))]

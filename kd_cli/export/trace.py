@@ -1,0 +1,60 @@
+"""The network as a graph that needs none of its Python code."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch.export import Dim, ExportedProgram
+
+from kd_cli.errors import KDError
+from kd_cli.export.deployed import Deployed, Subject
+
+
+def trace(subject: Subject, network: Deployed) -> ExportedProgram:
+    """The graph of a network, for any number of images.
+
+    Raises:
+        KDError: its code does something that no graph can hold.
+    """
+    height, width = subject.facts["image_size"]
+    example = torch.zeros(2, height, width, subject.facts["channels"], dtype=torch.uint8)
+    dynamic = {"images": {0: Dim("batch")}}
+    with graph_errors(subject):
+        program = torch.export.export(network, (example,), dynamic_shapes=dynamic, strict=False)
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # paths of this machine
+    return program
+
+
+@contextmanager
+def graph_errors(subject: Subject) -> Iterator[None]:
+    """What an exporter says of a network that it cannot take, as a KDError."""
+    try:
+        with quietly():
+            yield
+    except KDError:
+        raise
+    except Exception as error:  # the exporters have dozens of kinds, and the network's own code is run
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise KDError(
+            f"{subject.name} cannot be exported: {reason}\nIts forward must be the same for any number of images; "
+            "--format safetensors exports the weights alone"
+        ) from error
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """The exporters warn about themselves (deprecated calls of their own, weights that share memory)."""
+    logger = logging.getLogger()
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
