@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from conftest import SMALL
 from PIL import Image
 from torch import Tensor, nn
@@ -216,7 +217,10 @@ def test_the_model_card_says_what_is_on_record(way: str, student: Path, place: P
     assert f"| {result['epochs']} | last | | {result['test_top1_last']:.2f} |" in card
     assert f"with 2 seeds, best on validation: {np.mean(tops):.2f} ± {np.std(tops, ddof=1):.2f} %" in card
     assert f"with {result['parameters']:,} parameters" in card
-    assert "license: other" in card
+    header = yaml.safe_load(card.split("---")[1])
+    accuracy = 100 * header["model-index"][0]["results"][0]["metrics"][0]["value"]
+    assert accuracy == pytest.approx(config_of(student, way)["checks"].get("int8", {}).get("int8_test_top1", tops[0]))
+    assert header["license"] == "other"
     assert "kd run dataset=synthetic" in card
     for file in folder.iterdir():
         if file.name != "README.md":
@@ -248,7 +252,11 @@ def test_the_last_epoch_has_its_own_accuracy_and_a_lonely_run_is_one_seed(kd: Ca
     assert (
         shown["weights_sha256"] == hashlib.sha256(Path(shown["folder"], "model.safetensors").read_bytes()).hexdigest()
     )
-    assert "One seed (0)" in Path(shown["folder"], "README.md").read_text()
+    card = Path(shown["folder"], "README.md").read_text()
+    assert f"| {run['best_epoch']} | best on validation | {run['val_top1']:.2f} | {run['test_top1']:.2f} |" in card
+    assert f"| 4 | last (this file) | | {run['test_top1_last']:.2f} |" in card
+    assert f"Top-1 accuracy on the test images: {run['test_top1_last']:.2f} %" in card
+    assert "One seed (0)" in card
 
 
 def test_an_earlier_export_is_replaced_and_nothing_else_ever(kd: Callable, student: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,7 +33,7 @@ def model_card(subject: Subject, report: Facts, results: Facts) -> str:
         _header(report, top1),
         _what(report, top1),
         _use(report),
-        _data(report, record, results),
+        _data(report, record, config, results),
         _recipe(report, record, config),
         _results(report, results),
         _checks(report),
@@ -117,7 +118,7 @@ def _five_lines(report: Facts) -> Sequence[str]:
     )
 
 
-def _data(report: Facts, record: Facts, results: Facts) -> Iterator[str]:
+def _data(report: Facts, record: Facts, config: Facts, results: Facts) -> Iterator[str]:
     sizes = results["recorded"].get("images", {})
     height, width = report["image_size"]
     yield "## Data"
@@ -130,6 +131,10 @@ def _data(report: Facts, record: Facts, results: Facts) -> Iterator[str]:
     yield f"- {height} × {width} pixels in {colours}; augmentation in training: {augmentation}"
     shown, more = report["classes"][:_SHOWN_CLASSES], len(report["classes"]) - _SHOWN_CLASSES
     yield f"- classes: {', '.join(shown)}{f' and {more} more, in config.json' if more > 0 else ''}"
+    options = dict(config["dataset"])
+    if "root" in options:  # the folder's name, not where it was
+        options["root"] = Path(options["root"]).name
+    yield f"- options: `{json.dumps(options)}`"
     if record.get("specialist"):
         yield "- a specialist: it tells these classes apart, and `other` stands for all others"
 

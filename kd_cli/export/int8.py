@@ -33,7 +33,7 @@ def quantise(folder: Path, subject: Subject) -> dict[str, Any]:
 
     chosen = _chosen(subject.data.size("train"))
     fused, path = folder / "fused.onnx", folder / FILE
-    with graph_errors(subject):
+    with graph_errors(subject, "leave --int8 out"):
         quant_pre_process(path, fused, skip_symbolic_shape=True)  # PyTorch's exporter has inferred the shapes
         quantize_static(
             fused,
@@ -52,7 +52,7 @@ def quantise(folder: Path, subject: Subject) -> dict[str, Any]:
     return {"images": len(chosen), "seed": _CALIBRATION_SEED}
 
 
-def test_accuracy(path: Path, subject: Subject) -> tuple[float, Tensor]:
+def measure(path: Path, subject: Subject) -> tuple[float, Tensor]:
     """Top-1 of a .onnx file on the whole test part, percent, and the classes that it chose [N]."""
     session, data = Session(path), subject.data
     chosen, labels = [], []

@@ -31,11 +31,11 @@ np.savez(sys.argv[2], **{name: logits(images) for name, images in np.load(sys.ar
 """
 
 
-def parity(folder: Path, subject: Subject, tolerance: float | None = TOLERANCE) -> dict[str, Any]:
+def parity(folder: Path, subject: Subject, tolerance: float = TOLERANCE) -> dict[str, Any]:
     """Compares the logits of an exported folder with those of the trained network on test images.
 
     Args:
-        tolerance: of the largest logit; None: they may differ.
+        tolerance: of the largest logit.
 
     Returns:
         `max_abs_difference`: batch size → the largest difference of any logit; `tolerance`: what was allowed.
@@ -47,13 +47,13 @@ def parity(folder: Path, subject: Subject, tolerance: float | None = TOLERANCE) 
     pixels = [batch.images.contiguous() for batch in subject.data.pixels("test", chosen, CPU)]
     expected = _expected(subject, pixels)
     answers = _ask(folder, subject, pixels)
-    allowed = None if tolerance is None else tolerance * max(float(each.abs().max()) for each in expected)
+    allowed = tolerance * max(float(each.abs().max()) for each in expected)
     differences = {}
     for size, ours, theirs in zip(BATCHES, expected, answers, strict=True):
         if ours.shape != theirs.shape:
             raise KDError(f"the exported network gives {list(theirs.shape)} for {size} images, not {list(ours.shape)}")
         differences[str(size)] = difference = float((ours - theirs).abs().max())
-        if not difference <= (float("inf") if allowed is None else allowed):  # NaN is not
+        if not difference <= allowed:  # NaN is not
             raise KDError(
                 f"the exported network is not the one that was trained: for a batch of {size} test images its logits "
                 f"differ by {difference:.2g} from PyTorch's, {allowed:.2g} is allowed; nothing was written.\n"

@@ -13,6 +13,8 @@ from torch.export import Dim, ExportedProgram
 from kd_cli.errors import KDError
 from kd_cli.export.deployed import Deployed, Subject
 
+_ADVICE = "Its forward must be the same for any number of images; --format safetensors exports the weights alone"
+
 
 def trace(subject: Subject, network: Deployed) -> ExportedProgram:
     """The graph of a network, for any number of images.
@@ -31,19 +33,16 @@ def trace(subject: Subject, network: Deployed) -> ExportedProgram:
 
 
 @contextmanager
-def graph_errors(subject: Subject) -> Iterator[None]:
+def graph_errors(subject: Subject, advice: str = _ADVICE) -> Iterator[None]:
     """What an exporter says of a network that it cannot take, as a KDError."""
     try:
         with quietly():
             yield
-    except KDError:
+    except (KDError, OSError):
         raise
     except Exception as error:  # the exporters have dozens of kinds, and the network's own code is run
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise KDError(
-            f"{subject.name} cannot be exported: {reason}\nIts forward must be the same for any number of images; "
-            "--format safetensors exports the weights alone"
-        ) from error
+        raise KDError(f"{subject.name} cannot be exported: {reason}\n{advice}") from error
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -110,15 +111,15 @@ def _measured(file: Path, subject: Subject) -> Report:
 
 def _int8(folder: Path, file: Path, subject: Subject, checks: Report) -> Report:
     """Quantises the file; what that costs in accuracy and saves otherwise."""
-    full, before = int8.test_accuracy(file, subject)
+    full, before = int8.measure(file, subject)
     calibration = int8.quantise(folder, subject)
-    small, after = int8.test_accuracy(file, subject)
+    small, after = int8.measure(file, subject)
     checks["int8"] = {
         "float32_test_top1": full,
         "int8_test_top1": small,
         "same_class": round(100 * float((before == after).double().mean()), 2),
         "calibration": calibration,
-        "max_abs_difference": parity(folder, subject, tolerance=None)["max_abs_difference"],
+        "max_abs_difference": parity(folder, subject, tolerance=math.inf)["max_abs_difference"],
     }
     to_onnx.put_facts(file, {**subject.facts, "int8_test_top1": small})
     if full - small > _NOTABLE_DROP:
