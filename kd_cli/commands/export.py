@@ -88,7 +88,7 @@ def _present(report: Mapping[str, Any]) -> None:
     console.say(f"input    {report['input']}{'' if report['format'] == 'safetensors' else ', normalised inside'}")
     differences = ", ".join(f"{each:.1e} (batch {size})" for size, each in _differences(checks["parity"]))
     console.say(
-        f"parity   largest difference of a logit from PyTorch's on test images: {differences}; "
+        f"parity   largest difference of a float32 logit from PyTorch's on test images: {differences}; "
         f"allowed {checks['parity']['tolerance']:.1e}"
     )
     if report["format"] == "onnx":

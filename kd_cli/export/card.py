@@ -183,8 +183,9 @@ def _checks(report: Facts) -> Iterator[str]:
     parity = ", ".join(f"{size}: {each:.1e}" for size, each in checks["parity"]["max_abs_difference"].items())
     yield "## Checks of the export"
     yield ""
-    yield f"- largest difference of a logit from PyTorch's on test images, by batch size: {parity}"
     int8 = checks.get("int8")
+    what = ", of the float32 file that was quantised" if int8 else ""
+    yield f"- largest difference of a logit from PyTorch's on test images{what}, by batch size: {parity}"
     if int8:
         calibration = int8["calibration"]
         yield f"- int8, calibrated on {calibration['images']} training images (seed {calibration['seed']}):"
