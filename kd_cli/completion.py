@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from kd_cli.host import conf_dir, install_search_path
+from kd_cli.host import conf_dir
+from kd_cli.hydra_plugins import install_plugins
 
 
 def complete(command: str, words: Sequence[str], incomplete: str, config_dirs: Sequence[str] = ()) -> list[str]:
@@ -20,7 +21,7 @@ def complete(command: str, words: Sequence[str], incomplete: str, config_dirs: S
     """
     done, prefix = _join(words, incomplete)
     try:
-        install_search_path(config_dirs)
+        install_plugins(config_dirs)
         found = _ask_hydra(command.replace("-", "_"), done, prefix + incomplete)
     except Exception:  # a half-typed line composes to nothing; the shell must not show a traceback
         return []

@@ -140,3 +140,8 @@ def _type_problem(value: Any, example: Any, key: str, *, strict: bool) -> list[s
 def override_key(override: str) -> str:
     """The key of an override: `+loss.temperature=4` → `loss.temperature`."""
     return override.lstrip("+~").partition("=")[0]
+
+
+def hydra_quote(text: str) -> str:
+    """A value that Hydra's grammar takes as it stands, whatever is in it."""
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"

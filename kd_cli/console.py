@@ -41,7 +41,9 @@ def say(text: str = "", *, style: str = "") -> None:
 def live(text: str) -> None:
     """The live line, where there is one."""
     if _live_line is not None:
-        _live_line.update(text)
+        from rich.text import Text
+
+        _live_line.update(Text(text))
 
 
 def notice(text: str) -> None:
@@ -136,16 +138,22 @@ class Watcher:
 @contextmanager
 def watching(label: str, epochs: int, done: int = 0) -> Iterator[Watcher]:
     """A Watcher with its live line, where there is a terminal to draw it on."""
-    watcher = Watcher(label, epochs, done)
+    with live_line(f"{label} starts"):
+        yield Watcher(label, epochs, done)
+
+
+@contextmanager
+def live_line(text: str) -> Iterator[None]:
+    """A line that stays at the bottom of the terminal, if there is one, and that `live` changes."""
     people = _people()
     if not people.is_terminal:
-        yield watcher
+        yield
         return
     global _live_console, _live_line
-    with people.status(f"{label} starts") as _live_line:
+    with people.status(text) as _live_line:
         _live_console = people
         try:
-            yield watcher
+            yield
         finally:
             _live_console = _live_line = None
 

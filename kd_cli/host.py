@@ -7,14 +7,15 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any
 
-from kd_cli.config import Config, Launch, check_config, override_key, winning_overrides
+from kd_cli.config import Config, Launch, check_config, hydra_quote, override_key, winning_overrides
 from kd_cli.errors import ConfigError
-
-if TYPE_CHECKING:
-    from kd_cli.sweep import Sweep
+from kd_cli.launcher import Share, run_points
+from kd_cli.sweep import Sweep, not_started
+from kd_cli.worker import Work
 
 Job = Callable[[Config, Launch], Mapping[str, Any]]
 
@@ -40,52 +41,102 @@ def run_hydra(job: Job, command: str, arguments: Sequence[str]) -> Mapping[str, 
         KDError: what went wrong in a job. In a sweep it is in the point's record instead.
         Exception: whatever Hydra raises; nothing was printed.
     """
-    install_search_path(option_values(arguments, "--config-dir"))
+    if "--multirun" in arguments or "hydra.mode=MULTIRUN" in arguments:
+        return _run_sweep(job, command, arguments)
+    return _run_once(job, command, arguments)
+
+
+def _run_once(job: Job, command: str, arguments: Sequence[str]) -> Mapping[str, Any]:
+    _extend_hydra(arguments)
     _name_points(lambda: "point")  # --cfg hydra --resolve asks for it without a sweep
-    launchers = [word for word in arguments if word.startswith("hydra/launcher=") and word != "hydra/launcher=basic"]
-    if launchers:
-        raise ConfigError(f"{launchers[0]} is not possible yet: the points of a sweep run one after the other")
-    if "--multirun" not in arguments and "hydra.mode=MULTIRUN" not in arguments:
-        return _call_hydra(lambda config: _start(job, command, arguments, config), command, arguments)
-    sweep = _make_sweep(arguments)
-    points: list[Mapping[str, Any]] = list(sweep.failures)
-
-    def run_point(config: Any) -> Mapping[str, Any]:
-        points.append(sweep.guard(lambda: _start(job, command, arguments, config)))
-        return points[-1]
-
-    _name_points(lambda _root_: sweep.folder(_root_.hydra.overrides.task))
-    _call_hydra(run_point, command, sweep.arguments)
-    return points
-
-
-def _call_hydra(task: Callable[[Any], Mapping[str, Any]], command: str, arguments: Sequence[str]) -> Mapping[str, Any]:
-    import hydra
-
     results: list[Mapping[str, Any]] = [{}]
     errors: list[Exception] = []
 
-    def guarded(config: Any) -> None:
+    def run(config: Any) -> None:
         try:
-            results.append(task(config))
+            results.append(_start(job, command, arguments, config))
         except Exception as error:  # Hydra would print lines of its own about it
             errors.append(error)
 
-    name = command.replace("-", "_")
-    arguments = [*_without_option(arguments, "--config-dir"), *winning_overrides(arguments)]
-    entry = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=name)(guarded)
-    with _as_program([f"kd {command}", *arguments]):
-        entry()
+    _call_hydra(run, command, arguments)
     if errors:
         raise errors[0]
     return results[-1]
 
 
+def _run_sweep(job: Job, command: str, arguments: Sequence[str]) -> Sequence[Mapping[str, Any]]:
+    _extend_hydra(arguments)
+    sweep = _make_sweep(arguments)
+    points = _Points(sweep, job, command, arguments)
+    _name_points(lambda _root_: sweep.folder(_root_.hydra.overrides.task))
+    _call_hydra(points, command, sweep.arguments)
+    return [*sweep.failures, *points.records]
+
+
+def _extend_hydra(arguments: Sequence[str]) -> None:
+    from kd_cli.hydra_plugins import install_plugins
+
+    install_plugins(option_values(arguments, "--config-dir"))
+    for word in arguments:
+        if word.startswith("hydra/launcher=") and word.partition("=")[2] not in ("process", "basic"):
+            raise ConfigError(
+                f"{word} is not possible yet; type hydra/launcher=process (as many points of a sweep at the same time "
+                "as there are cores) or hydra/launcher=basic (one after the other)"
+            )
+
+
+class _Points:
+    """The points of a sweep: Hydra calls it for each that runs here, our launcher has it run all of them apart."""
+
+    def __init__(self, sweep: Sweep, job: Job, command: str, arguments: Sequence[str]) -> None:
+        self.records: list[Mapping[str, Any]] = []
+        self._sweep, self._job, self._command, self._arguments = sweep, job, command, arguments
+        self._environment = dict(os.environ)
+
+    def __call__(self, config: Any) -> None:
+        self.records.append(self._sweep.guard(lambda: _start(self._job, self._command, self._arguments, config)))
+
+    def run_apart(self, configs: Sequence[Any], share: Share) -> None:
+        """Runs every point in a process of its own.
+
+        Args:
+            configs: as Hydra composed them, `hydra` included.
+        """
+        works = [self._work(config.hydra) for config in configs]
+        if self._sweep.stopped:  # in an earlier batch; Hydra would go on
+            self.records += [not_started(work.label) for work in works]
+            return
+        self.records += run_points(works, share, len(self.records))
+        self._sweep.stopped = any(point["status"] in ("interrupted", "not started") for point in self.records)
+
+    def _work(self, hydra: Any) -> Work:
+        folder = Path(os.path.abspath(Path(str(hydra.sweep.dir), str(hydra.sweep.subdir))))  # noqa: PTH100 - as Hydra
+        arguments = _alone(self._arguments, hydra, folder)
+        start = partial(_run_once, self._job, self._command, arguments)
+        return Work(self._sweep.label(hydra.overrides.task), folder, self._environment, start)
+
+
+def _alone(arguments: Sequence[str], hydra: Any, folder: Path) -> list[str]:
+    """What to type to run one point of a sweep by itself, in the folder that it has in the sweep."""
+    whole = ("hydra.mode", "hydra.sweep", "hydra.run", "hydra.launcher", "hydra/launcher", "hydra/sweeper")
+    of_hydra = [override for override in hydra.overrides.hydra if not override_key(override).startswith(whole)]
+    place = f"hydra.run.dir={hydra_quote(str(folder))}"
+    return [*_flags(arguments), *_typed(arguments, hydra), *of_hydra, place]
+
+
+def _call_hydra(task: Callable[[Any], None], command: str, arguments: Sequence[str]) -> None:
+    import hydra
+
+    name = command.replace("-", "_")
+    arguments = [*_without_option(arguments, "--config-dir"), *winning_overrides(arguments)]
+    entry = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=name)(task)
+    with _as_program([f"kd {command}", *arguments]):
+        entry()
+
+
 def _make_sweep(arguments: Sequence[str]) -> Sweep:
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
-
-    from kd_cli.sweep import Sweep
 
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         return Sweep(arguments, GlobalHydra.instance().config_loader())
@@ -107,7 +158,9 @@ def compose(overrides: Sequence[str], *, config_name: str = "run", config_dirs: 
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
 
-    install_search_path(config_dirs)
+    from kd_cli.hydra_plugins import install_plugins
+
+    install_plugins(config_dirs)
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         return plain(hydra_compose(config_name, list(overrides)))
 
@@ -158,17 +211,15 @@ def _prepared(command: str, arguments: Sequence[str], composed: Any, hydra: Any,
     from kd_cli.plugins import load_plugins
 
     config = plain(composed)
-    added = {override_key(override) for override in winning_overrides(arguments)}  # by key: Hydra resolves the values
-    overrides = [override for override in hydra.overrides.task if override_key(override) not in added]
+    overrides = _typed(arguments, hydra)
     if hydra.job.chdir:
         raise ConfigError("hydra.job.chdir: true is not possible; relative paths are meant from where kd was started")
     check_config(config, _reference(hydra))
     load_plugins(config["plugins"])
     named = any(override_key(override) == "hydra.run.dir" for override in hydra.overrides.hydra)
-    flags = [argument for option in ("--config-dir", "--config-name") for argument in _flag(arguments, option)]
     launch = Launch(
         command=command,
-        arguments=(*flags, *overrides),
+        arguments=(*_flags(arguments), *overrides),
         given=frozenset(override_key(override) for override in overrides),
         folder=folder,
         exact=named or hydra.mode == RunMode.MULTIRUN,
@@ -182,12 +233,17 @@ def _remove_if_empty(folder: Path) -> None:
         folder.parent.rmdir()
 
 
-def _flag(arguments: Sequence[str], option: str) -> list[str]:
-    return [part for value in option_values(arguments, option) for part in (option, str(_absolute(option, value)))]
+def _typed(arguments: Sequence[str], hydra: Any) -> list[str]:
+    """The overrides of one run that the user typed, and none that `winning_overrides` added."""
+    added = {override_key(override) for override in winning_overrides(arguments)}  # by key: Hydra resolves the values
+    return [override for override in hydra.overrides.task if override_key(override) not in added]
 
 
-def _absolute(option: str, value: str) -> str:
-    return str(Path(value).resolve()) if option == "--config-dir" else value
+def _flags(arguments: Sequence[str]) -> list[str]:
+    folders = [str(Path(folder).resolve()) for folder in option_values(arguments, "--config-dir")]
+    names = option_values(arguments, "--config-name")
+    values = [*(("--config-dir", folder) for folder in folders), *(("--config-name", name) for name in names)]
+    return [word for pair in values for word in pair]
 
 
 def _reference(hydra: Any) -> Config:
@@ -200,39 +256,6 @@ def _reference(hydra: Any) -> Config:
         f"{group}={choice}" for group, choice in choices.items() if group not in presets and choice is not None
     ]
     return plain(hydra_compose(hydra.job.config_name, overrides))
-
-
-def install_search_path(folders: Sequence[str]) -> None:
-    """Makes users' folders shadow ours, and installed plugins' folders follow them."""
-    from hydra.core.config_search_path import ConfigSearchPath
-    from hydra.core.plugins import Plugins
-    from hydra.plugins.search_path_plugin import SearchPathPlugin
-
-    from kd_cli.plugins import plugin_conf_dirs
-
-    missing = [folder for folder in folders if not Path(folder).is_dir()]
-    if missing:
-        raise ConfigError(f"--config-dir: there is no folder {missing[0]}; type the path of a folder with yaml groups")
-    _Folders.user, _Folders.plugins = [Path(folder).resolve() for folder in folders], list(plugin_conf_dirs())
-
-    class UserFolders(SearchPathPlugin):
-        def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-            for folder in reversed(_Folders.user):
-                search_path.prepend(provider="kd --config-dir", path=f"file://{folder}", anchor="main")
-            for folder in _Folders.plugins:
-                search_path.append(provider="kd plugin", path=f"file://{folder}")
-
-    if not _Folders.installed:
-        Plugins.instance().register(UserFolders)
-        _Folders.installed = True
-
-
-class _Folders:
-    """What the search-path plugin adds. Hydra makes its own instance of the plugin and keeps the class for good."""
-
-    user: ClassVar[list[Path]] = []
-    plugins: ClassVar[list[Path]] = []
-    installed: ClassVar[bool] = False
 
 
 @contextmanager

@@ -70,23 +70,34 @@ class Sweep:
         return f"{name[:_LONGEST_NAME]}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
 
     def guard(self, start: Callable[[], Point]) -> Point:
-        """Runs one point. A failure is shown and returned as a record, and the sweep goes on."""
+        """Runs one point in this process. A failure is shown, and the sweep goes on."""
         from hydra.core.hydra_config import HydraConfig
 
         hydra = HydraConfig.get()
         label = self.label(hydra.overrides.task)
         if self.stopped:
-            return {"point": label, "status": "not started", "error": "the sweep was stopped before it"}
+            return not_started(label)
         console.say(f"\npoint {hydra.job.num + 1}: {label}", style="bold")
-        try:
-            return {"point": label, "status": "completed", **start()}
-        except (Interrupted, Terminated) as error:
-            self.stopped = True
-            return {**failed(label, error), "status": "interrupted"}
-        except Exception as error:  # whatever it is, the other points run
-            point = failed(label, error)
+        point = attempt(label, start)
+        self.stopped = point["status"] == "interrupted"
+        if point["status"] in ("failed", "diverged"):
             console.panel(f"point {hydra.job.num + 1} failed: {label}", point["error"])
-            return point
+        return point
+
+
+def attempt(label: str, start: Callable[[], Point]) -> Point:
+    """Runs one point; whatever goes wrong is in its record, so that the others run."""
+    try:
+        return {"point": label, "status": "completed", **start()}
+    except (Interrupted, Terminated) as error:
+        return {**failed(label, error), "status": "interrupted"}
+    except Exception as error:
+        return failed(label, error)
+
+
+def not_started(label: str) -> Point:
+    """The record of a point whose turn did not come."""
+    return {"point": label, "status": "not started", "error": "the sweep was stopped before it"}
 
 
 def failed(label: str, error: Exception, exit_code: int | None = None) -> Point:
@@ -103,7 +114,7 @@ def summarize(points: Sequence[Point]) -> None:
     columns: tuple[str, ...] = ("point", "status", "test top-1 %", "val top-1 %", "gain over baseline")
     if not any("test_top1" in point.get("distilled", point) for point in points):  # nothing was trained
         columns = columns[:2]
-    rows = [(point["point"], point["status"], *_numbers(point))[: len(columns)] for point in points]
+    rows = [(point["point"], point["status"], *numbers(point))[: len(columns)] for point in points]
     console.say()
     console.table(f"{len(points)} points", columns, rows, left=("point", "status"))
     groups = _by_seed(points)
@@ -132,7 +143,7 @@ def _over_seeds(groups: Mapping[str, Mapping[int, Point]], name: str) -> tuple[A
 
     from kd_cli.statistics import paired_gain
 
-    tops = [_numbers(point)[0] for point in groups[name].values()]
+    tops = [numbers(point)[0] for point in groups[name].values()]
     gains = [gain for gain in _gains(groups, name) if gain is not None]
     said = f"{fmean(tops):.2f} ± {stdev(tops):.2f}" if len(tops) > 1 else f"{tops[0]:.2f}"
     if len(gains) < 2:
@@ -164,6 +175,7 @@ def check_points(points: Sequence[Point]) -> None:
         raise kind(f"{len(bad)} of {len(points)} points did not finish:\n{names}")
 
 
-def _numbers(point: Point) -> tuple[Any, Any, Any]:
+def numbers(point: Point) -> tuple[Any, Any, Any]:
+    """Test and validation accuracy in percent, and the gain over the baseline; None where there is none."""
     chosen = point.get("distilled", point)
     return chosen.get("test_top1"), chosen.get("val_top1"), point.get("gain")

@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
+import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +33,9 @@ SMALL = (
     "trainer.batch_size=50",
 )
 
+# The points of a sweep in the test's own process, which is quicker than processes for such small ones.
+HERE = "hydra/launcher=basic"
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -46,6 +53,20 @@ class Outcome:
     def message(self) -> str:
         """Standard error without the panel's frame and line breaks."""
         return " ".join(self.err.replace("│", " ").split())
+
+
+@contextmanager
+def started(*words: str, **options: Any) -> Iterator[subprocess.Popen[str]]:
+    """`kd` in a process group of its own, killed at the end. Ctrl-C reaches it even if it is ignored here (`nohup`)."""
+    reachable = partial(signal.signal, signal.SIGINT, signal.default_int_handler)
+    command = [sys.executable, "-m", "kd_cli", *words]
+    process = subprocess.Popen(command, text=True, preexec_fn=reachable, start_new_session=True, **options)
+    try:
+        yield process
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
 
 
 @pytest.fixture(autouse=True)

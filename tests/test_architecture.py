@@ -15,7 +15,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # From the ground up. A module may import from its own floor and from those below.
 FLOORS = (
-    {"errors", "types", "seeds", "ranges", "memory"},
+    {"errors", "types", "seeds", "ranges", "memory", "machine"},
     {
         "registry",
         "recipe",
@@ -29,6 +29,7 @@ FLOORS = (
         "plugins",
         "provenance",
         "plan",
+        "fork_server",
     },
     {"data", "rundir", "optim", "divergence"},
     {"losses", "models", "evaluate", "teacher_cache"},
@@ -36,7 +37,11 @@ FLOORS = (
     {"trainer"},
     {"teachers", "source"},
     {"handover", "fit", "build"},
-    {"host", "experiment", "completion", "sweep", "saved"},
+    {"sweep"},
+    {"worker"},
+    {"launcher"},
+    {"hydra_plugins"},
+    {"host", "experiment", "completion", "saved"},
     {"trial", "export"},
     {"hydra_command"},
     {"commands"},
@@ -56,6 +61,11 @@ LIGHT = {
     "console",
     "plugins",
     "sweep",
+    "memory",
+    "machine",
+    "fork_server",
+    "worker",
+    "launcher",
 }
 
 

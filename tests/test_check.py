@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from conftest import HERE
 
 SMALL = ("dataset=synthetic", "dataset.num_train=100", "dataset.num_test=20")
 
@@ -55,7 +56,7 @@ def test_check_tries_every_pair_of_a_procedure(options: tuple[str, ...], reason:
 
 
 def test_many_pairs_are_checked_by_one_sweep(kd) -> None:
-    shown = kd("check", *SMALL, "-m", "loss=kd,at", "student=mlp,cnn", code=1)
+    shown = kd("check", *SMALL, "-m", HERE, "loss=kd,at", "student=mlp,cnn", code=1)
     assert shown.out.count("completed") == 3
     assert "loss=at student=mlp" in shown.message
 

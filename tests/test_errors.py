@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import SMALL
+from conftest import HERE, SMALL
 
 # what is typed → what the message must hold. All of these are found before torch is imported.
 BEFORE_TORCH = {
@@ -146,7 +146,7 @@ def test_a_diverging_run_stops_with_its_own_code_and_is_recorded(kd) -> None:
 
 def test_a_bad_point_of_a_sweep_is_reported_and_the_others_run(kd) -> None:
     kd("train-teacher", *SMALL)
-    swept = kd("distill", "-m", *SMALL, "loss=kd,nope", "trainer.lr=0.001,-1", "--json", code=1)
+    swept = kd("distill", "-m", HERE, *SMALL, "loss=kd,nope", "trainer.lr=0.001,-1", "--json", code=1)
     points = {point["point"]: point for point in swept.json["points"]}
     assert {label: point["status"] for label, point in points.items()} == {
         "loss=nope": "failed",

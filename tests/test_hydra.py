@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ROOT, SMALL
+from conftest import HERE, ROOT, SMALL
 
 from kd_cli.completion import complete
 from kd_cli.host import compose
@@ -79,7 +79,7 @@ def test_a_folder_of_the_user_shadows_ours_and_may_hold_presets_and_primary_conf
 
 
 def test_a_sweep_has_a_folder_per_point_and_says_whether_distillation_helped(kd) -> None:
-    sweep = ("run", "-m", *SMALL, "seed=0,1", "hydra.sweep.dir=swept")
+    sweep = ("run", "-m", HERE, *SMALL, "seed=0,1", "hydra.sweep.dir=swept")
     shown = kd(*sweep)
     assert sorted(path.name for path in Path("swept").iterdir() if path.is_dir()) == ["seed=0", "seed=1"]
     assert "Over 2 seeds distillation" in shown.out
@@ -90,8 +90,8 @@ def test_a_sweep_has_a_folder_per_point_and_says_whether_distillation_helped(kd)
 
 def test_a_sweep_over_losses_and_seeds_compares_each_with_the_baseline_of_its_seed(kd) -> None:
     kd("train-teacher", *SMALL)
-    shown = kd("distill", "-m", *SMALL, "loss=none,kd", "seed=0,1", "hydra.sweep.dir=swept")
-    points = kd("distill", "-m", *SMALL, "loss=none,kd", "seed=0,1", "hydra.sweep.dir=swept", "--json").json["points"]
+    sweep = ("distill", "-m", HERE, *SMALL, "loss=none,kd", "seed=0,1", "hydra.sweep.dir=swept")
+    shown, points = kd(*sweep), kd(*sweep, "--json").json["points"]
     tops = {(point["point"].split()[0], point["seed"]): point["test_top1"] for point in points}
     gains = [tops["loss=kd", seed] - tops["loss=none", seed] for seed in (0, 1)]
     (line,) = [line for line in shown.out.splitlines() if line.split()[:2] == ["loss=kd", "2"]]
@@ -102,7 +102,7 @@ def test_a_sweep_over_losses_and_seeds_compares_each_with_the_baseline_of_its_se
 
 def test_a_sweep_of_groups_and_of_options(kd) -> None:
     kd("train-teacher", *SMALL)
-    points = kd("distill", "-m", *SMALL, "loss=kd,soft_ce", "loss.temperature=1,2", "--json").json["points"]
+    points = kd("distill", "-m", HERE, *SMALL, "loss=kd,soft_ce", "loss.temperature=1,2", "--json").json["points"]
     assert [point["point"] for point in points] == [
         f"loss={loss} loss.temperature={temperature}" for loss in ("kd", "soft_ce") for temperature in (1, 2)
     ]

@@ -9,15 +9,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from conftest import SMALL
+from conftest import HERE, SMALL, started
 from safetensors.torch import load_file, save_file
 
 TEACHER = "teacher.hidden=[32]"
@@ -29,19 +26,6 @@ def weights(run: str | Path, epoch: int = 2) -> dict[str, torch.Tensor]:
 
 def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
-
-
-@contextmanager
-def started(*words: str, **streams: int) -> Iterator[subprocess.Popen[str]]:
-    """`kd` in a process of its own, killed at the end. Ctrl-C reaches it even if it is ignored here (`nohup … &`)."""
-    reachable = partial(signal.signal, signal.SIGINT, signal.default_int_handler)
-    command = [sys.executable, "-m", "kd_cli", *words]
-    process = subprocess.Popen(command, text=True, preexec_fn=reachable, **streams)
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
 
 
 def test_run_compares_three_networks_and_its_json_is_what_the_screen_says(kd) -> None:
@@ -339,7 +323,16 @@ def test_a_damaged_best_checkpoint_means_a_new_start_and_the_same_end(kd) -> Non
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_stopped_sweep_stops_and_says_what_is_done(number: signal.Signals, code: int) -> None:
-    command = ["train-baseline", "-m", *SMALL, "trainer.epochs=2000", "seed=0,1", "hydra.sweep.dir=swept", "--json"]
+    command = [
+        "train-baseline",
+        "-m",
+        HERE,
+        *SMALL,
+        "trainer.epochs=2000",
+        "seed=0,1",
+        "hydra.sweep.dir=swept",
+        "--json",
+    ]
     with started(*command, stdout=subprocess.PIPE) as process:
         while not Path("swept/seed=0/metrics.jsonl").exists():
             assert process.poll() is None

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from kd_cli import console
+from kd_cli.config import hydra_quote
 from kd_cli.errors import ConfigError
 from kd_cli.hydra_command import Json, launch, present_one
 
@@ -53,8 +54,3 @@ def saved_command(run: Path) -> tuple[str, list[str]]:
     if Path(record["directory"]).is_dir():
         os.chdir(record["directory"])  # relative paths in its arguments are meant from there
     return record["command"], list(record["arguments"])
-
-
-def hydra_quote(text: str) -> str:
-    """A value that Hydra's grammar takes as it stands, whatever is in it."""
-    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, Protocol, Union, cast
@@ -13,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from kd_cli.cache import digest_tensor
 from kd_cli.errors import DataError
+from kd_cli.machine import available_cores
 
 InMemory = Literal["auto", True, False]
 
@@ -117,7 +117,7 @@ def _stream(images: Images, batches: Sequence[Tensor], workers: int, *, pin: boo
     loader: DataLoader[Any] = DataLoader(
         _Reader(images),
         batch_sampler=[rows.tolist() for rows in batches],
-        num_workers=min(workers, _processors()),
+        num_workers=min(workers, available_cores()),
         collate_fn=_Collate(shape_of(images)),
         pin_memory=pin,
         generator=torch.Generator(),  # its own: the default would draw from the global one and change the run
@@ -133,8 +133,3 @@ def _stream(images: Images, batches: Sequence[Tensor], workers: int, *, pin: boo
             yield pixels
     finally:
         del iterator  # now: left to the garbage collector, its workers are waited for, five seconds
-
-
-def _processors() -> int:
-    affinity = getattr(os, "sched_getaffinity", None)  # absent on macOS
-    return len(affinity(0)) if affinity else os.cpu_count() or 1

@@ -1,0 +1,110 @@
+"""What kd adds to Hydra through its plugin API: users' folders of yaml, and `hydra/launcher=process`."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any, ClassVar
+
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn, JobStatus, run_job, setup_globals
+from hydra.plugins.launcher import Launcher
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from omegaconf import open_dict
+
+from kd_cli.errors import ConfigError
+from kd_cli.launcher import check_n_jobs, divide, find_slots
+from kd_cli.machine import available_cores, given_threads
+from kd_cli.plugins import plugin_conf_dirs
+
+_PACKAGE, _NAME = "hydra_plugins", "kd_cli"  # Hydra starts no launcher that is called otherwise
+
+
+class UserFolders(SearchPathPlugin):
+    """Makes users' folders shadow ours, and installed plugins' folders follow them."""
+
+    # Hydra makes its own instance of the plugin and keeps the class for good.
+    users: ClassVar[list[Path]] = []
+    plugins: ClassVar[list[Path]] = []
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        for folder in reversed(self.users):
+            search_path.prepend(provider="kd --config-dir", path=f"file://{folder}", anchor="main")
+        for folder in self.plugins:
+            search_path.append(provider="kd plugin", path=f"file://{folder}")
+
+
+class ProcessLauncher(Launcher):
+    """Runs points of a sweep at the same time where there are cores for it, else one after the other in this process.
+
+    Args:
+        n_jobs: how many at the same time; None: as many as there are cores.
+    """
+
+    __module__ = f"{_PACKAGE}.{_NAME}"
+
+    def __init__(self, n_jobs: Any = None) -> None:
+        self.n_jobs = n_jobs
+
+    def setup(self, *, hydra_context: Any, task_function: Any, config: Any) -> None:
+        """Raises a ConfigError if `n_jobs` is not possible."""
+        check_n_jobs(self.n_jobs)
+        self.context, self.task, self.config = hydra_context, task_function, config
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Hydra gets no results: what came of the points is with the task."""
+        setup_globals()
+        points = [self._compose(overrides, initial_job_idx + i) for i, overrides in enumerate(job_overrides)]
+        cores, threads = available_cores(), given_threads()
+        ask = partial(find_slots, str(self.config.device))
+        share = divide(len(points), self.n_jobs, ask, cores=cores, threads=threads)
+        if share.processes == 1:
+            return [self._run_here(point) for point in points]
+        self.task.run_apart(points, share)
+        return [JobReturn(status=JobStatus.COMPLETED) for _ in points]
+
+    def _compose(self, overrides: Sequence[str], number: int) -> Any:
+        config = self.context.config_loader.load_sweep_config(self.config, list(overrides))
+        with open_dict(config):
+            config.hydra.job.id = config.hydra.job.num = number
+        return config
+
+    def _run_here(self, point: Any) -> JobReturn:
+        return run_job(
+            hydra_context=self.context,
+            task_function=self.task,
+            config=point,
+            job_dir_key="hydra.sweep.dir",
+            job_subdir_key="hydra.sweep.subdir",
+        )
+
+
+def install_plugins(folders: Sequence[str]) -> None:
+    """Makes Hydra know our launcher and search these folders for yaml, too."""
+    missing = [folder for folder in folders if not Path(folder).is_dir()]
+    if missing:
+        raise ConfigError(f"--config-dir: there is no folder {missing[0]}; type the path of a folder with yaml groups")
+    UserFolders.users, UserFolders.plugins = [Path(folder).resolve() for folder in folders], list(plugin_conf_dirs())
+    if ProcessLauncher.__module__ not in sys.modules:
+        Plugins.instance().register(UserFolders)
+        Plugins.instance().register(ProcessLauncher)
+        _publish_launcher()
+
+
+def _publish_launcher() -> None:
+    """Hydra looks the class up by name, in a package that is there only if another plugin is installed."""
+    try:
+        package = importlib.import_module(_PACKAGE)
+    except ImportError:
+        package = sys.modules[_PACKAGE] = ModuleType(_PACKAGE)
+        package.__path__ = []
+    sys.modules[f"{_PACKAGE}.{_NAME}"] = sys.modules[__name__]
+    setattr(package, _NAME, sys.modules[__name__])
+    node = {"_target_": f"{_PACKAGE}.{_NAME}.{ProcessLauncher.__name__}", "n_jobs": None}
+    ConfigStore.instance().store(group="hydra/launcher", name="process", node=node, provider="kd")
