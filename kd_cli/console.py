@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.status import Status
     from rich.table import Table
+
+# What would move the cursor, change colours or the direction of reading: names in data may hold anything.
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 _json = False
 _emitted = False
@@ -35,7 +39,12 @@ def setup(*, as_json: bool) -> None:
 
 def say(text: str = "", *, style: str = "") -> None:
     """One line for a person."""
-    _people().print(text, style=style or None, markup=False, highlight=False, soft_wrap=True)
+    _people().print(printable(text), style=style or None, markup=False, highlight=False, soft_wrap=True)
+
+
+def printable(text: str) -> str:
+    """Without anything that does something to a terminal; it also makes a name of undecodable bytes writable."""
+    return _CONTROLS.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def live(text: str) -> None:
@@ -48,7 +57,9 @@ def live(text: str) -> None:
 
 def notice(text: str) -> None:
     """One line on standard error about something that the user should know and that does not stop the run."""
-    _console(sys.stderr).print(f"note: {text}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+    _console(sys.stderr).print(
+        f"note: {printable(text)}", style="yellow", markup=False, highlight=False, soft_wrap=True
+    )
 
 
 def emit(value: Mapping[str, Any]) -> None:
@@ -74,7 +85,7 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], *, 
     for name in columns:
         drawn.add_column(name, justify="left" if name in left else "right", overflow="fold")
     for row in rows:
-        drawn.add_row(*(Text(_cell(value)) for value in row))
+        drawn.add_row(*(Text(printable(_cell(value))) for value in row))
     _print_table(drawn)
 
 
@@ -89,7 +100,7 @@ def panel(title: str, text: str) -> None:
     from rich.panel import Panel
     from rich.text import Text
 
-    _console(sys.stderr).print(Panel(Text(text), title=Text(title), border_style="red", title_align="left"))
+    _console(sys.stderr).print(Panel(Text(printable(text)), title=Text(title), border_style="red", title_align="left"))
 
 
 class Watcher:

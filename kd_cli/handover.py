@@ -82,13 +82,22 @@ def load_teachers(
     facts["grafts"] = [fact["graft"] for fact in records]
     if len(loaded) == 1 and not records[0]["specialist"]:
         return loaded[0][0], facts | {"val_top1": records[0]["val_top1"]}
-    network = _joined(loaded, weights, data).to(device).eval().requires_grad_(False)
+    network = join_teachers(loaded, weights, data.spec.num_classes).to(device).eval().requires_grad_(False)
     val = evaluate(network, data, "val", batch_size=batch_size, device=device)["top1"] if data.size("val") else None
     return network, facts | {"val_top1": val}
 
 
-def _joined(loaded: Sequence[tuple[nn.Module, dict[str, Any]]], weights: Weights, data: Data) -> nn.Module:
-    """Specialists behind their generalist, or else an ensemble of equals."""
+def join_teachers(
+    loaded: Sequence[tuple[nn.Module, Mapping[str, Any]]], weights: Weights, num_classes: int
+) -> nn.Module:
+    """Specialists behind their generalist, or else an ensemble of equals.
+
+    Args:
+        loaded: each network and what is on record about it; `specialist`: the classes that it tells apart.
+
+    Raises:
+        ConfigError: they do not fit together.
+    """
     plain = [network for network, facts in loaded if not facts["specialist"]]
     special = [(network, facts["specialist"]) for network, facts in loaded if facts["specialist"]]
     if special and len(plain) != 1:
@@ -100,7 +109,7 @@ def _joined(loaded: Sequence[tuple[nn.Module, dict[str, Any]]], weights: Weights
         if not special:
             return Ensemble(plain, weights)
         networks, groups = zip(*special, strict=True)
-        return Specialists(plain[0], networks, groups, data.spec.num_classes)
+        return Specialists(plain[0], networks, groups, num_classes)
     except ValueError as error:
         raise ConfigError(f"{'teacher.checkpoint: ' if special else 'ensemble.'}{error}") from error
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from enum import Enum
+from pathlib import Path
 from typing import Annotated, Any, Optional
 
 import typer
@@ -82,6 +83,11 @@ _ConfigName = Annotated[
         "--config-name", "-cn", help="Another primary configuration.", rich_help_panel=_PANEL, show_default=False
     ),
 ]
+
+
+def is_path(word: str) -> bool:
+    """Whether a word is a path and no override; folders of sweep points have `=` in their names too."""
+    return Path(word).exists() or "=" not in word or "/" in word.partition("=")[0]
 
 
 def hydra_command(

@@ -21,7 +21,6 @@ from kd_cli import console
 from kd_cli.errors import ConfigError, KDError, Terminated, describe_error
 from kd_cli.fork_server import STOP
 from kd_cli.memory import keep_freed_memory
-from kd_cli.memory import keep_freed_memory
 from kd_cli.sweep import Point, attempt
 
 GRACE = 15.0  # seconds to end in, when asked; what a killed run has written is whole as well
@@ -62,7 +61,6 @@ def run(sender: Connection, work: Work, threads: int, slot: Environment) -> None
     threading.Thread(target=_end_with_launcher, daemon=True).start()
     os.environ.clear()
     os.environ.update({**work.environment, "OMP_NUM_THREADS": str(threads), **slot})
-    keep_freed_memory()
     point = attempt(work.label, lambda: _logged(work, threads))
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP)
     with suppress(OSError):  # the launcher is gone

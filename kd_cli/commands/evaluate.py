@@ -11,7 +11,7 @@ import typer
 
 from kd_cli import console
 from kd_cli.errors import ConfigError
-from kd_cli.hydra_command import ConfigDir, Json
+from kd_cli.hydra_command import ConfigDir, Json, is_path
 
 PANEL = "Results"
 
@@ -51,8 +51,8 @@ def command(
 ) -> None:
     """Evaluate saved networks on any part of any data set that fits them."""
     console.setup(as_json=json)
-    paths = [Path(word) for word in targets if _is_path(word)]
-    overrides = [word for word in targets if not _is_path(word)]
+    paths = [Path(word) for word in targets if is_path(word)]
+    overrides = [word for word in targets if not is_path(word)]
     missing = [path for path in paths if not path.exists()]
     if missing or not paths:
         raise ConfigError(
@@ -69,11 +69,6 @@ def command(
     cells = [[_cell(row, name) for name in columns] for row in rows]
     console.table("Evaluation (top-1 and top-5 in percent)", columns, cells, left=("stage", "dataset", "part", "run"))
     console.emit({"evaluations": rows})
-
-
-def _is_path(word: str) -> bool:
-    """Folders of sweep points have `=` in their names, as overrides do."""
-    return Path(word).exists() or "=" not in word or "/" in word.partition("=")[0]
 
 
 def _cell(row: Mapping[str, Any], name: str) -> Any:

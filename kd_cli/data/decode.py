@@ -7,7 +7,7 @@ import hashlib
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -15,6 +15,9 @@ from torch import Tensor
 
 from kd_cli.data.store import Store
 from kd_cli.errors import DataError
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 Mode = Literal["rgb", "gray"]
 CHANNELS: dict[Mode, int] = {"rgb": 3, "gray": 1}
@@ -95,7 +98,20 @@ class Files:
 
 
 def read_image(path: Path, mode: Mode) -> Tensor:
-    """One file: [H, W, C], uint8.
+    """One file, as `open_image` sees it: [H, W, C], uint8.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    image, _ = open_image(path)
+    return pixels_of(image, mode)
+
+
+def open_image(path: Path) -> tuple[Image.Image, str]:
+    """One file as it is meant to be seen, in PIL's mode `L` or `RGB`, and how it is stored: `16-bit grey`.
+
+    It is turned as its EXIF orientation says, what is transparent shows white, 16 bits become 8, and of an animation
+    the first frame is taken.
 
     Raises:
         DataError: it cannot be read.
@@ -105,16 +121,64 @@ def read_image(path: Path, mode: Mode) -> Tensor:
     try:
         with warnings.catch_warnings(), Image.open(path) as image:
             warnings.simplefilter("ignore")  # PIL's remarks on palettes and metadata; what cannot be read is an error
-            pixels = torch.from_numpy(np.array(image.convert("RGB" if mode == "rgb" else "L")))
+            return _opaque(_eight_bits(_upright(image))), _stored_as(image)
     except Exception as error:  # each format has its own kinds
         raise DataError(
             f"{path} cannot be read as an image ({' '.join(str(error).split())}); mend or remove it"
         ) from error
+
+
+def pixels_of(image: Image.Image, mode: Mode) -> Tensor:
+    """[H, W, C], uint8, in colour or grey."""
+    pixels = torch.from_numpy(np.array(image.convert("RGB" if mode == "rgb" else "L")))
     return pixels if mode == "rgb" else pixels.unsqueeze(-1)
 
 
+def _upright(image: Image.Image) -> Image.Image:
+    from PIL import ImageOps
+
+    image.load()  # damaged pixels are an error here, and damaged metadata below are none
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # the orientation is not legible; the pixels are
+        return image
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Numbers of 16 bits as 8; PIL would cut off everything above 255."""
+    from PIL import Image
+
+    if not image.mode.startswith(("I", "F")):
+        return image
+    numbers = np.array(image)
+    if image.mode == "F" or numbers.min() < 0 or numbers.max() > 65535:
+        raise ValueError("nothing says which of its numbers is white; save it with 8 or 16 bits")
+    return Image.fromarray(((numbers.astype(np.int64) + 128) // 257).astype(np.uint8))
+
+
+def _opaque(image: Image.Image) -> Image.Image:
+    from PIL import Image
+
+    grey = image.mode in ("1", "L", "LA", "La")
+    if _is_transparent(image):
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA")).convert("RGB")
+    return image.convert("L" if grey else "RGB")
+
+
+def _is_transparent(image: Image.Image) -> bool:
+    return "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "RGBa", "La")
+
+
+def _stored_as(image: Image.Image) -> str:
+    if image.mode.startswith("I"):
+        return "16-bit grey"
+    kinds = {"1": "black and white", "L": "grey", "LA": "grey", "La": "grey", "P": "palette", "PA": "palette"}
+    kind = kinds.get(image.mode, "CMYK" if image.mode == "CMYK" else "colour")
+    return f"{kind} with transparency" if _is_transparent(image) else kind
+
+
 def resize(pixels: Tensor, image_shape: tuple[int, int, int]) -> Tensor:
-    """[H, W, C] → `image_shape`, bilinear with antialiasing."""
+    """[H, W, C] → `image_shape`, stretched, bilinear with antialiasing."""
     from PIL import Image
 
     height, width, _ = image_shape

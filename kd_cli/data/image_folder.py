@@ -21,7 +21,7 @@ from kd_cli.errors import DataError
 
 log = logging.getLogger("kd")
 
-CACHE_FORMAT = 1  # raise it when decoding or resizing changes
+CACHE_FORMAT = 2  # raise it when decoding or resizing changes
 
 
 @dataclass(frozen=True)

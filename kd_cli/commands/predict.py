@@ -1,0 +1,130 @@
+"""kd predict: what networks say of pictures."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from kd_cli import console
+from kd_cli.commands.evaluate import Which
+from kd_cli.errors import ConfigError, DataError
+from kd_cli.hydra_command import ConfigDir, Json, is_path
+from kd_cli.pictures.saving import check_folder, check_picture, save_file, save_picture
+
+PANEL = "Results"
+_COLUMNS = ("image", "true", "network", "rank", "class", "probability")
+
+
+def command(
+    run: Annotated[Path, typer.Argument(help="A run, a comparison or a checkpoint.", show_default=False)],
+    images: Annotated[
+        Optional[list[str]],  # noqa: UP045 - Typer reads it on Python 3.10
+        typer.Argument(metavar="IMAGE OVERRIDE", show_default=False, help="Files, folders, globs; then overrides."),
+    ] = None,
+    test: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=1, help="The first N test images of the run's own data instead.", show_default=False),
+    ] = None,
+    top: Annotated[int, typer.Option(min=1, help="How many classes to name.")] = 3,
+    table: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--csv", help="Write a table.", show_default=False),
+    ] = None,
+    grid: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Draw the first nine beside bars of probabilities: .png or .svg.", show_default=False),
+    ] = None,
+    which: Annotated[
+        Optional[Which],  # noqa: UP045
+        typer.Option(help="Which epoch of a run: the best on validation, or the last.", show_default="best"),
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    config_dir: ConfigDir = None,
+    json: Json = False,
+) -> None:
+    """Tell the classes of pictures, and how probable they are."""
+    console.setup(as_json=json)
+    words = [word for word in images or [] if is_path(word)]
+    overrides = [word for word in images or [] if not is_path(word)]
+    _check(run, words, test, table, grid)
+    from kd_cli.build import pick_device
+    from kd_cli.networks import open_networks
+    from kd_cli.predicting import Reader, ask, find_images, tested_pictures
+
+    place, chosen, folders = pick_device(device), which.value if which else None, config_dir or []
+    files = find_images(words)
+    networks = open_networks(
+        run, which=chosen, overrides=overrides, config_dirs=folders, device=place, with_teacher=grid is not None
+    )
+    reader = Reader(files, networks[-1].first.spec())
+    pictures = tested_pictures(networks[-1].first, test) if test else reader
+    answers = ask(networks, pictures, top=top, device=place)
+    reader.say_changed()
+    _print(answers.rows, top)
+    if table:
+        save_file(table, _as_csv(answers.rows).encode())
+    if grid and answers.first:
+        from kd_cli.pictures.grid import prediction_grid
+
+        save_picture(prediction_grid(answers.first, answers.classes, top), grid)
+        _say_drawn(grid, len(answers.first), len(answers.rows))
+    asked = [{"name": each.name, "run": str(each.first.path), "epoch": each.first.source.epoch} for each in networks]
+    console.emit({"run": str(run), "networks": asked, "images": answers.rows, "unreadable": reader.unreadable})
+    if reader.unreadable:
+        raise DataError(f"{len(reader.unreadable)} of {len(files)} pictures could not be read; the notes name them")
+
+
+def _check(run: Path, words: Sequence[str], test: int | None, table: Path | None, grid: Path | None) -> None:
+    """Finds what is wrong before anything is computed."""
+    if not run.exists():
+        raise ConfigError(f"there is no run {run}; kd list runs shows what is there")
+    if bool(words) == bool(test):
+        wrong = "both pictures and --test are named" if test else "no picture is named"
+        raise ConfigError(f"{wrong}; type kd predict {run} IMAGE… or kd predict {run} --test 9")
+    if table:
+        check_folder(table, "--csv")
+    if grid:
+        check_picture(grid, "--grid")
+
+
+def _print(rows: Sequence[Mapping[str, Any]], top: int) -> None:
+    """One line for each picture and network."""
+    if not rows:
+        return
+    known, several = "true" in rows[0], len(rows[0]["predictions"]) > 1
+    columns = ["image", *["true"] * known, *["network"] * several]
+    ranks = [f"rank {rank + 1}" for rank in range(min(top, max(map(len, rows[0]["predictions"].values()))))]
+    cells = [
+        [*([row["image"], row.get("true")][: 1 + known] if first else [""] * (1 + known)), *[name] * several, *said]
+        for row in rows
+        for first, name, said in _lines(row)
+    ]
+    console.table("Predictions", [*columns, *ranks], cells, left=(*columns, *ranks))
+
+
+def _lines(row: Mapping[str, Any]) -> Iterator[tuple[bool, str, list[str]]]:
+    for number, (name, said) in enumerate(row["predictions"].items()):
+        yield number == 0, name, [f"{each['class']}  {each['probability']:.1%}" for each in said]
+
+
+def _as_csv(rows: Iterable[Mapping[str, Any]]) -> str:
+    """A line for each picture, network and class."""
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(_COLUMNS)
+    for row in rows:
+        for name, said in row["predictions"].items():
+            for rank, each in enumerate(said, start=1):
+                cells = (row["image"], row.get("true", ""), name, rank, each["class"], each["probability"])
+                writer.writerow([console.printable(cell) if isinstance(cell, str) else cell for cell in cells])
+    return text.getvalue()
+
+
+def _say_drawn(grid: Path, drawn: int, asked: int) -> None:
+    what = f"the first {drawn} of {asked} pictures" if drawn < asked else f"{drawn} pictures" if drawn > 1 else "it"
+    console.say(f"{console.short_path(grid)} shows {what}")
