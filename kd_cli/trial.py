@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from kd_cli.build import build_network, build_peer, build_task, kind_of_teacher, pick_device
 from kd_cli.config import Config, stage_recipe
@@ -16,6 +15,7 @@ from kd_cli.data.base import Data
 from kd_cli.experiment import check, open_data, prepare
 from kd_cli.models.base import count_parameters
 from kd_cli.plan import model_options
+from kd_cli.profiling import count_flops
 from kd_cli.seeds import derive_seed
 from kd_cli.task import Distillation, Supervised, Task
 from kd_cli.trainer import seed_dropout
@@ -96,12 +96,10 @@ def _shape(role: str, names: list[str], features: Mapping[str, Tensor], back: in
 
 
 def _facts(config: Config, role: str, network: nn.Module, images: Tensor) -> dict[str, Any]:
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        network(images)
     return {
         "name": config[role]["name"],
         "parameters": count_parameters(network),
-        "flops_per_image": counter.get_total_flops() // len(images),
+        "flops_per_image": count_flops(network, images),
         "taps": list(getattr(network, "taps", {})),
     }
 
