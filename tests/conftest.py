@@ -101,6 +101,20 @@ def kd(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> C
     return run
 
 
+@pytest.fixture(scope="session")
+def comparison(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished `kd run` of small networks, to be read and not changed."""
+    folder = tmp_path_factory.mktemp("comparison")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("KD_CACHE", str(folder / "cache"))
+        patch.setattr(sys, "argv", ["kd", "run", *SMALL, "loss=kd", f"hydra.run.dir={folder / 'run'}"])
+        with pytest.raises(SystemExit) as left:
+            main()
+    assert not left.value.code
+    return folder / "run"
+
+
 @pytest.fixture
 def real_data() -> Path:
     folder = Path(os.environ.get("KD_DATA", ""))

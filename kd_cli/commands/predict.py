@@ -126,5 +126,5 @@ def _as_csv(rows: Iterable[Mapping[str, Any]]) -> str:
 
 
 def _say_drawn(grid: Path, drawn: int, asked: int) -> None:
-    what = f"the first {drawn} of {asked} pictures" if drawn < asked else f"{drawn} pictures" if drawn > 1 else "it"
-    console.say(f"{console.short_path(grid)} shows {what}")
+    which = f"the first {drawn} of {asked}" if drawn < asked else "all"
+    console.say(f"{console.short_path(grid)} shows {which}")

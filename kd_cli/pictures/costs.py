@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -77,16 +78,15 @@ def _panel(
     import altair as alt
 
     names, costs = [point["network"] for point in points], [point[cost] for point in points]
-    far = max(costs) >= _FAR * min(costs)
-    middle = (min(costs) * max(costs)) ** 0.5 if far else max(costs) / 2
-    scale = (
-        alt.Scale(type="log", domain=[min(costs) / 1.6, max(costs) * 1.6])
-        if far
-        else alt.Scale(domain=[0, max(costs) * 1.08])
-    )
+    extent = [*costs, *(point[end] for point in points for end in ("low", "high") if spread)]
+    scale, ticks, middle = _scale(min(extent), max(extent))
     data = alt.Data(values=[{**point, "side": "right" if point[cost] > middle else "left"} for point in points])
-    x = alt.X(f"{cost}:Q", scale=scale, axis=alt.Axis(title=title, format=number, tickCount=4))
-    y = alt.Y("accuracy:Q", scale=alt.Scale(domain=limits, nice=False), axis=alt.Axis(title="test accuracy, %"))
+    x = alt.X(f"{cost}:Q", scale=scale, axis=alt.Axis(title=title, format=number, **ticks))
+    y = alt.Y(
+        "accuracy:Q",
+        scale=alt.Scale(domain=limits, nice=False),
+        axis=alt.Axis(title="test accuracy, %", labelExpr="datum.value > 100 ? '' : datum.label"),
+    )
     colour = alt.Color("network:N", legend=None, scale=alt.Scale(domain=names, range=colours_of(names)))
     shape = alt.Shape("network:N", legend=None, scale=alt.Scale(domain=names))
     base = alt.Chart(data).properties(width=_SIDE, height=_SIDE)
@@ -97,7 +97,21 @@ def _panel(
         )
     for side, shift in (("left", 9), ("right", -9)):
         text = base.transform_filter(alt.datum.side == side).mark_text(
-            align=side, dx=shift, fontSize=12, limit=_SIDE * 0.6
+            align=side, dx=shift, dy=-6, fontSize=12, limit=_SIDE * 0.6
         )
         marks.append(text.encode(x=x, y=alt.Y("label:Q", scale=alt.Scale(domain=limits, nice=False)), text="network:N"))
     return alt.layer(*marks)
+
+
+def _scale(least: float, most: float) -> tuple[Any, dict[str, Any], float]:
+    """From 0, or logarithmic where the costs are far apart; with its ticks, and the middle of the panel."""
+    import altair as alt
+
+    if most < _FAR * least:
+        return alt.Scale(domain=[0, most * 1.08]), {"tickCount": 4}, most / 2
+    room = (most / least) ** 0.08
+    low, high = least / room, most * room
+    steps = (1,) if high / low > 1000 else (1, 2, 5)
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)))
+    ticks = [step * 10.0**power for power in powers for step in steps if low <= step * 10.0**power <= high]
+    return alt.Scale(type="log", domain=[low, high]), {"values": ticks}, math.sqrt(low * high)

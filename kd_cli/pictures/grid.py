@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from kd_cli.console import printable
-from kd_cli.pictures.saving import colours_of
+from kd_cli.pictures.saving import SCALE, colours_of
 
 if TYPE_CHECKING:
+    from PIL import Image
     from torch import Tensor
 
 PANELS = 9  # three rows of three
@@ -78,10 +79,12 @@ def most_probable(probabilities: Sequence[float], top: int) -> list[int]:
 def _panel(panel: Panel, classes: Sequence[str], top: int) -> Any:
     import altair as alt
 
-    image = alt.Chart(alt.Data(values=[{"url": _data_url(panel.pixels)}])).mark_image(width=_SIDE, height=_SIDE)
-    picture = image.encode(url="url:N", x=alt.value(_SIDE / 2), y=alt.value(_SIDE / 2))
+    image = _enlarged(panel.pixels)
+    width, height = image.width / SCALE, image.height / SCALE
+    picture = alt.Chart(alt.Data(values=[{"url": _data_url(image)}])).mark_image(width=width, height=height)
+    picture = picture.encode(url="url:N", x=alt.value(width / 2), y=alt.value(height / 2))
     return alt.hconcat(
-        picture.properties(width=_SIDE, height=_SIDE),
+        picture.properties(width=width, height=height),
         _bars(panel, classes, shown_classes(panel.probabilities, top)),
         spacing=6,
         title=alt.TitleParams(
@@ -144,13 +147,18 @@ def _class(classes: Sequence[str], label: int) -> str:
     return name if len(name) <= _NAME else f"{name[:_NAME]}…"
 
 
-def _data_url(pixels: Tensor) -> str:
-    """A PNG inside the chart, enlarged without smoothing: small images show their pixels."""
+def _enlarged(pixels: Tensor) -> Image.Image:
+    """Each pixel of a small image becomes a square of whole pixels, so that nothing blurs it; a large one is shrunk."""
     from PIL import Image
 
     image = Image.fromarray(pixels.squeeze(-1).contiguous().numpy())
-    factor = max(1, math.ceil(2 * _SIDE / max(image.size)))
-    image = image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+    side, largest = SCALE * _SIDE, max(image.size)
+    factor = side / largest if largest > 1.5 * side else max(1, round(side / largest))
+    size = round(image.width * factor), round(image.height * factor)
+    return image.resize(size, Image.Resampling.BILINEAR if factor < 1 else Image.Resampling.NEAREST)
+
+
+def _data_url(image: Image.Image) -> str:
     file = io.BytesIO()
     image.save(file, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()

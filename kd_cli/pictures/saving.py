@@ -14,7 +14,7 @@ from kd_cli.files import write_bytes
 COLOURS = ("#0072B2", "#999999", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
 _USUAL = dict(zip(("teacher", "baseline", "distilled"), COLOURS, strict=False))
 _SUFFIXES = (".png", ".svg")
-_SCALE = 2  # pixels of a .png for each of the chart's
+SCALE = 2  # pixels of a .png for each of the chart's
 
 
 def colours_of(networks: Sequence[str]) -> list[str]:
@@ -75,7 +75,7 @@ def save_picture(chart: Any, path: Path) -> None:
     if path.suffix.lower() == ".svg":
         save_file(path, vl_convert.vegalite_to_svg(specification).encode())
     else:
-        save_file(path, _smaller(vl_convert.vegalite_to_png(specification, scale=_SCALE)))
+        save_file(path, _smaller(vl_convert.vegalite_to_png(specification, scale=SCALE)))
 
 
 def _smaller(png: bytes) -> bytes:
