@@ -108,7 +108,8 @@ def comparison(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("KD_CACHE", str(folder / "cache"))
-        patch.setattr(sys, "argv", ["kd", "run", *SMALL, "loss=kd", f"hydra.run.dir={folder / 'run'}"])
+        colours = ("dataset.mean=[0.4,0.5,0.6]", "dataset.std=[0.2,0.3,0.25]")
+        patch.setattr(sys, "argv", ["kd", "run", *SMALL, *colours, "loss=kd", f"hydra.run.dir={folder / 'run'}"])
         with pytest.raises(SystemExit) as left:
             main()
     assert not left.value.code

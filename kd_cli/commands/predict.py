@@ -126,5 +126,5 @@ def _as_csv(rows: Iterable[Mapping[str, Any]]) -> str:
 
 
 def _say_drawn(grid: Path, drawn: int, asked: int) -> None:
-    which = f"the first {drawn} of {asked}" if drawn < asked else "all"
-    console.say(f"{console.short_path(grid)} shows {which}")
+    what = f"shows the first {drawn} of {asked}" if drawn < asked else "is drawn"
+    console.say(f"{console.short_path(grid)} {what}")

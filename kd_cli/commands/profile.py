@@ -158,4 +158,4 @@ def _draw(picture: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     if not known:
         raise ConfigError("--picture: nothing to draw without an accuracy; name a completed run")
     save_picture(cost_chart(known), picture)
-    console.say(f"{console.short_path(picture)} shows accuracy against cost")
+    console.say(f"{console.short_path(picture)} is drawn")
