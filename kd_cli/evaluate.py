@@ -7,18 +7,17 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd_cli.data.base import Data, Part
+from kd_cli.scores import accuracy, confusion
 
 
 def evaluate(network: nn.Module, data: Data, part: Part, *, batch_size: int, device: torch.device) -> dict[str, Any]:
     """Accuracy and likelihood of `network` on `part`.
 
     Returns:
-        `top1`, `top5` (percent; `top5` where there are more than five classes), `nll` (mean negative log-likelihood,
-        nats), `images`. Percentages have two decimals, so that every place shows the same number.
+        As `scores.accuracy`; its percentages are rounded, so that every place shows the same number.
 
     Raises:
         ValueError: if the part is empty.
@@ -26,10 +25,7 @@ def evaluate(network: nn.Module, data: Data, part: Part, *, batch_size: int, dev
     logits, labels = predict(network, data, part, batch_size=batch_size, device=device)
     if not len(labels):
         raise ValueError(f"the {part} part of {data.name} is empty")
-    scores: dict[str, Any] = {"top1": top_k(logits, labels, 1)}
-    if logits.shape[1] > 5:
-        scores["top5"] = top_k(logits, labels, 5)
-    return scores | {"nll": round(float(F.cross_entropy(logits, labels)), 6), "images": len(labels)}
+    return accuracy(logits, labels)
 
 
 def predict(
@@ -48,15 +44,7 @@ def predict(
 
 def confusion_matrix(network: nn.Module, data: Data, part: Part, *, batch_size: int, device: torch.device) -> Tensor:
     """How often an image of class i was taken for class j: int64 [K, K] on the CPU."""
-    logits, labels = predict(network, data, part, batch_size=batch_size, device=device)
-    classes = logits.shape[1]
-    return torch.bincount(labels * classes + logits.argmax(dim=1), minlength=classes**2).view(classes, classes)
-
-
-def top_k(logits: Tensor, labels: Tensor, k: int) -> float:
-    """Percentage of rows of logits [N, K] whose label [N] is among the k largest, with two decimals."""
-    hits = (logits.topk(k, dim=1).indices == labels[:, None]).any(dim=1)
-    return round(100 * float(hits.double().mean()), 2)
+    return confusion(*predict(network, data, part, batch_size=batch_size, device=device))
 
 
 @contextmanager

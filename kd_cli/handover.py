@@ -129,9 +129,7 @@ def load_teacher(
     if known.model is None:
         check_nameable(source, options)
     _check_record(source, options, data)
-    network = rebuild(source, options, data.spec, where="teacher")
-    load_weights(network, source)
-    network.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)  # type: ignore[call-overload]
+    network = frozen(source, options, data, device)
     facts = {
         "source": str(known.path.resolve()),
         "sha256": source.sha256,
@@ -164,6 +162,23 @@ def _measure(
         top1 = evaluate(network, data, "val", batch_size=batch_size, device=device)["top1"]
     _check_accuracy(top1, source, data)
     return top1
+
+
+def frozen(source: Source, options: Mapping[str, Any], data: Data, device: torch.device) -> nn.Module:
+    """The network that a source saved, in eval mode and without gradients.
+
+    Args:
+        options: of the network that was trained.
+        data: as it was taught them.
+
+    Raises:
+        ConfigError: the network cannot be built.
+        DataError: the weights do not fit it.
+    """
+    network = rebuild(source, options, data.spec, where="teacher")
+    load_weights(network, source)
+    network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return network.eval().requires_grad_(False)
 
 
 def _fits(record: Mapping[str, Any], options: Mapping[str, Any], data: Data) -> bool:

@@ -1,4 +1,4 @@
-"""A saved network, rebuilt from its run's record and evaluated on any data that fit."""
+"""A saved network, rebuilt from its run's record for any data that fit."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from kd_cli.config import Config, override_key
-from kd_cli.data.base import DATASETS, Data, Part, load_dataset
+from kd_cli.data.base import DATASETS, Data, load_dataset
 from kd_cli.errors import ConfigError, DataError
-from kd_cli.evaluate import evaluate
 from kd_cli.files import read_json
 from kd_cli.host import compose
-from kd_cli.models.base import MODELS, count_parameters
+from kd_cli.models.base import MODELS
 from kd_cli.plugins import load_plugins
 from kd_cli.source import Source, load_weights, locate, rebuild, seen_by
 from kd_cli.types import DataSpec
@@ -118,30 +117,6 @@ class Saved:
         network = rebuild(self.source, self.model, spec or self.spec(), where=self.role)
         load_weights(network, self.source)
         return network.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload,no-any-return]
-
-
-def evaluate_saved(saved: Saved, *, part: Part, device: torch.device) -> dict[str, Any]:
-    """Accuracy and likelihood of a saved network on a part of its data.
-
-    Raises:
-        ConfigError: as `Saved`.
-        DataError: the data do not fit, or have no such part.
-    """
-    data = saved.data()
-    if not data.size(part):
-        raise DataError(f"{data.name} has no {part} images; type --part test, or dataset.val_fraction=0.1")
-    network = saved.network(device, data.spec)
-    scores = evaluate(network, data, part, batch_size=500, device=device)
-    return {
-        "run": str(saved.source.run or saved.path),
-        "weights": str(saved.source.weights),
-        "epoch": saved.source.epoch,
-        "stage": saved.source.record.get("stage"),
-        "dataset": data.name,
-        "part": part,
-        **scores,
-        "parameters": count_parameters(network),
-    }
 
 
 def _composable(overrides: Sequence[str], recorded: Config) -> list[str]:

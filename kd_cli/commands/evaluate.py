@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, Optional
@@ -14,6 +14,10 @@ from kd_cli.errors import ConfigError
 from kd_cli.hydra_command import ConfigDir, Json, is_path
 
 PANEL = "Results"
+
+# The scores in the table, and their decimals.
+_DIGITS = {"top1": 2, "top5": 2, "nll": 4, "brier": 4, "ece": 2, "mce": 2, "agreement": 2, "kl": 4}
+_TEXTS = ("stage", "dataset", "part", "run")
 
 
 class Part(str, Enum):
@@ -45,33 +49,105 @@ def command(
         Optional[Which],  # noqa: UP045 - Typer reads it on Python 3.10
         typer.Option(help="Which epoch of a run: the best on validation, or the last.", show_default="best"),
     ] = None,
+    corruptions: Annotated[
+        bool, typer.Option("--corruptions", help="Also on images with noise, blur, less contrast, more brightness.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Of the noise.", min=0)] = 0,
+    by_class: Annotated[bool, typer.Option("--per-class", help="Show the accuracy of each class.")] = False,
+    confusion: Annotated[bool, typer.Option("--confusion", help="Show which classes are taken for which.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     config_dir: ConfigDir = None,
     json: Json = False,
 ) -> None:
     """Evaluate saved networks on any part of any data set that fits them."""
     console.setup(as_json=json)
-    paths = [Path(word) for word in targets if is_path(word)]
-    overrides = [word for word in targets if not is_path(word)]
-    missing = [path for path in paths if not path.exists()]
-    if missing or not paths:
-        raise ConfigError(
-            f"there is no run {missing[0]}" if missing else "name a run: kd evaluate outputs/…; kd list runs"
-        )
+    runs, overrides = split_targets(targets, "evaluate")
+    from kd_cli.assess import Assessor
     from kd_cli.build import pick_device
-    from kd_cli.saved import Saved, evaluate_saved, expand
+    from kd_cli.saved import Saved
 
+    assessor = Assessor(part.value, pick_device(device), seed=seed if corruptions else None)
     chosen = None if which is None else which.value
-    runs = [run for path in paths for run in expand(path)]
-    saved = (Saved(run, which=chosen, overrides=overrides, config_dirs=config_dir or []) for run in runs)
-    rows = [evaluate_saved(each, part=part.value, device=pick_device(device)) for each in saved]
-    columns = ("stage", "dataset", "part", "images", "top1", "top5", "nll", "epoch", "parameters", "run")
-    cells = [[_cell(row, name) for name in columns] for row in rows]
-    console.table("Evaluation (top-1 and top-5 in percent)", columns, cells, left=("stage", "dataset", "part", "run"))
+    rows = [
+        assessor.assess(Saved(run, which=chosen, overrides=overrides, config_dirs=config_dir or [])) for run in runs
+    ]
+    _show_scores(rows)
+    if corruptions:
+        _show_corruptions(rows)
+    if by_class:
+        _show_classes(rows)
+    if confusion:
+        _show_confusion(rows)
     console.emit({"evaluations": rows})
 
 
+def split_targets(targets: Sequence[str], command: str) -> tuple[list[Path], list[str]]:
+    """The runs among the words of a command line, comparisons as their parts, and the overrides.
+
+    Raises:
+        ConfigError: no run is named, or one that is not there.
+    """
+    from kd_cli.saved import expand
+
+    paths = [Path(word) for word in targets if is_path(word)]
+    missing = [path for path in paths if not path.exists()]
+    if missing or not paths:
+        raise ConfigError(
+            f"there is no run {missing[0]}" if missing else f"name a run: kd {command} outputs/…; kd list runs"
+        )
+    return [run for path in paths for run in expand(path)], [word for word in targets if not is_path(word)]
+
+
+def _show_scores(rows: Sequence[Mapping[str, Any]]) -> None:
+    names = ("stage", "dataset", "part", "images", *_DIGITS, "epoch", "parameters")
+    columns = [name for name in names if any(row.get(name) is not None for row in rows)]
+    cells = [[*(_cell(row, name) for name in columns), console.short_path(row["run"])] for row in rows]
+    title = "Evaluation (top1, top5, ece, mce and agreement with the teacher in percent; nll and kl in nats)"
+    console.table(title, [*columns, "run"], cells, left=_TEXTS)
+
+
+def _show_corruptions(rows: Sequence[Mapping[str, Any]]) -> None:
+    names = list(rows[0]["corrupted"]["corruptions"])
+    cells = [
+        [
+            row["stage"],
+            row["top1"],
+            *(row["corrupted"]["corruptions"][name]["top1"] for name in names),
+            row["corrupted"]["top1"],
+            console.short_path(row["run"]),
+        ]
+        for row in rows
+    ]
+    title = f"Top-1 in percent on corrupted images, mean over five severities (seed {rows[0]['corrupted']['seed']})"
+    console.table(title, ["stage", "clean", *names, "mean", "run"], cells, left=_TEXTS)
+
+
+def _show_classes(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Networks side by side; those of other classes in a table of their own."""
+    for names, group in _by_classes(rows).items():
+        columns = [f"{row['stage'] or 'network'} {number}" for number, row in enumerate(group, start=1)]
+        images = [each["images"] for each in group[0]["per_class"]]
+        tops = [[each["top1"] for each in row["per_class"]] for row in group]
+        title = "Top-1 in percent of each class; networks in the order above"
+        cells = zip(names, images, *tops, strict=True)
+        console.table(title, ["class", "images", *columns], cells, left=["class"])
+
+
+def _by_classes(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, ...], list[Mapping[str, Any]]]:
+    groups: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(tuple(each["class"] for each in row["per_class"]), []).append(row)
+    return groups
+
+
+def _show_confusion(rows: Sequence[Mapping[str, Any]]) -> None:
+    for row in rows:
+        names = [each["class"] for each in row["per_class"]]
+        title = f"Confusion of {console.short_path(row['run'])} (a row is what the images are, a column what they seem)"
+        cells = [[name, *counts] for name, counts in zip(names, row["confusion"], strict=True)]
+        console.table(title, ["", *names], cells, left=[""])
+
+
 def _cell(row: Mapping[str, Any], name: str) -> Any:
-    if name == "nll":
-        return f"{row[name]:.4f}"
-    return console.short_path(row[name]) if name == "run" else row.get(name)
+    value, digits = row.get(name), _DIGITS.get(name)
+    return value if digits is None or value is None else f"{value:.{digits}f}"

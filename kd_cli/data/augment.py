@@ -155,14 +155,14 @@ def operate(pixels: Tensor, table: Tensor) -> Tensor:
 
 def _blend(pixels: Tensor, table: Tensor) -> Tensor:
     """Moves each pixel away from (factor > 1) or towards black, the image's mean grey, or its own grey."""
-    grey = _grey(pixels)
+    grey = luma(pixels)
     mean = (grey.sum(dim=(1, 2), keepdim=True) + grey[0].numel() // 2) // grey[0].numel()
     factor, to_mean, to_grey = (_spread(table[:, column]) for column in (FACTOR, TO_MEAN, TO_GREY))
     origin = mean * to_mean + grey * to_grey
     return origin.add((pixels - origin).mul_(factor)).round_().clamp_(0, 255).to(torch.uint8)
 
 
-def _grey(pixels: Tensor) -> Tensor:
+def luma(pixels: Tensor) -> Tensor:
     """Luma in whole numbers (ITU-R 601 in 16 bits, as PIL has it): [B, H, W, 1]. Sums of it are exact in any order."""
     if pixels.shape[-1] != 3:
         return pixels.int().sum(dim=-1, keepdim=True) // pixels.shape[-1]

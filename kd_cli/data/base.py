@@ -28,6 +28,7 @@ from kd_cli.registry import Registry, bind_options
 from kd_cli.types import Batch, DataSpec
 
 Part = Literal["train", "val", "test"]
+View = Callable[[Tensor, Tensor], Tensor]  # pixels [B, H, W, C], uint8, and ids [B] → pixels, uint8
 F = TypeVar("F", bound="Callable[..., Raw]")
 
 
@@ -151,6 +152,7 @@ class Data:
         self.spec = DataSpec(len(raw.class_names), len(kept), (channels, height, width), raw.class_names)
         self.preprocessing: dict[str, Any] = self._prepare.record()
         self.fingerprint = _fingerprint(raw, taken)
+        self._view: View | None = None
 
     def size(self, part: Part) -> int:
         """How many images; 0 for the validation part when `val_fraction` is 0."""
@@ -171,6 +173,19 @@ class Data:
         narrow.spec = replace(self.spec, num_classes=len(chosen) + 1, class_names=(*chosen, "other"))
         narrow.fingerprint = hashlib.sha256("\n".join([self.fingerprint, *map(str, classes)]).encode()).hexdigest()
         return narrow
+
+    def seen_through(self, view: View, prepare: Prepare | None = None) -> Data:
+        """The same images as `view` makes them before they are normalised; for evaluation, not for training.
+
+        Args:
+            prepare: the normalisation, where it or the images' shape is another one.
+        """
+        seen, before = copy.copy(self), self._view
+        seen._view = view if before is None else lambda pixels, ids: view(before(pixels, ids), ids)
+        if prepare is not None:
+            seen._prepare, seen.preprocessing = prepare, prepare.record()
+            seen.spec = replace(self.spec, image_shape=(len(prepare.mean), *prepare.image_size))
+        return seen
 
     def steps(self, batch_size: int, limit: int | None = None) -> int:
         """Training batches per epoch.
@@ -234,7 +249,8 @@ class Data:
         """
         ids = list(torch.arange(self.size(part)).split(batch_size)) if self.size(part) else []
         for batch in self.pixels(part, ids, device):
-            yield Batch(self._prepare.normalise(batch.images), batch.labels, batch.ids)
+            pixels = batch.images if self._view is None else self._view(batch.images, batch.ids)
+            yield Batch(self._prepare.normalise(pixels), batch.labels, batch.ids)
 
     def pixels(self, part: Part, ids: Sequence[Tensor], device: torch.device) -> Iterator[Batch]:
         """Images of a part by their ids, a batch for each item [B], as they are: [B, H, W, C], uint8, on `device`.

@@ -1,0 +1,44 @@
+"""Pixels of another size or another number of channels than a network was made for. [B, H, W, C], uint8."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from kd_cli.data.augment import luma
+
+Mode = Literal["bilinear", "nearest"]
+
+
+def fitted(pixels: Tensor, image_shape: tuple[int, int, int]) -> Tensor:
+    """Pixels in the shape (C, H, W): resized bilinearly; grey is repeated, colour becomes its luma.
+
+    Raises:
+        ValueError: a number of channels that is neither 1 nor 3, and another is wanted.
+    """
+    channels, height, width = image_shape
+    return resized(_recoloured(pixels, channels), height, width, "bilinear")
+
+
+def resized(pixels: Tensor, height: int, width: int, mode: Mode) -> Tensor:
+    """Stretched to a size; `bilinear` with antialiasing, which matters where images get smaller."""
+    if pixels.shape[1:3] == (height, width):
+        return pixels
+    planes = pixels.permute(0, 3, 1, 2).float()
+    if mode == "nearest":
+        stretched = functional.interpolate(planes, size=(height, width), mode="nearest-exact")
+    else:
+        stretched = functional.interpolate(planes, size=(height, width), mode="bilinear", antialias=True)
+    return stretched.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+
+def _recoloured(pixels: Tensor, channels: int) -> Tensor:
+    given = pixels.shape[-1]
+    if given == channels:
+        return pixels
+    if {given, channels} != {1, 3}:
+        raise ValueError(f"images of {given} channels cannot become images of {channels}")
+    return pixels.expand(*pixels.shape[:-1], 3) if given == 1 else luma(pixels).to(torch.uint8)

@@ -1,0 +1,108 @@
+"""What logits and labels say of a network: accuracy, likelihood, calibration, and how far it agrees with its teacher.
+
+N images, K classes. Accuracies, calibration errors and agreement are percentages with two decimals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+CALIBRATION_BINS = 15  # equally wide; Guo et al. 2017, arXiv:1706.04599, section 5
+
+
+def accuracy(logits: Tensor, labels: Tensor) -> dict[str, Any]:
+    """`top1`, `top5` where there are more than five classes, `nll` (mean negative log-likelihood, nats), `images`.
+
+    Args:
+        logits: [N, K], N > 0.
+        labels: [N].
+    """
+    scores: dict[str, Any] = {"top1": top_k(logits, labels, 1)}
+    if logits.shape[1] > 5:
+        scores["top5"] = top_k(logits, labels, 5)
+    return scores | {"nll": round(float(F.cross_entropy(logits, labels)), 6), "images": len(labels)}
+
+
+def judge(logits: Tensor, labels: Tensor) -> dict[str, Any]:
+    """`accuracy`, `brier`, `ece` and `mce`.
+
+    The Brier score is that of several classes (Brier 1950): the mean over images of the sum over classes of the squared
+    distance between the probabilities and the label as 0 and 1; 0 … 2. ECE and MCE are the mean and the largest gap
+    between confidence and accuracy in bins of confidence (Guo et al. 2017, arXiv:1706.04599, Eq. 3 and 5).
+
+    Args:
+        logits: [N, K], N > 0.
+        labels: [N].
+
+    Raises:
+        ValueError: a logit is not finite.
+    """
+    if not logits.isfinite().all():
+        raise ValueError("not all of its logits are finite")
+    probabilities = logits.double().softmax(dim=1)
+    squares = (probabilities - F.one_hot(labels, logits.shape[1])).square().sum(dim=1)
+    errors = {name: calibration_error(probabilities, labels, norm) for name, norm in (("ece", "l1"), ("mce", "max"))}
+    return accuracy(logits, labels) | {"brier": round(float(squares.mean()), 6)} | errors
+
+
+def calibration_error(probabilities: Tensor, labels: Tensor, norm: str) -> float:
+    """The gap between confidence and accuracy over bins of confidence, percent.
+
+    Args:
+        probabilities: [N, K].
+        labels: [N].
+        norm: `l1`: the mean gap, weighed by the images of a bin; `max`: the largest.
+    """
+    from torchmetrics.functional.classification import multiclass_calibration_error
+
+    below_one = probabilities.clamp(max=1 - 2**-24)  # torchmetrics gives a confidence of exactly 1 a bin of its own
+    classes = probabilities.shape[1]
+    error = multiclass_calibration_error(below_one, labels, classes, n_bins=CALIBRATION_BINS, norm=norm)  # type: ignore[arg-type]
+    return round(100 * float(error), 2)
+
+
+def confusion(logits: Tensor, labels: Tensor) -> Tensor:
+    """How often an image of class i was taken for class j: int64 [K, K]."""
+    classes = logits.shape[1]
+    return torch.bincount(labels * classes + logits.argmax(dim=1), minlength=classes**2).view(classes, classes)
+
+
+def per_class(counts: Tensor, class_names: Sequence[str]) -> list[dict[str, Any]]:
+    """For each class its name, its `images` and how many of them were recognised, `top1`; None without images.
+
+    Args:
+        counts: [K, K], as `confusion` gives them.
+    """
+    images, hits = counts.sum(dim=1).tolist(), counts.diagonal().tolist()
+    return [
+        {"class": name, "images": total, "top1": round(100 * right / total, 2) if total else None}
+        for name, total, right in zip(class_names, images, hits, strict=True)
+    ]
+
+
+def agreement(student_logits: Tensor, teacher_logits: Tensor) -> dict[str, float]:
+    """How close a student is to its teacher, whatever the labels say.
+
+    Args:
+        student_logits: [N, K], N > 0.
+        teacher_logits: [N, K].
+
+    Returns:
+        `agreement`, the share of images with the same first choice, and `kl`, the mean of KL(teacher ‖ student) at
+        temperature 1 in nats.
+    """
+    same = student_logits.argmax(dim=1) == teacher_logits.argmax(dim=1)
+    student, teacher = (logits.double().log_softmax(dim=1) for logits in (student_logits, teacher_logits))
+    divergence = F.kl_div(student, teacher, log_target=True, reduction="batchmean")
+    return {"agreement": round(100 * float(same.double().mean()), 2), "kl": round(float(divergence), 6)}
+
+
+def top_k(logits: Tensor, labels: Tensor, k: int) -> float:
+    """Percentage of rows of logits [N, K] whose label [N] is among the k largest."""
+    hits = (logits.topk(k, dim=1).indices == labels[:, None]).any(dim=1)
+    return round(100 * float(hits.double().mean()), 2)
