@@ -46,11 +46,15 @@ class PairedGain:
             return "did not differ beyond its noise"
         return "helped" if self.mean > 0 else "hurt"
 
-    def sentence(self) -> str:
-        """A plain verdict with its numbers."""
+    def sentence(self, of: str = "test top-1") -> str:
+        """A plain verdict with its numbers.
+
+        Args:
+            of: what was measured, in percent.
+        """
         return (
             f"Over {self.seeds} seeds distillation {self.verdict}: {self.mean:+.2f} ± {self.margin:.2f} points of "
-            f"test top-1 (mean and 95 % interval of the paired gains; std {self.std:.2f}, "
+            f"{of} (mean and 95 % interval of the paired gains; std {self.std:.2f}, "
             f"sign-flip test p = {self.p_value:.3f})."
         )
 

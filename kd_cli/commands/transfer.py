@@ -1,0 +1,133 @@
+"""kd transfer: what saved networks are worth on data that they were not made for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Optional
+
+import typer
+
+from kd_cli import console
+from kd_cli.commands.evaluate import Which, split_targets
+from kd_cli.config import override_key
+from kd_cli.errors import ConfigError
+from kd_cli.hydra_command import ConfigDir, Json
+
+PANEL = "Results"
+
+_HEADS = {"zero_shot": "zero-shot", "zero_shot_open": "zero-shot, all classes", "probe": "linear probe"}
+_USELESS = ("dataset.mean", "dataset.std", "dataset.augment")
+
+
+def command(
+    targets: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN OVERRIDE",
+            show_default=False,
+            help="Runs of several seeds, then the other data: dataset=digits, or transfer=mnist_to_digits.",
+        ),
+    ],
+    probe: Annotated[bool, typer.Option(help="Fit a linear classifier on the frozen features.")] = True,
+    tap: Annotated[
+        Optional[str],  # noqa: UP045 - Typer reads it on Python 3.10
+        typer.Option(help="The probe's features: stage2, layer3, …", show_default="embedding"),
+    ] = None,
+    which: Annotated[
+        Optional[Which],  # noqa: UP045
+        typer.Option(help="Which epoch of a run: the best on validation, or the last.", show_default="best"),
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    config_dir: ConfigDir = None,
+    json: Json = False,
+) -> None:
+    """Try saved networks on other data: zero-shot over shared classes, and a linear probe of their features."""
+    console.setup(as_json=json)
+    runs, overrides = split_targets(targets, "transfer")
+    of_data, of_networks = _divided(overrides)
+    from kd_cli.build import pick_device
+    from kd_cli.data.base import load_dataset
+    from kd_cli.host import compose
+    from kd_cli.plugins import load_plugins
+    from kd_cli.saved import Saved
+    from kd_cli.transfer import made_with, summary, transfer
+
+    chosen = compose(of_data, config_name="transfer", config_dirs=config_dir or [])
+    if not probe and not chosen["shared"]:
+        raise ConfigError("nothing is left to do: name shared classes with transfer=…, or leave --no-probe out")
+    load_plugins(chosen["plugins"])
+    data, where = load_dataset(chosen["dataset"]), pick_device(device)
+    rows, settings = [], []
+    for run in runs:
+        saved = Saved(run, which=which.value if which else None, overrides=of_networks, config_dirs=config_dir or [])
+        if saved.source.record.get("specialist"):
+            console.notice(f"{console.short_path(run)} is left out: a specialist knows a few classes only")
+            continue
+        rows.append(transfer(saved, data, chosen["shared"], tap=tap, probe=probe, device=where))
+        settings.append(made_with(saved))
+    if not rows:
+        raise ConfigError("no network is left; name a run that is no specialist: kd list runs")
+    found = summary(rows, settings)
+    _show(rows, data.name)
+    _show_summary(rows, found)
+    gains = {metric: vars(gain) | {"verdict": gain.verdict} for metric, gain in found.get("gain", {}).items()}
+    console.emit({"dataset": data.name, "networks": rows, "roles": found.get("roles", {}), "gain": gains})
+
+
+def _divided(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Those about the other data, and those about the networks."""
+    keys = {word: override_key(word) for word in overrides}
+    for word in (word for word in overrides if keys[word] in _USELESS):
+        console.notice(f"{word} has no effect: images are normalised as each network's were, and not augmented")
+    of_data = [word for word in overrides if keys[word].partition(".")[0] in ("dataset", "transfer", "plugins")]
+    return of_data, [word for word in overrides if word not in of_data or keys[word] == "plugins"]
+
+
+def _show(rows: Sequence[Mapping[str, Any]], dataset: str) -> None:
+    columns = ["role", "seed", *_columns(rows[0]), "run"]
+    cells = [[row["role"], row["seed"], *_columns(row).values(), console.short_path(row["run"])] for row in rows]
+    console.table(f"Top-1 in percent on the test images of {dataset}", columns, cells, left=("role", "run"))
+    if "zero_shot" in rows[0]:
+        said = rows[0]["zero_shot"]
+        shared = len(said["per_class"])
+        console.say(
+            f"Zero-shot: {said['images']:,} images of {shared} shared classes; a guess among these is right in "
+            f"{said['chance']:.2f} %, among all of the network's classes in {said['chance_open']:.2f} %."
+        )
+    if not all(row.get("probe", {}).get("converged", True) for row in rows):
+        console.notice("a linear probe did not come to rest; its accuracy may be a little off")
+
+
+def _columns(row: Mapping[str, Any]) -> dict[str, Any]:
+    from kd_cli.transfer import value
+
+    found: dict[str, Any] = {_HEADS[metric]: value(row, metric) for metric in _metrics(row)}
+    if "probe" in row:
+        found |= {"features": row["probe"]["features"], "penalty": f"{row['probe']['penalty']:g}"}
+    return found
+
+
+def _metrics(row: Mapping[str, Any]) -> list[str]:
+    """What a row has; the answers among all classes only where these are not the shared ones."""
+    said = row.get("zero_shot", {})
+    missing = {"zero_shot": not said, "zero_shot_open": said.get("chance_open") == said.get("chance")}
+    return [metric for metric in _HEADS if not missing.get(metric, metric not in row)]
+
+
+def _show_summary(rows: Sequence[Mapping[str, Any]], found: Mapping[str, Any]) -> None:
+    roles = found.get("roles", {})
+    if all(role["seeds"] < 2 for role in roles.values()):
+        return
+    metrics = _metrics(rows[0])
+    cells = [[name, role["seeds"], *(_spread(role.get(metric)) for metric in metrics)] for name, role in roles.items()]
+    heads = [_HEADS[metric] for metric in metrics]
+    console.table("Over seeds, mean ± std", ["role", "seeds", *heads], cells, left=("role",))
+    for metric in metrics:
+        if metric in found["gain"]:
+            console.say(found["gain"][metric].sentence(f"{_HEADS[metric]} top-1"))
+
+
+def _spread(found: Mapping[str, Any] | None) -> str | None:
+    if found is None:
+        return None
+    return f"{found['mean']:.2f}" + ("" if found["std"] is None else f" ± {found['std']:.2f}")
