@@ -50,7 +50,7 @@ def transfer(
     row: Row = {
         "run": str(saved.source.run or saved.path),
         "role": (result or {}).get("stage") or saved.source.record.get("stage"),
-        "seed": (result or {}).get("seed"),
+        "seed": saved.recorded.get("seed"),  # of the comparison; a result has that of its own network
         "dataset": data.name,
     }
     if shared:

@@ -11,7 +11,7 @@ import pickle
 import shutil
 import tarfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from kd_cli.data.base import COMMON, DATASETS, load_dataset
 from kd_cli.data.download import Source, open_parts
 
 MNIST_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+FOUR = ("class 0", "class 1", "class 2", "class 3")
 NOWHERE = "http://127.0.0.1:9/"  # the discard port: connections are refused
 
 
@@ -273,7 +274,7 @@ def test_the_real_sets_have_their_known_statistics(name: str, real_data: Path) -
 # --- CIFAR
 
 
-def make_cifar(root: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> dict[str, Any]:
+def make_cifar(root: Path, monkeypatch: pytest.MonkeyPatch, name: str, names: Sequence[str] = FOUR) -> dict[str, Any]:
     """Forty training and twenty test images in torchvision's layout; its checksums are set to these files'."""
     from torchvision import datasets
 
@@ -294,11 +295,10 @@ def make_cifar(root: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> dict[s
         sums = []
         for file, _ in getattr(kind, part):
             pixels = random.integers(0, 256, (count, 3072), dtype=np.uint8)
-            value = {"data": pixels, key: [i % 4 for i in range(count)], "coarse_labels": [9] * count}
+            value = {"data": pixels, key: [i % len(names) for i in range(count)], "coarse_labels": [9] * count}
             sums.append([file, write(file, value)])
         monkeypatch.setattr(kind, part, sums)
-    names = [f"class {i}" for i in range(4)]
-    md5 = write(kind.meta["filename"], {kind.meta["key"]: names, "coarse_label_names": ["other"]})
+    md5 = write(kind.meta["filename"], {kind.meta["key"]: list(names), "coarse_label_names": ["other"]})
     monkeypatch.setattr(kind, "meta", {**kind.meta, "md5": md5})
     return content
 

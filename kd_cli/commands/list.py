@@ -23,6 +23,7 @@ class What(str, Enum):
     datasets = "datasets"
     trainers = "trainers"
     experiments = "experiments"
+    transfers = "transfers"
     runs = "runs"
 
 
@@ -32,6 +33,7 @@ _GROUPS = {
     "datasets": "dataset",
     "trainers": "trainer",
     "experiments": "experiment",
+    "transfers": "transfer",
 }
 
 
@@ -41,7 +43,7 @@ def command(
     config_dir: ConfigDir = None,
     json: Json = False,
 ) -> None:
-    """List losses, models, datasets, trainers, experiments or runs, one line each."""
+    """List losses, models, datasets, trainers, experiments, transfers or runs, one line each."""
     console.setup(as_json=json)
     if what is What.runs:
         _runs(outputs)
