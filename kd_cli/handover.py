@@ -15,9 +15,10 @@ from kd_cli import console
 from kd_cli.config import override_key
 from kd_cli.data.base import Data
 from kd_cli.errors import ConfigError, DataError
-from kd_cli.evaluate import evaluate, top_k
+from kd_cli.evaluate import evaluate
 from kd_cli.files import read_json
 from kd_cli.rundir import find_runs
+from kd_cli.scores import top_k
 from kd_cli.source import Source, brief, check_nameable, graft_of, load_weights, locate, rebuild, seen_by
 from kd_cli.teacher_cache import make_entry, validation_logits
 from kd_cli.teachers import Ensemble, Specialists, Weights

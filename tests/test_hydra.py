@@ -27,8 +27,8 @@ CHOICES = [
 
 @pytest.mark.parametrize(("group", "choice"), CHOICES, ids=lambda part: part)
 def test_every_yaml_composes_and_says_what_it_is(group: str, choice: str) -> None:
-    config = compose([f"{group}={choice}"])
-    assert group == "experiment" or config[group]
+    config = compose([f"{group}={choice}"], config_name="transfer" if group == "transfer" else "run")
+    assert group in ("experiment", "transfer") or config[group]  # presets set options of others
     lines = (CONF / group / f"{choice}.yaml").read_text().splitlines()
     headline = next(line for line in lines if line.startswith("#") and "@package" not in line)
     assert " · " in headline

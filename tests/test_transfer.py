@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import SMALL
+from conftest import ROOT, SMALL
 from small import CONF, CPU, make_data, make_student
 from test_datasets import make_cifar
 from torch import Tensor, nn
@@ -269,3 +271,18 @@ def test_specialists_are_left_out(kd) -> None:
     assert {row["role"] for row in shown.json["networks"]} == {"teacher", "baseline", "distilled"}
     assert "there/specialist-1 is left out" in shown.message
     assert "no network is left" in kd("transfer", "there/specialist-1", *OTHER, code=2).message
+
+
+def test_the_commands_of_the_page_work(kd) -> None:
+    """With two batches of training; what takes long, corruptions and probes, has tests of its own."""
+    page = (ROOT / "docs" / "evaluating.md").read_text()
+    blocks = re.findall(r"```sh\n(.*?)```", page, flags=re.DOTALL)
+    train, evaluate_one, transfer_all = [shlex.split(line)[1:] for block in blocks for line in block.splitlines()]
+    quick = ("seed=0,1", "trainer.epochs=1", "trainer.limit_train_batches=2")
+    kd(*[word for word in train if not word.startswith(("seed=", "trainer.epochs="))], *quick)
+    assert evaluate_one.pop() == "--corruptions"
+    assert len(kd(*evaluate_one, "--json").json["evaluations"]) == 3
+    command, runs, mapping = transfer_all
+    found = kd(command, *map(str, Path().glob(runs)), mapping, "--no-probe", "--json").json
+    assert len(found["networks"]) == 6
+    assert found["networks"][0]["zero_shot"]["images"] == 359

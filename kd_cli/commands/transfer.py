@@ -89,10 +89,9 @@ def _show(rows: Sequence[Mapping[str, Any]], dataset: str) -> None:
     console.table(f"Top-1 in percent on the test images of {dataset}", columns, cells, left=("role", "run"))
     if "zero_shot" in rows[0]:
         said = rows[0]["zero_shot"]
-        shared = len(said["per_class"])
         console.say(
-            f"Zero-shot: {said['images']:,} images of {shared} shared classes; a guess among these is right in "
-            f"{said['chance']:.2f} %, among all of the network's classes in {said['chance_open']:.2f} %."
+            f"Zero-shot: {said['images']:,} images of {len(said['per_class'])} shared classes; a guess among these is "
+            f"right in {said['chance']:.2f} %, among all of the network's classes in {said['chance_open']:.2f} %."
         )
     if not all(row.get("probe", {}).get("converged", True) for row in rows):
         console.notice("a linear probe did not come to rest; its accuracy may be a little off")
