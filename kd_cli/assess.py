@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -15,12 +13,10 @@ from kd_cli.data import corrupt
 from kd_cli.data.base import Data, Part
 from kd_cli.errors import DataError, KDError
 from kd_cli.evaluate import predict
-from kd_cli.files import read_json
-from kd_cli.handover import frozen, joined
 from kd_cli.models.base import count_parameters
+from kd_cli.networks import teacher_facts, teacher_of
 from kd_cli.saved import Saved
 from kd_cli.scores import agreement, confusion, judge, per_class
-from kd_cli.source import check_nameable, locate, seen_by
 
 Scores = dict[str, Any]
 _BATCH = 500  # images per forward pass
@@ -102,39 +98,12 @@ class _Pair:
     def __init__(self, saved: Saved, data: Data, device: torch.device) -> None:
         self.saved = saved
         self.network = saved.network(device, data.spec)
-        facts = _teacher_facts(saved)
+        facts = teacher_facts(saved)
         self.teacher_names: list[str] = facts.get("sources", [])
         self.teacher_digests: list[str] = facts.get("sha256", [])
         self.teacher: nn.Module | None = None
         try:
-            self.teacher = _teacher(saved, facts, data, device) if facts else None
+            teacher = teacher_of(saved, device, image_shape=data.spec.image_shape)
+            self.teacher = teacher.network if teacher else None
         except KDError as error:
             console.notice(f"{console.short_path(saved.path)}: no agreement with its teacher: {error}")
-
-
-def _teacher_facts(saved: Saved) -> Mapping[str, Any]:
-    """What a run recorded of its teacher; the baseline of a comparison is held against the teacher of its twin."""
-    record, run = saved.source.record, saved.source.run
-    if run is not None and record.get("stage") == "baseline" and (run.parent / "run.json").exists():
-        record = read_json(run.parent / "distilled" / "run.json") or {}
-    facts: Mapping[str, Any] = record.get("teacher") or {}
-    return facts
-
-
-def _teacher(saved: Saved, facts: Mapping[str, Any], data: Data, device: torch.device) -> nn.Module:
-    loaded = []
-    for path, digest, options in zip(facts["sources"], facts["sha256"], facts["models"], strict=True):
-        source = locate(_where(Path(path), saved.source.run))
-        if source.sha256 != digest:
-            raise DataError(f"{source.weights} has changed since it was its teacher: train the student again")
-        check_nameable(source, options)
-        network = frozen(source, options, seen_by(source, data), device)
-        loaded.append((network, {"specialist": source.record.get("specialist")}))
-    weights = saved.recorded.get("ensemble", {}).get("weights")
-    return joined(loaded, weights, data).to(device).eval()
-
-
-def _where(path: Path, run: Path | None) -> Path:
-    """Where a teacher is now: a comparison that was moved took its own teacher with it."""
-    beside = run.parent / path.name if run else path
-    return beside if not path.exists() and (beside / "run.json").exists() else path

@@ -91,7 +91,7 @@ def load_teachers(
 def join_teachers(
     loaded: Sequence[tuple[nn.Module, Mapping[str, Any]]], weights: Weights, num_classes: int
 ) -> nn.Module:
-    """Specialists behind their generalist, or else an ensemble of equals.
+    """One teacher alone, specialists behind their generalist, or else an ensemble of equals.
 
     Args:
         loaded: each network and what is on record about it; `specialist`: the classes that it tells apart.
@@ -99,6 +99,8 @@ def join_teachers(
     Raises:
         ConfigError: they do not fit together.
     """
+    if len(loaded) == 1 and not loaded[0][1]["specialist"]:
+        return loaded[0][0]
     plain = [network for network, facts in loaded if not facts["specialist"]]
     special = [(network, facts["specialist"]) for network, facts in loaded if facts["specialist"]]
     if special and len(plain) != 1:
@@ -130,7 +132,9 @@ def load_teacher(
     if known.model is None:
         check_nameable(source, options)
     _check_record(source, options, data)
-    network = frozen(source, options, data, device)
+    network = rebuild(source, options, data.spec, where="teacher")
+    load_weights(network, source)
+    network.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)  # type: ignore[call-overload]
     facts = {
         "source": str(known.path.resolve()),
         "sha256": source.sha256,
@@ -163,23 +167,6 @@ def _measure(
         top1 = evaluate(network, data, "val", batch_size=batch_size, device=device)["top1"]
     _check_accuracy(top1, source, data)
     return top1
-
-
-def frozen(source: Source, options: Mapping[str, Any], data: Data, device: torch.device) -> nn.Module:
-    """The network that a source saved, in eval mode and without gradients.
-
-    Args:
-        options: of the network that was trained.
-        data: as it was taught them.
-
-    Raises:
-        ConfigError: the network cannot be built.
-        DataError: the weights do not fit it.
-    """
-    network = rebuild(source, options, data.spec, where="teacher")
-    load_weights(network, source)
-    network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return network.eval().requires_grad_(False)
 
 
 def _fits(record: Mapping[str, Any], options: Mapping[str, Any], data: Data) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,10 @@ from torch import nn
 
 from kd_cli import console
 from kd_cli.errors import DataError, KDError
+from kd_cli.files import read_json
 from kd_cli.handover import join_teachers
 from kd_cli.saved import Saved, expand
+from kd_cli.types import DataSpec
 
 
 @dataclass(frozen=True)
@@ -64,42 +66,63 @@ def open_networks(
     opened = [Opened(_role(run), (run,), run.network(device)) for run in runs]
     if not compared and not with_teacher:
         return opened
-    return [*_teacher(runs[-1], saved, device), *opened]
+    try:
+        teacher = teacher_of(runs[-1], device, overrides=overrides, config_dirs=config_dirs)
+    except KDError as error:
+        console.notice(f"its teacher is left out: {error}")
+        return opened
+    return [*([teacher] if teacher else []), *opened]
 
 
 def _role(saved: Saved) -> str:
     return str(saved.source.record.get("stage") or "network")
 
 
-def _teacher(student: Saved, saved: partial[Saved], device: torch.device) -> list[Opened]:
-    """What taught a student; nothing, and a notice of why, where it is not there any more."""
-    record = student.source.record.get("teacher")
-    if not record:
-        return []
-    try:
-        members = tuple(_members(student, record, saved))
-        loaded = [(each.network(device), {"specialist": each.source.record.get("specialist")}) for each in members]
-        network = loaded[0][0]
-        if len(members) > 1:
-            weights = student.recorded["ensemble"]["weights"]
-            network = join_teachers(loaded, weights, student.spec().num_classes).to(device).eval()
-    except KDError as error:
-        console.notice(f"its teacher is left out: {error}")
-        return []
-    return [Opened("teacher", members, network)]
+def teacher_facts(student: Saved) -> Mapping[str, Any]:
+    """What is on record of a student's teacher; of a comparison's baseline that of its twin; nothing without one."""
+    record, run = student.source.record, student.source.run
+    if run is not None and record.get("stage") == "baseline" and (run.parent / "run.json").exists():
+        record = read_json(run.parent / "distilled" / "run.json") or {}
+    facts: Mapping[str, Any] = record.get("teacher") or {}
+    return facts
 
 
-def _members(student: Saved, record: Mapping[str, Any], saved: partial[Saved]) -> list[Saved]:
-    """The runs that taught, with the weights that they had then.
+def teacher_of(
+    student: Saved,
+    device: torch.device,
+    *,
+    image_shape: tuple[int, int, int] | None = None,
+    overrides: Sequence[str] = (),
+    config_dirs: Sequence[str] = (),
+) -> Opened | None:
+    """What taught a student, in eval mode; None where nothing did.
+
+    Args:
+        image_shape: of the images that it is to see; None: as recorded.
 
     Raises:
-        DataError: one of them is gone or has other weights.
+        KDError: a part of it is gone or has changed since.
     """
-    members = [saved(_found(student, Path(source))) for source in record["sources"]]
-    for member, digest in zip(members, record["sha256"], strict=True):
+    facts = teacher_facts(student)
+    if not facts:
+        return None
+    saved = partial(Saved, overrides=overrides, config_dirs=config_dirs)
+    members = tuple(saved(_found(student, Path(source))) for source in facts["sources"])
+    for member, digest in zip(members, facts["sha256"], strict=True):
         if member.source.sha256 != digest:
             raise DataError(f"{member.path} has changed since it taught {student.path}")
-    return members
+    specs = [
+        member.spec() if image_shape is None else replace(member.spec(), image_shape=image_shape) for member in members
+    ]
+    networks = [member.network(device, spec) for member, spec in zip(members, specs, strict=True)]
+    groups = [{"specialist": member.source.record.get("specialist")} for member in members]
+    weights, classes = student.recorded["ensemble"]["weights"], student.spec().num_classes
+    network = join_teachers(list(zip(networks, groups, strict=True)), weights, classes)
+    return Opened("teacher", members, network.to(device).eval())
+
+
+def _seeing(spec: DataSpec, image_shape: tuple[int, int, int] | None) -> DataSpec:
+    return spec if image_shape is None else replace(spec, image_shape=image_shape)
 
 
 def _found(student: Saved, source: Path) -> Path:

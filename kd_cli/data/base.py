@@ -152,6 +152,7 @@ class Data:
         self.spec = DataSpec(len(raw.class_names), len(kept), (channels, height, width), raw.class_names)
         self.preprocessing: dict[str, Any] = self._prepare.record()
         self.fingerprint = _fingerprint(raw, taken)
+        self.augmented = common.augment != "none"  # training images look different in every epoch
         self._view: View | None = None
 
     def size(self, part: Part) -> int:
@@ -235,11 +236,6 @@ class Data:
         for batch in self.pixels("train", ids, device):
             pixels = self._prepare.augment(batch.images, table[batch.ids])
             yield Batch(self._prepare.normalise(pixels), batch.labels, batch.ids, epoch)
-
-    @property
-    def augmented(self) -> bool:
-        """Whether training images look different in every epoch."""
-        return self._prepare.augmentation != "none"
 
     def eval_batches(self, part: Part, *, batch_size: int, device: torch.device) -> Iterator[Batch]:
         """All images of a part in their fixed order, normalised, not augmented; ids are positions in that part.
