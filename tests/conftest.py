@@ -19,6 +19,8 @@ import pytest
 
 from kd_cli.cli import main
 
+os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is imported: the tests' processes have one core each
+
 ROOT = Path(__file__).resolve().parent.parent
 
 # The smallest experiment that still learns something.
