@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import signal
 import time
@@ -196,7 +197,7 @@ class _Child:
     def end(self, *, killed: bool) -> Point:
         """Takes what the process says last. Where it died without a word: as interrupted if we killed it, or failed."""
         try:
-            point: Point = self.receiver.recv()
+            point: Point = json.loads(self.receiver.recv_bytes())
         except (EOFError, OSError):
             self.process.join()
             point = failed(self.work.label, KDError(_obituary(self.process.exitcode)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+import json
 import multiprocessing
 import os
 import signal
@@ -53,7 +54,7 @@ def run(sender: Connection, work: Work, threads: int, slot: Environment) -> None
     """The life of the process.
 
     Args:
-        sender: takes the point's record.
+        sender: takes the point's record, as JSON: the launcher may not know the classes of the user's plugins.
         slot: variables that choose a device.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal; the launcher decides
@@ -64,7 +65,7 @@ def run(sender: Connection, work: Work, threads: int, slot: Environment) -> None
     point = attempt(work.label, lambda: _logged(work, threads))
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP)
     with suppress(OSError):  # the launcher is gone
-        sender.send(point)
+        sender.send_bytes(json.dumps(point, default=str).encode())
 
 
 def device_slots(sender: Connection, device: str) -> None:
