@@ -53,10 +53,11 @@ def wait_for(process: subprocess.Popen[str], *paths: str) -> None:
 
 
 def surroundings() -> dict[str, Any]:
+    """Paths become text, as in every record."""
     names = ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "HYDRA_FULL_ERROR", "KD_CACHE")
     return {
         "threads": torch.get_num_threads(),
-        "here": str(Path.cwd()),
+        "here": Path.cwd(),
         **{name: os.environ.get(name) for name in names},
     }
 
