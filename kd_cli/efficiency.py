@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kd_cli import console
 from kd_cli.errors import ConfigError, suggest
 from kd_cli.host import compose
 from kd_cli.models.base import MODELS, count_parameters
@@ -78,22 +79,24 @@ def open_subjects(
         ConfigError: neither a run nor a network; otherwise as `Saved`.
         DataError: as `Saved`.
     """
-    for word in words:
-        if not Path(word).exists() and word not in known:
-            raise ConfigError(f"{word} is neither a run nor a network{suggest(word, known)}")
+    paths = [word for word in words if Path(word).exists()]
+    names = [word for word in words if word not in paths]
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"{name} is neither a run nor a network{suggest(name, known)}")
+    if shape != Shape() and not names:
+        console.notice("--image-size, --channels and --classes have no effect on trained networks")
     runs = [
-        (word, opened)
-        for word in words
-        if Path(word).exists()
-        for opened in open_networks(Path(word), overrides=overrides, config_dirs=config_dirs, device=device)
+        (path, opened)
+        for path in paths
+        for opened in open_networks(Path(path), overrides=overrides, config_dirs=config_dirs, device=device)
     ]
     spec = shape.spec(runs[0][1].first.spec() if runs else None)
     count = Counter(opened.name for _, opened in runs)
     trained = [
-        _trained(opened, opened.name if count[opened.name] == 1 else f"{word} {opened.name}") for word, opened in runs
+        _trained(opened, opened.name if count[opened.name] == 1 else f"{path} {opened.name}") for path, opened in runs
     ]
-    untrained = [_untrained(word, spec, overrides, config_dirs, device) for word in words if not Path(word).exists()]
-    return [*trained, *untrained]
+    return [*trained, *(_untrained(name, spec, overrides, config_dirs, device) for name in names)]
 
 
 def _trained(opened: Opened, name: str) -> Subject:
@@ -117,12 +120,12 @@ def measure(
 
     Networks of one architecture cost the same, whatever they were taught: they are measured once.
 
-    Returns:
-        `reference`: its name, `networks`: a row for each.
-
     Args:
         batch_sizes: ascending, 1 among them.
         seconds: of timed passes for each network and batch size.
+
+    Returns:
+        `reference`: its name, `networks`: a row for each.
     """
     measured: dict[str, Subject] = {}
     for subject in subjects:

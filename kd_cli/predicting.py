@@ -124,7 +124,8 @@ def _find(word: str) -> list[Path]:
     elif path.exists():
         return [path]
     else:
-        matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]  # noqa: PTH207 - Path.glob wants no absolute ones
+        # Path.glob would refuse absolute patterns.
+        matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]  # noqa: PTH207
         if not matches:
             raise DataError(f"nothing matches {word}" if glob.has_magic(word) else f"there is no picture {word}")
         found = [file for match in matches for file in (_below(match) if match.is_dir() else [match])]

@@ -152,9 +152,10 @@ def _burst(network: nn.Module, images: Tensor, before: Sequence[float]) -> list[
     """Passes one after the other; the first of short ones finds other networks' data in the caches: it is not timed."""
     if not before or before[-1] < _BURST:
         _pass(network, images)
-    passes: list[float] = []
-    while sum(passes) < _BURST:
+    passes, spent = [], 0.0
+    while spent < _BURST:
         passes.append(_pass(network, images))
+        spent += passes[-1]
     return passes
 
 

@@ -62,6 +62,7 @@ LIGHT = {
     "recipe",
     "errors",
     "console",
+    "pictures",
     "plugins",
     "sweep",
     "memory",

@@ -125,6 +125,12 @@ def test_a_network_beside_a_run_sees_the_runs_images(kd, comparison: Path) -> No
     assert result["networks"][1]["flops_per_image"] == 2 * 3 * 16 * 16 * 10
 
 
+def test_a_shape_that_nothing_has_use_for_is_noticed(kd, comparison: Path) -> None:
+    outcome = kd("profile", str(comparison / "distilled"), "--classes", "3", *QUICK, "--json")
+    assert "have no effect on trained networks" in outcome.message
+    assert outcome.json["networks"][0]["ratios"]["parameters"] == 1
+
+
 def test_two_runs_of_one_kind_are_told_apart(kd, comparison: Path) -> None:
     runs = [str(comparison / name) for name in ("baseline", "distilled")]
     again = [runs[1], str(comparison / "distilled" / "checkpoints" / "epoch-0002")]

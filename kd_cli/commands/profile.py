@@ -51,7 +51,7 @@ def command(
 ) -> None:
     """Measure what networks cost: parameters, bytes, FLOPs, memory, latency, images per second."""
     console.setup(as_json=json)
-    sizes, words = _sizes(batch_sizes), [word for word in targets if is_path(word)]
+    sizes, words = _sizes(batch_sizes), list(dict.fromkeys(word for word in targets if is_path(word)))
     if not words:
         raise ConfigError("name a run or a network: kd profile outputs/…; kd profile resnet56 resnet20")
     if picture:
@@ -68,6 +68,7 @@ def command(
         known=[choice["name"] for choice in choices("student", folders)],
         device=place,
     )
+    console.say(f"measuring {', '.join(subject.name for subject in subjects)} on {place}")
     with profiling.threads(threads) as count:
         result = efficiency.measure(subjects, batch_sizes=sizes, seconds=seconds, device=place)
     result = {**profiling.machine(place, count), **result}
@@ -129,7 +130,8 @@ def _one(row: Mapping[str, Any]) -> list[Any]:
     one, ratios = row["speed"][0], row["ratios"]
     memory = None if one["peak_memory_bytes"] is None else f"{_short(one['peak_memory_bytes'])}B"
     first, third = one["quartiles_ms"]
-    times = f"{one['median_ms']:.3f}", f"{first:.3f} – {third:.3f}"
+    digits = 4 if first < 1 else 2
+    times = f"{one['median_ms']:.{digits}f}", f"{first:.{digits}f} – {third:.{digits}f}"
     return [row["name"], memory, _times(ratios["memory"]), *times, _times(ratios["latency"])]
 
 
