@@ -111,10 +111,7 @@ def teacher_of(
     for member, digest in zip(members, facts["sha256"], strict=True):
         if member.source.sha256 != digest:
             raise DataError(f"{member.path} has changed since it taught {student.path}")
-    specs = [
-        member.spec() if image_shape is None else replace(member.spec(), image_shape=image_shape) for member in members
-    ]
-    networks = [member.network(device, spec) for member, spec in zip(members, specs, strict=True)]
+    networks = [member.network(device, _seeing(member.spec(), image_shape)) for member in members]
     groups = [{"specialist": member.source.record.get("specialist")} for member in members]
     weights, classes = student.recorded["ensemble"]["weights"], student.spec().num_classes
     network = join_teachers(list(zip(networks, groups, strict=True)), weights, classes)
