@@ -22,9 +22,11 @@ from kd_cli.types import DataSpec
 
 
 def expand(path: Path) -> list[Path]:
-    """The runs of a comparison, in its order; any other path is itself."""
-    parts = [part.parent for part in path.glob("*/run.json")] if (path / "run.json").exists() else []
-    return sorted(parts, key=lambda part: str((read_json(part / "run.json") or {}).get("started"))) or [path]
+    """The runs of a comparison or of a sweep, in its order; any other path is itself."""
+    whole = (path / "run.json").exists() or (path / "multirun.yaml").exists()
+    parts = [part.parent for part in path.glob("*/run.json")] if whole else []
+    parts.sort(key=lambda part: str((read_json(part / "run.json") or {}).get("started")))
+    return [run for part in parts for run in expand(part)] or [path]
 
 
 class Saved:

@@ -35,6 +35,13 @@ class Which(str, Enum):
     last = "last"
 
 
+WhichEpoch = Annotated[
+    Optional[Which],  # noqa: UP045 - Typer reads it on Python 3.10
+    typer.Option(help="Which epoch of a run: the best on validation, or the last.", show_default="best"),
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+
+
 def command(
     targets: Annotated[
         list[str],
@@ -45,17 +52,14 @@ def command(
         ),
     ],
     part: Annotated[Part, typer.Option(help="Which images.")] = Part.test,
-    which: Annotated[
-        Optional[Which],  # noqa: UP045 - Typer reads it on Python 3.10
-        typer.Option(help="Which epoch of a run: the best on validation, or the last.", show_default="best"),
-    ] = None,
+    which: WhichEpoch = None,
     corruptions: Annotated[
         bool, typer.Option("--corruptions", help="Also on images with noise, blur, less contrast, more brightness.")
     ] = False,
     seed: Annotated[int, typer.Option(help="Of the noise.", min=0)] = 0,
     by_class: Annotated[bool, typer.Option("--per-class", help="Show the accuracy of each class.")] = False,
     confusion: Annotated[bool, typer.Option("--confusion", help="Show which classes are taken for which.")] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    device: Device = "auto",
     config_dir: ConfigDir = None,
     json: Json = False,
 ) -> None:

@@ -8,10 +8,11 @@ from typing import Annotated, Any, Optional
 import typer
 
 from kd_cli import console
-from kd_cli.commands.evaluate import Which, split_targets
+from kd_cli.commands.evaluate import Device, WhichEpoch, split_targets
 from kd_cli.config import override_key
 from kd_cli.errors import ConfigError
 from kd_cli.hydra_command import ConfigDir, Json
+from kd_cli.registry import convert
 
 PANEL = "Results"
 
@@ -33,11 +34,8 @@ def command(
         Optional[str],  # noqa: UP045 - Typer reads it on Python 3.10
         typer.Option(help="The probe's features: stage2, layer3, …", show_default="embedding"),
     ] = None,
-    which: Annotated[
-        Optional[Which],  # noqa: UP045
-        typer.Option(help="Which epoch of a run: the best on validation, or the last.", show_default="best"),
-    ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    which: WhichEpoch = None,
+    device: Device = "auto",
     config_dir: ConfigDir = None,
     json: Json = False,
 ) -> None:
@@ -53,7 +51,8 @@ def command(
     from kd_cli.transfer import made_with, summary, transfer
 
     chosen = compose(of_data, config_name="transfer", config_dirs=config_dir or [])
-    if not probe and not chosen["shared"]:
+    shared = convert(chosen["shared"], Mapping[str, Sequence[Any]], "shared")
+    if not probe and not shared:
         raise ConfigError("nothing is left to do: name shared classes with transfer=…, or leave --no-probe out")
     load_plugins(chosen["plugins"])
     data, where = load_dataset(chosen["dataset"]), pick_device(device)
@@ -63,7 +62,7 @@ def command(
         if saved.source.record.get("specialist"):
             console.notice(f"{console.short_path(run)} is left out: a specialist knows a few classes only")
             continue
-        rows.append(transfer(saved, data, chosen["shared"], tap=tap, probe=probe, device=where))
+        rows.append(transfer(saved, data, shared, tap=tap, probe=probe, device=where))
         settings.append(made_with(saved))
     if not rows:
         raise ConfigError("no network is left; name a run that is no specialist: kd list runs")
@@ -79,7 +78,8 @@ def _divided(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
     keys = {word: override_key(word) for word in overrides}
     for word in (word for word in overrides if keys[word] in _USELESS):
         console.notice(f"{word} has no effect: images are normalised as each network's were, and not augmented")
-    of_data = [word for word in overrides if keys[word].partition(".")[0] in ("dataset", "transfer", "plugins")]
+    about = ("dataset", "transfer", "shared", "plugins")
+    of_data = [word for word in overrides if keys[word].partition(".")[0] in about]
     return of_data, [word for word in overrides if word not in of_data or keys[word] == "plugins"]
 
 
