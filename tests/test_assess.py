@@ -131,7 +131,9 @@ def test_corrupted_images_have_all_scores_and_their_means(kd, made: Path) -> Non
         assert set(found["corruptions"]["contrast"]["severities"][2]) >= SCORES | {"severity"}
     network, data = opened(made / "distilled")
     corrupted = data.seen_through(corrupt.corruption("gaussian_noise", 5, 0))
-    expected = judge(*predict(network, corrupted, "test", batch_size=33, device=CPU))
+    logits, labels = predict(network, corrupted, "test", batch_size=33, device=CPU)
+    teacher, _ = predict(opened(made / "teacher")[0], corrupted, "test", batch_size=33, device=CPU)
+    expected = judge(logits, labels) | agreement(logits, teacher)
     assert expected.items() <= first[1]["corrupted"]["corruptions"]["gaussian_noise"]["severities"][4].items()
     other = evaluated(kd, f"{made}/distilled", "--corruptions", "--seed", "1")[0]["corrupted"]["corruptions"]
     assert other["gaussian_noise"] != first[1]["corrupted"]["corruptions"]["gaussian_noise"]

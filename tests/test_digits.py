@@ -73,6 +73,11 @@ def test_a_flat_image_stays_flat_at_any_size_and_a_ramp_a_ramp() -> None:
     assert torch.allclose(shrunk[2:-2], torch.arange(0, 256, 8).float().view(8, 4).mean(dim=1)[2:-2], atol=1)
 
 
+def test_thin_lines_are_not_lost_where_images_get_smaller() -> None:
+    lines = torch.tensor([0, 0, 0, 240], dtype=torch.uint8).repeat(8).expand(1, 32, 32).unsqueeze(-1)
+    assert (resized(lines, 8, 8, "bilinear")[0, :, 1:-1].float() - 60).abs().max() < 10
+
+
 def test_colour_becomes_luma_and_grey_is_repeated() -> None:
     pixels = make_pixels(channels=3)
     red, green, blue = pixels.double().unbind(dim=-1)
