@@ -55,7 +55,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         place.prepare(args.data)
         if not args.no_torchdistill:
             _add_torchdistill(place, page)
-        page.peaks = place.driver("roofline").report
         for name in args.rows or ROWS:
             say(f"measuring {name}")
             _measure(name, place, page)

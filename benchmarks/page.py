@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from importlib import metadata
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import ROOT
-from benchmarks.rows import EPOCHS, Row
+from benchmarks.rows import Row
 from benchmarks.workplace import Sizes
 
 COLUMNS = ("row", "kd", "opponent", "its time", "ratio", "target", "met", "peak MB, kd", "peak MB, opponent")
@@ -27,7 +27,6 @@ class Page:
         command: as it was typed.
         repeats: of each row.
         facts: of the machine; see `machine`.
-        peaks: what roofline.py printed; empty if it was not run.
         problems: what could not be measured, and why.
     """
 
@@ -35,7 +34,6 @@ class Page:
     sizes: Sizes
     repeats: int
     facts: dict[str, str]
-    peaks: Mapping[str, float] = field(default_factory=dict)
     rows: list[Row] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
@@ -44,7 +42,6 @@ class Page:
         parts += [f"**Not measured:** {problem}" for problem in self.problems]
         parts += ["## Where and how", "\n".join(f"- {name}: {fact}" for name, fact in self.facts.items())]
         parts += ["```sh\n" + self.command + "\n```"]
-        parts += ["## What the machine can do", roofline(self.peaks, self.rows, self.sizes)] if self.peaks else []
         parts += ["## What is compared", _notes(self.sizes)]
         return "\n\n".join(parts) + "\n"
 
@@ -73,30 +70,6 @@ def _time(seconds: float) -> str:
 
 def _megabytes(size: float | None) -> str:
     return "–" if size is None else f"{size:,.0f}"
-
-
-def roofline(peaks: Mapping[str, float], rows: Sequence[Row], sizes: Sizes) -> str:
-    """The peaks, and how near to them the rows by the epoch come."""
-    text = (
-        f"With {peaks['threads']} threads: {peaks['gflops']:.0f} GFLOP/s (the product of two large float32 matrices), "
-        f"{peaks['gigabytes_per_second']:.1f} GB/s (a large copy, read and written bytes). One image forwards and "
-        f"backwards is {1000 * peaks['student_gflop']:.1f} MFLOP for the student and "
-        f"{1000 * peaks['teacher_gflop']:.1f} MFLOP for the teacher."
-    )
-    shares = []
-    for role in EPOCHS:
-        for row in rows:
-            if row.title == EPOCHS[role] and row.opponent == "script":
-                needed = peaks[f"{role}_gflop"] * sizes.images
-                shares.append(
-                    f"- the {role}'s epoch: kd {_share(needed / row.kd.median, peaks)}, "
-                    f"the script {_share(needed / row.other.median, peaks)}."
-                )
-    return "\n\n".join([text, "\n".join(shares)]).strip()
-
-
-def _share(gflops: float, peaks: Mapping[str, float]) -> str:
-    return f"{gflops:.0f} GFLOP/s ({100 * gflops / peaks['gflops']:.0f} % of the peak)"
 
 
 def machine() -> dict[str, str]:

@@ -56,9 +56,11 @@ def _interruptible(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-for _module in pkgutil.iter_modules(commands.__path__, f"{commands.__name__}."):
-    _command = importlib.import_module(_module.name)
-    _name = _module.name.rpartition(".")[2].replace("_", "-")
+_modules = [
+    importlib.import_module(module.name) for module in pkgutil.iter_modules(commands.__path__, f"{commands.__name__}.")
+]
+for _command in sorted(_modules, key=lambda module: (module.PANEL, module.__name__)):
+    _name = _command.__name__.rpartition(".")[2].replace("_", "-")
     app.command(_name, rich_help_panel=_command.PANEL)(_interruptible(_command.command))
 
 

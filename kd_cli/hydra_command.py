@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from enum import Enum
-from pathlib import Path
 from typing import Annotated, Any, Optional
 
 import typer
@@ -12,8 +11,7 @@ import typer
 from kd_cli import console
 from kd_cli.config import Config, Launch
 from kd_cli.errors import ConfigError
-
-_PANEL = "Hydra"
+from kd_cli.options import HYDRA, ConfigDir, Json
 
 
 class Cfg(str, Enum):
@@ -43,7 +41,6 @@ def _complete(context: typer.Context, incomplete: str) -> list[str]:
     return complete(name, list(context.params.get("overrides") or []), incomplete, folders)
 
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output and nothing else there.")]
 _Overrides = Annotated[
     Optional[list[str]],  # noqa: UP045 - Typer reads it on Python 3.10
     typer.Argument(
@@ -53,41 +50,26 @@ _Overrides = Annotated[
         help="Hydra overrides: loss=kd loss.temperature=4 +key=1 ~key; values a,b,c with -m.",
     ),
 ]
-_Multirun = Annotated[
-    bool, typer.Option("--multirun", "-m", help="Run every point of a sweep.", rich_help_panel=_PANEL)
-]
+_Multirun = Annotated[bool, typer.Option("--multirun", "-m", help="Run every point of a sweep.", rich_help_panel=HYDRA)]
 _Cfg = Annotated[
     Optional[Cfg],  # noqa: UP045
-    typer.Option("--cfg", "-c", help="Print the configuration and stop.", rich_help_panel=_PANEL, show_default=False),
+    typer.Option("--cfg", "-c", help="Print the configuration and stop.", rich_help_panel=HYDRA, show_default=False),
 ]
-_Resolve = Annotated[
-    bool, typer.Option("--resolve", help="With --cfg: resolve interpolations.", rich_help_panel=_PANEL)
-]
+_Resolve = Annotated[bool, typer.Option("--resolve", help="With --cfg: resolve interpolations.", rich_help_panel=HYDRA)]
 _Package = Annotated[
     Optional[str],  # noqa: UP045
-    typer.Option("--package", "-p", help="With --cfg: only this part.", rich_help_panel=_PANEL, show_default=False),
+    typer.Option("--package", "-p", help="With --cfg: only this part.", rich_help_panel=HYDRA, show_default=False),
 ]
 _Info = Annotated[
     Optional[Info],  # noqa: UP045
-    typer.Option("--info", "-i", help="Print what Hydra knows and stop.", rich_help_panel=_PANEL, show_default=False),
-]
-ConfigDir = Annotated[
-    Optional[list[str]],  # noqa: UP045
-    typer.Option(
-        "--config-dir", "-cd", help="A folder whose yaml shadows kd's.", rich_help_panel=_PANEL, show_default=False
-    ),
+    typer.Option("--info", "-i", help="Print what Hydra knows and stop.", rich_help_panel=HYDRA, show_default=False),
 ]
 _ConfigName = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option(
-        "--config-name", "-cn", help="Another primary configuration.", rich_help_panel=_PANEL, show_default=False
+        "--config-name", "-cn", help="Another primary configuration.", rich_help_panel=HYDRA, show_default=False
     ),
 ]
-
-
-def is_path(word: str) -> bool:
-    """Whether a word is a path and no override; folders of sweep points have `=` in their names too."""
-    return Path(word).exists() or "=" not in word or "/" in word.partition("=")[0]
 
 
 def hydra_command(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import SMALL
+from conftest import ROOT, SMALL
 from PIL import Image
 from torch import Tensor, nn
 
@@ -103,6 +104,24 @@ def test_the_script_classifies_image_files_as_the_trained_network_does(way: str,
         if way != "onnx-int8":
             assert name == classes[int(row.argmax())]
         assert float(probability) == pytest.approx(float(row[classes.index(name)]), abs=0.05 if "int8" in way else 6e-4)
+
+
+def test_readmes_lines_run_a_student_in_pytorch_alone(student: Path) -> None:
+    code = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)[1]
+    pixels, logits = images_of(student, 3)
+    code = re.sub(r'"outputs/.*?pt2"', repr(str(student / "export" / "pt2" / "model.pt2")), code)
+    code = re.sub(r"torch\.zeros\(.*?\)", f"torch.tensor({pixels.tolist()}, dtype=torch.uint8)", code)
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            f"import sys\nsys.modules['kd_cli'] = None\n{code}\nprint(logits.argmax(dim=1).tolist())",
+        ],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == logits.argmax(dim=1).tolist()
 
 
 def test_the_script_stretches_images_of_another_size(student: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import typer
 
 from kd_cli import console
 from kd_cli.errors import ConfigError, DataError
-from kd_cli.hydra_command import Json
+from kd_cli.options import Json
 
 PANEL = "Results"
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from enum import Enum
-from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
 from kd_cli import console
-from kd_cli.errors import ConfigError
-from kd_cli.hydra_command import ConfigDir, Json, is_path
+from kd_cli.options import ConfigDir, Device, Json, WhichEpoch, split_targets
 
 PANEL = "Results"
 
@@ -26,20 +24,6 @@ class Part(str, Enum):
     train = "train"
     val = "val"
     test = "test"
-
-
-class Which(str, Enum):
-    """The checkpoints of a run."""
-
-    best = "best"
-    last = "last"
-
-
-WhichEpoch = Annotated[
-    Optional[Which],  # noqa: UP045 - Typer reads it on Python 3.10
-    typer.Option(help="Which epoch of a run: the best on validation, or the last.", show_default="best"),
-]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 
 
 def command(
@@ -83,23 +67,6 @@ def command(
     if confusion:
         _show_confusion(rows)
     console.emit({"evaluations": rows})
-
-
-def split_targets(targets: Sequence[str], command: str) -> tuple[list[Path], list[str]]:
-    """The runs among the words of a command line, comparisons as their parts, and the overrides.
-
-    Raises:
-        ConfigError: no run is named, or one that is not there.
-    """
-    from kd_cli.saved import expand
-
-    paths = [Path(word) for word in targets if is_path(word)]
-    missing = [path for path in paths if not path.exists()]
-    if missing or not paths:
-        raise ConfigError(
-            f"there is no run {missing[0]}" if missing else f"name a run: kd {command} outputs/…; kd list runs"
-        )
-    return [run for path in paths for run in expand(path)], [word for word in targets if not is_path(word)]
 
 
 def _show_scores(rows: Sequence[Mapping[str, Any]]) -> None:

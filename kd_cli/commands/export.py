@@ -10,9 +10,8 @@ from typing import Annotated, Any, Optional
 import typer
 
 from kd_cli import console
-from kd_cli.commands.evaluate import Which
 from kd_cli.errors import ConfigError
-from kd_cli.hydra_command import ConfigDir, Json
+from kd_cli.options import ConfigDir, Json, WhichEpoch
 
 PANEL = "Results"
 
@@ -39,10 +38,7 @@ def command(
         Optional[Path],  # noqa: UP045
         typer.Option(metavar="DIR", help="The folder to write.", show_default="RUN/export/FORMAT"),
     ] = None,
-    which: Annotated[
-        Optional[Which],  # noqa: UP045
-        typer.Option(help="Which epoch of a run: the best on validation, or the last.", show_default="best"),
-    ] = None,
+    which: WhichEpoch = None,
     config_dir: ConfigDir = None,
     json: Json = False,
 ) -> None:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from kd_cli import console
-from kd_cli.hydra_command import ConfigDir, Json
+from kd_cli.options import ConfigDir, Json
 
 PANEL = "Results"
 

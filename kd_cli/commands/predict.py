@@ -11,9 +11,8 @@ from typing import Annotated, Any, Optional
 import typer
 
 from kd_cli import console
-from kd_cli.commands.evaluate import Which
 from kd_cli.errors import ConfigError, DataError
-from kd_cli.hydra_command import ConfigDir, Json, is_path
+from kd_cli.options import ConfigDir, Device, Json, WhichEpoch, is_path
 from kd_cli.pictures.saving import check_folder, check_picture, save_file, save_picture
 
 PANEL = "Results"
@@ -39,11 +38,8 @@ def command(
         Optional[Path],  # noqa: UP045
         typer.Option(help="Draw the first nine beside bars of probabilities: .png or .svg.", show_default=False),
     ] = None,
-    which: Annotated[
-        Optional[Which],  # noqa: UP045
-        typer.Option(help="Which epoch of a run: the best on validation, or the last.", show_default="best"),
-    ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    which: WhichEpoch = None,
+    device: Device = "auto",
     config_dir: ConfigDir = None,
     json: Json = False,
 ) -> None:

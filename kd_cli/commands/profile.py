@@ -11,7 +11,7 @@ import typer
 from kd_cli import console
 from kd_cli.commands.list import choices
 from kd_cli.errors import ConfigError
-from kd_cli.hydra_command import ConfigDir, Json, is_path
+from kd_cli.options import ConfigDir, Device, Json, is_path
 from kd_cli.pictures.saving import check_picture, save_picture
 
 PANEL = "Results"
@@ -38,7 +38,7 @@ def command(
         Optional[int],  # noqa: UP045
         typer.Option(min=1, help="Of the processor.", show_default="as PyTorch chooses, or OMP_NUM_THREADS"),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    device: Device = "auto",
     image_size: _Count = None,
     channels: _Count = None,
     classes: _Count = None,

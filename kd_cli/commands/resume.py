@@ -12,7 +12,8 @@ import typer
 from kd_cli import console
 from kd_cli.config import hydra_quote
 from kd_cli.errors import ConfigError
-from kd_cli.hydra_command import Json, launch, present_one
+from kd_cli.hydra_command import launch, present_one
+from kd_cli.options import Json
 
 PANEL = "Experiments"
 

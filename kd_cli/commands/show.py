@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from kd_cli import console
-from kd_cli.hydra_command import Json
+from kd_cli.options import Json
 
 PANEL = "Results"
 

@@ -8,10 +8,9 @@ from typing import Annotated, Any, Optional
 import typer
 
 from kd_cli import console
-from kd_cli.commands.evaluate import Device, WhichEpoch, split_targets
 from kd_cli.config import override_key
 from kd_cli.errors import ConfigError
-from kd_cli.hydra_command import ConfigDir, Json
+from kd_cli.options import ConfigDir, Device, Json, WhichEpoch, split_targets
 from kd_cli.registry import convert
 
 PANEL = "Results"
