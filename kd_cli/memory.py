@@ -12,9 +12,9 @@ def keep_freed_memory() -> None:
     """Makes glibc keep the memory of freed tensors for the next ones.
 
     By default a large block is given back to the system when it is freed, and the next batch's feature maps are
-    made of pages that the system has to clear again: half of the time of a small convolutional network's epoch, a third
-    of a larger one's (`python -m benchmarks allocator`). Nothing is done where another C library or allocator is used, or where the
-    user tunes glibc's by its own variables (MALLOC_…_).
+    made of pages that the system has to clear again: half of the time of a small convolutional network's epoch, a
+    third of a larger one's (`python -m benchmarks allocator`). Nothing is done where another C library or allocator is
+    used, or where the user tunes glibc's by its own variables (MALLOC_…_).
     """
     tuned = any(name.startswith("MALLOC_") or name == "LD_PRELOAD" for name in os.environ)
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
