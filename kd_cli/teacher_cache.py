@@ -185,14 +185,14 @@ class CachedTeacher:
 
     def _ask_all(self, name: str, epoch: int, sample: Tensor, said: Mapping[str, Tensor]) -> Answers | None:
         size = self._data.spec.num_train
-        answers = {tap: Rows.like(output, size) for tap, output in said.items()}
-        needed = sum(rows.values.nbytes for rows in answers.values())
+        needed = size * sum(output[0].numel() * output.element_size() for output in said.values())
         if folder_size(self._entry.path) + needed > self._entry.limit:
             kept, limit = f"{needed / 1e9:.3g} GB", f"teacher_cache_gb={self._entry.limit / 1e9:g}"
             per = " for each epoch" if self._data.augmented else ""
             self._stop(f"its answers take {kept}{per}, more than {limit} leaves; a larger number keeps them")
             return None
         self._announce()
+        answers = {tap: Rows.like(output, size) for tap, output in said.items()}
         batches = torch.arange(size).split(self._batch_size)
         views = self._data.views(batches, seed=self._seed, epoch=epoch, device=self._device)
         with torch.inference_mode():

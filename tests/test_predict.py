@@ -255,7 +255,10 @@ def test_names_do_nothing_to_a_terminal(kd) -> None:
 
 
 def test_undecodable_names_can_be_printed() -> None:
-    printable(b"\xff.png".decode(errors="surrogateescape")).encode()
+    name = b"\xff.png".decode(errors="surrogateescape")
+    with pytest.raises(UnicodeEncodeError):
+        name.encode()
+    assert printable(name).encode() == "\N{REPLACEMENT CHARACTER}.png".encode()
 
 
 def test_of_many_classes_only_the_most_probable_have_bars() -> None:

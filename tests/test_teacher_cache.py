@@ -192,6 +192,17 @@ def test_answers_that_do_not_fit_are_not_kept_and_the_student_is_the_same(caplog
     assert "for each epoch" in caplog.text
 
 
+def test_answers_that_no_memory_could_hold_are_asked_for_at_every_step(caplog: pytest.LogCaptureFixture) -> None:
+    def ask(images: Tensor) -> Outputs:
+        return Outputs(torch.zeros(len(images), 10), {"huge": torch.zeros(1).expand(len(images), 2**45)})
+
+    data = make_data()
+    teacher = CachedTeacher(ask, data, Entry({}, GIGABYTE), seed=0, batch_size=BATCH, device=CPU)
+    said = teacher(next(data.train_batches(seed=0, epoch=0, batch_size=BATCH, device=CPU)))
+    assert said.features["huge"].shape == (BATCH, 2**45)
+    assert "asked at every step" in caplog.text
+
+
 def test_what_was_not_used_for_longest_makes_room() -> None:
     data = make_data()
     limit = 25_000  # three entries of 7,200 bytes of answers and some hundred of headers
