@@ -215,9 +215,9 @@ def test_ctrl_c_ends_all_processes_of_a_sweep_and_says_what_is_done() -> None:
         wait_for(process, "swept/seed=0/metrics.jsonl", "swept/seed=1/metrics.jsonl")
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does
         printed, said = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == 130, said
     points = json.loads(printed)["points"]
-    assert [point["status"] for point in points] == ["interrupted", "interrupted", "not started"]
+    assert [point["status"] for point in points] == ["interrupted", "interrupted", "not started"], said
     assert [read(f"swept/seed={seed}/run.json")["status"] for seed in (0, 1)] == ["interrupted", "interrupted"]
     assert not Path("swept/seed=2").exists()
     assert "hydra.sweep.dir=swept goes on" in said
