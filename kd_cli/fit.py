@@ -10,10 +10,13 @@ from kd_cli import console
 from kd_cli.checkpoint import load_state
 from kd_cli.data.base import Data, Part
 from kd_cli.errors import ConfigError, DataError
-from kd_cli.evaluate import evaluate
+from kd_cli.evaluate import predict
+from kd_cli.files import guard_disk
 from kd_cli.models.base import count_parameters
+from kd_cli.predictions import write_predictions
 from kd_cli.recipe import Recipe
 from kd_cli.rundir import RunDir
+from kd_cli.scores import accuracy
 from kd_cli.task import Task
 from kd_cli.trainer import Record, Trainer, TrainState, check_precision
 
@@ -120,7 +123,11 @@ def _judge(task: Task, data: Data, run: RunDir, recipe: Recipe, device: torch.de
         checkpoint = run.checkpoint(epoch)
         load_state(task.deployed, checkpoint.tensors("model"))
         digests[epoch] = checkpoint.model_digest
-        scores[epoch] = evaluate(task.deployed, data, "test", batch_size=recipe.eval_batch_size, device=device)
+        answers = predict(task.deployed, data, "test", batch_size=recipe.eval_batch_size, device=device)
+        scores[epoch] = accuracy(*answers)
+        if epoch == best:
+            with guard_disk(run.path):
+                write_predictions(run.path, *answers)
     chosen = next(row for row in records if row["epoch"] == best)
     return {
         "run": str(run.path),

@@ -5,6 +5,7 @@ config.yaml          the resolved configuration
 git.diff             uncommitted changes of the working directory's repository, where there are any
 metrics.jsonl, .csv  one line per epoch
 checkpoints/         epoch-0007/{model.safetensors, training.safetensors, state.json, manifest.json}
+predictions.safetensors  the chosen epoch's logits of the test images, and their labels
 result.json          appears only when the run is complete
 """
 

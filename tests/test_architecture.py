@@ -33,6 +33,7 @@ FLOORS = (
         "plan",
         "fork_server",
         "pictures",
+        "predictions",
     },
     {"data", "rundir", "optim", "divergence"},
     {"losses", "models", "evaluate", "profiling", "probe", "teacher_cache"},

@@ -17,6 +17,8 @@ import yaml
 from conftest import HERE, SMALL, started
 from safetensors.torch import load_file, save_file
 
+from kd_cli.predictions import read_predictions
+
 TEACHER = "teacher.hidden=[32]"
 
 
@@ -62,6 +64,15 @@ def test_the_best_epoch_is_chosen_on_validation_and_the_test_set_has_no_say(kd) 
     assert result["best_epoch"] == best["epoch"]
     assert result["val_top1"] == best["val_top1"]
     assert not any("test" in name for row in rows for name in row)
+
+
+def test_the_answers_to_the_test_images_are_kept_as_the_chosen_epoch_gave_them(comparison) -> None:
+    for stage in ("teacher", "baseline", "distilled"):
+        result = json.loads((comparison / stage / "result.json").read_text())
+        logits, labels = read_predictions(comparison / stage)
+        assert 100 * (logits.argmax(dim=1) == labels).double().mean() == pytest.approx(result["test_top1"], abs=0.005)
+        assert len(labels) == result["images"]["test"]
+    assert read_predictions(comparison) is None
 
 
 def test_without_validation_the_last_epoch_counts(kd) -> None:
