@@ -31,6 +31,7 @@ from kd_cli.files import file_digest
 from kd_cli.fit import Result, check_recipe, fit
 from kd_cli.handover import Known
 from kd_cli.models.base import MODELS
+from kd_cli.parts import open_part
 from kd_cli.plan import Training, check_procedure, model_options, plan, procedures, single
 from kd_cli.provenance import provenance
 from kd_cli.rundir import RunDir
@@ -82,7 +83,7 @@ def compare(config: Config, launch: Launch) -> Result:
         models: dict[str, Mapping[str, Any]] = {}
         for training in trainings:
             models[training.name] = training.model
-            with RunDir.open(run.path / training.name, _identity(launch, training.stage), config, exact=True) as part:
+            with open_part(run.path, training, _identity(launch, training.stage), config) as part:
                 teachers = [Known(run.path / name, models[name]) for name in training.teachers] or given
                 results[training.name] = part.result or _learn(config, launch, training, part, data, teachers)
         seconds = round(time.monotonic() - start, 1)
@@ -166,10 +167,8 @@ def _supervised(
 
 
 def _note_model(run: RunDir, model: Mapping[str, Any]) -> None:
-    began = (
-        {"pretrained_sha256": file_digest(Path(model["pretrained"]).expanduser())} if model.get("pretrained") else {}
-    )
-    run.note(model=model, **began)
+    path = model.get("pretrained")
+    run.note(model=model, **({"pretrained_sha256": file_digest(Path(path).expanduser())} if path else {}))
 
 
 def _specialist(config: Config, training: Training, run: RunDir, data: Data, generalist: Known) -> Result:

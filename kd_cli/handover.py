@@ -78,9 +78,12 @@ def load_teachers(
     """
     loaded = [load_teacher(known, data, batch_size=batch_size, device=device, limit=limit) for known in teachers]
     records = [facts for _, facts in loaded]
-    facts = {"sources": [fact["source"] for fact in records], "sha256": [fact["sha256"] for fact in records]}
+    facts: dict[str, Any] = {
+        "sources": [fact["source"] for fact in records],
+        "sha256": [fact["sha256"] for fact in records],
+    }
     facts |= {"runs": [fact["run"] for fact in records], "models": [fact["model"] for fact in records]}
-    facts["grafts"] = [fact["graft"] for fact in records]
+    facts |= {"grafts": [fact["graft"] for fact in records], "weights": weights}
     if len(loaded) == 1 and not records[0]["specialist"]:
         return loaded[0][0], facts | {"val_top1": records[0]["val_top1"]}
     network = join_teachers(loaded, weights, data.spec.num_classes).to(device).eval().requires_grad_(False)
@@ -136,7 +139,7 @@ def load_teacher(
     load_weights(network, source)
     network.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)  # type: ignore[call-overload]
     facts = {
-        "source": str(known.path.resolve()),
+        "source": str(known.path.absolute()),
         "sha256": source.sha256,
         "run": str(source.run) if source.run else None,
         "model": dict(options),

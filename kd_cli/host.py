@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,10 +10,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from kd_cli.arguments import flags, option_values, typed_overrides, without_option
 from kd_cli.config import Config, Launch, check_config, hydra_quote, override_key, winning_overrides
 from kd_cli.errors import ConfigError
 from kd_cli.launcher import Share, run_points
+from kd_cli.provenance import provenance
 from kd_cli.sweep import Sweep, not_started
+from kd_cli.sweepdir import SweepDir
 from kd_cli.worker import Work
 
 Job = Callable[[Config, Launch], Mapping[str, Any]]
@@ -48,7 +50,7 @@ def run_hydra(job: Job, command: str, arguments: Sequence[str]) -> Mapping[str, 
 
 def _run_once(job: Job, command: str, arguments: Sequence[str]) -> Mapping[str, Any]:
     _extend_hydra(arguments)
-    _name_points(lambda: "point")  # --cfg hydra --resolve asks for it without a sweep
+    _name_folders("sweep", lambda: "point")  # --cfg hydra --resolve asks for it without a sweep
     results: list[Mapping[str, Any]] = [{}]
     errors: list[Exception] = []
 
@@ -66,10 +68,13 @@ def _run_once(job: Job, command: str, arguments: Sequence[str]) -> Mapping[str, 
 
 def _run_sweep(job: Job, command: str, arguments: Sequence[str]) -> Sequence[Mapping[str, Any]]:
     _extend_hydra(arguments)
-    sweep = _make_sweep(arguments)
-    points = _Points(sweep, job, command, arguments)
-    _name_points(lambda _root_: sweep.folder(_root_.hydra.overrides.task))
-    _call_hydra(points, command, sweep.arguments)
+    sweep, study = _make_sweep(command, arguments)
+    points = _Points(sweep, job, command, arguments, study)
+    _name_folders(sweep.name, lambda _root_: sweep.folder(_root_.hydra.overrides.task))
+    try:
+        _call_hydra(points, command, sweep.arguments)
+    finally:
+        points.close()
     return [*sweep.failures, *points.records]
 
 
@@ -88,13 +93,31 @@ def _extend_hydra(arguments: Sequence[str]) -> None:
 class _Points:
     """The points of a sweep: Hydra calls it for each that runs here, our launcher has it run all of them apart."""
 
-    def __init__(self, sweep: Sweep, job: Job, command: str, arguments: Sequence[str]) -> None:
+    def __init__(self, sweep: Sweep, job: Job, command: str, arguments: Sequence[str], study: Any) -> None:
         self.records: list[Mapping[str, Any]] = []
-        self._sweep, self._job, self._command, self._arguments = sweep, job, command, arguments
+        self._sweep, self._job, self._command, self._arguments, self._study = sweep, job, command, arguments, study
         self._environment = dict(os.environ)
+        self._folder: SweepDir | None = None
 
     def __call__(self, config: Any) -> None:
-        self.records.append(self._sweep.guard(lambda: _start(self._job, self._command, self._arguments, config)))
+        from hydra.core.hydra_config import HydraConfig
+
+        hydra = HydraConfig.get()
+        self._open(hydra)
+        point = self._sweep.guard(lambda: _start(self._job, self._command, self._arguments, config))
+        self.records.append({**point, "folder": str(hydra.sweep.subdir)})
+
+    def _open(self, hydra: Any) -> None:
+        """Takes the sweep's folder, whose name Hydra knows."""
+        if self._folder is None:
+            facts = {**provenance(self._command, self._arguments), "keys": sorted(self._sweep.keys)}
+            facts.pop("git_diff", None)
+            self._folder = SweepDir(Path(str(hydra.sweep.dir)).absolute(), facts | {"study": self._study})
+
+    def close(self) -> None:
+        """Records what came of the points."""
+        if self._folder is not None:
+            self._folder.close(self.records)
 
     def run_apart(self, configs: Sequence[Any], share: Share) -> None:
         """Runs every point in a process of its own.
@@ -102,11 +125,14 @@ class _Points:
         Args:
             configs: as Hydra composed them, `hydra` included.
         """
+        self._open(configs[0].hydra)
         works = [self._work(config.hydra) for config in configs]
         if self._sweep.stopped:  # in an earlier batch; Hydra would go on
             self.records += [not_started(work.label) for work in works]
             return
-        self.records += run_points(works, share, len(self.records))
+        points = run_points(works, share, len(self.records))
+        names = [str(config.hydra.sweep.subdir) for config in configs]
+        self.records += [{**point, "folder": name} for point, name in zip(points, names, strict=True)]
         self._sweep.stopped = any(point["status"] in ("interrupted", "not started") for point in self.records)
 
     def _work(self, hydra: Any) -> Work:
@@ -121,32 +147,43 @@ def _alone(arguments: Sequence[str], hydra: Any, folder: Path) -> list[str]:
     whole = ("hydra.mode", "hydra.sweep", "hydra.run", "hydra.launcher", "hydra/launcher", "hydra/sweeper")
     of_hydra = [override for override in hydra.overrides.hydra if not override_key(override).startswith(whole)]
     place = f"hydra.run.dir={hydra_quote(str(folder))}"
-    return [*_flags(arguments), *_typed(arguments, hydra), *of_hydra, place]
+    return [*flags(arguments), *typed_overrides(arguments, hydra), *of_hydra, place]
 
 
 def _call_hydra(task: Callable[[Any], None], command: str, arguments: Sequence[str]) -> None:
     import hydra
 
     name = command.replace("-", "_")
-    arguments = [*_without_option(arguments, "--config-dir"), *winning_overrides(arguments)]
+    arguments = [*without_option(arguments, "--config-dir"), *winning_overrides(arguments)]
     entry = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=name)(task)
     with _as_program([f"kd {command}", *arguments]):
         entry()
 
 
-def _make_sweep(arguments: Sequence[str]) -> Sweep:
+def _make_sweep(command: str, arguments: Sequence[str]) -> tuple[Sweep, Any]:
+    """The sweep that the arguments and their presets ask for, and the study that it is, if it is one."""
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
-
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        return Sweep(arguments, GlobalHydra.instance().config_loader())
-
-
-def _name_points(name: Callable[..., str]) -> None:
-    """Defines `${kd_point:}`, the folder of a point inside its sweep's folder."""
+    from hydra.types import RunMode
     from omegaconf import OmegaConf
 
-    OmegaConf.register_new_resolver("kd_point", name, replace=True)
+    name = (option_values(arguments, "--config-name") or [command.replace("-", "_")])[-1]
+    overrides = [word for word in arguments if "=" in word and not word.startswith("-")]
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        config = loader.load_configuration(name, overrides, RunMode.MULTIRUN)
+        params = config.hydra.sweeper.get("params") or {}
+        sweep = Sweep(arguments, loader, list(params))
+    study = config.get("study")
+    return sweep, OmegaConf.to_container(study, resolve=True) if study else None
+
+
+def _name_folders(sweep: str, point: Callable[..., str]) -> None:
+    """Defines `${kd_sweep:}`, a sweep's folder, and `${kd_point:}`, the folder of a point inside it."""
+    from omegaconf import OmegaConf
+
+    OmegaConf.register_new_resolver("kd_sweep", lambda: sweep, replace=True)
+    OmegaConf.register_new_resolver("kd_point", point, replace=True)
 
 
 def compose(overrides: Sequence[str], *, config_name: str = "run", config_dirs: Sequence[str] = ()) -> Config:
@@ -178,19 +215,6 @@ def plain(config: Any) -> Config:
     return {str(key): value for key, value in values.items()}
 
 
-def option_values(arguments: Sequence[str], option: str) -> list[str]:
-    """The values given to an option in a list of arguments: `--config-dir DIR`."""
-    return [value for name, value in itertools.pairwise(arguments) if name == option]
-
-
-def _without_option(arguments: Sequence[str], option: str) -> list[str]:
-    kept = list(arguments)
-    while option in kept:
-        place = kept.index(option)
-        del kept[place : place + 2]
-    return kept
-
-
 def _start(job: Job, command: str, arguments: Sequence[str], composed: Any) -> Mapping[str, Any]:
     """One point: checks the configuration, loads plugins, calls the job."""
     from hydra.core.hydra_config import HydraConfig
@@ -211,7 +235,8 @@ def _prepared(command: str, arguments: Sequence[str], composed: Any, hydra: Any,
     from kd_cli.plugins import load_plugins
 
     config = plain(composed)
-    overrides = _typed(arguments, hydra)
+    config.pop("study", None)  # what a study asks is the sweep's affair
+    overrides = typed_overrides(arguments, hydra)
     if hydra.job.chdir:
         raise ConfigError("hydra.job.chdir: true is not possible; relative paths are meant from where kd was started")
     check_config(config, _reference(hydra))
@@ -219,7 +244,7 @@ def _prepared(command: str, arguments: Sequence[str], composed: Any, hydra: Any,
     named = any(override_key(override) == "hydra.run.dir" for override in hydra.overrides.hydra)
     launch = Launch(
         command=command,
-        arguments=(*_flags(arguments), *overrides),
+        arguments=(*flags(arguments), *overrides),
         given=frozenset(override_key(override) for override in overrides),
         folder=folder,
         exact=named or hydra.mode == RunMode.MULTIRUN,
@@ -233,25 +258,12 @@ def _remove_if_empty(folder: Path) -> None:
         folder.parent.rmdir()
 
 
-def _typed(arguments: Sequence[str], hydra: Any) -> list[str]:
-    """The overrides of one run that the user typed, and none that `winning_overrides` added."""
-    added = {override_key(override) for override in winning_overrides(arguments)}  # by key: Hydra resolves the values
-    return [override for override in hydra.overrides.task if override_key(override) not in added]
-
-
-def _flags(arguments: Sequence[str]) -> list[str]:
-    folders = [str(Path(folder).resolve()) for folder in option_values(arguments, "--config-dir")]
-    names = option_values(arguments, "--config-name")
-    values = [*(("--config-dir", folder) for folder in folders), *(("--config-name", name) for name in names)]
-    return [word for pair in values for word in pair]
-
-
 def _reference(hydra: Any) -> Config:
     """The same choices of groups and nothing else: what the yaml files themselves say."""
     from hydra import compose as hydra_compose
 
     choices = {group: choice for group, choice in hydra.runtime.choices.items() if not group.startswith("hydra/")}
-    presets = {"experiment"}  # they only choose and set; they list no options
+    presets = {"experiment", "study"}  # they only choose and set; they list no options
     overrides = [
         f"{group}={choice}" for group, choice in choices.items() if group not in presets and choice is not None
     ]

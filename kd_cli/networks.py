@@ -113,8 +113,7 @@ def teacher_of(
             raise DataError(f"{member.path} has changed since it taught {student.path}")
     networks = [member.network(device, _seeing(member.spec(), image_shape)) for member in members]
     groups = [{"specialist": member.source.record.get("specialist")} for member in members]
-    weights, classes = student.recorded["ensemble"]["weights"], student.spec().num_classes
-    network = join_teachers(list(zip(networks, groups, strict=True)), weights, classes)
+    network = join_teachers(list(zip(networks, groups, strict=True)), facts["weights"], student.spec().num_classes)
     return Opened("teacher", members, network.to(device).eval())
 
 

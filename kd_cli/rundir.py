@@ -49,21 +49,22 @@ class RunDir:
         self._lock = lock
 
     @classmethod
-    def open(cls, path: Path, identity: Mapping[str, Any], config: Mapping[str, Any], *, exact: bool) -> RunDir:
+    def open(
+        cls, path: Path, identity: Mapping[str, Any], config: Mapping[str, Any], *, exact: bool, wait: bool = False
+    ) -> RunDir:
         """Takes the folder: a new one, or that of an unfinished or completed run with the same configuration.
 
         Args:
-            identity: what to record: command, stage, overrides, provenance.
-            config: the resolved configuration.
-            exact: the user named this folder. Otherwise a folder that is taken is left alone, and `path-2`, `path-3`, …
-                is made instead: two runs that start in the same second never share one.
+            identity, config: what to record: command, stage, overrides, provenance; the resolved configuration.
+            exact: the user named this folder. Otherwise, where it is taken, `path-2`, … is made: no two runs share one.
+            wait: for whoever has it.
 
         Raises:
             ConfigError: the folder is in use, holds another run, or cannot be written.
         """
         for attempt in range(1, 1000):
             candidate = path if attempt == 1 else path.with_name(f"{path.name}-{attempt}")
-            lock = _try_lock(candidate)
+            lock = try_lock(candidate, wait=wait)
             if lock is not None and (exact or not (candidate / "run.json").exists()):
                 return cls(candidate, lock)._begun(identity, config)
             if lock is not None:
@@ -184,8 +185,8 @@ class RunDir:
             write_text(self.path / "config.yaml", to_yaml(config))
             started = {"config_digest": digest, "started": before.get("started", now())}
             resumed = {"resumed": [*before.get("resumed", []), now()]} if before else {}
-            here = {**started, **resumed, "status": "running", "pid": os.getpid()}
-            write_json(self.path / "run.json", {**before, **identity, **here})
+            begun = {**before, **identity, **started, **resumed, "status": "running", "pid": os.getpid()}
+            write_json(self.path / "run.json", begun)
 
     def _write_metrics(self, rows: list[dict[str, Any]]) -> None:
         names = list(dict.fromkeys(name for row in rows for name in row))
@@ -243,8 +244,8 @@ def now() -> str:
     return datetime.now(timezone.utc).isoformat()
 
 
-def _try_lock(path: Path) -> io.TextIOWrapper | None:
-    """An exclusive lock on the folder, made if need be; None if another process has it."""
+def try_lock(path: Path, *, wait: bool = False) -> io.TextIOWrapper | None:
+    """An exclusive lock on the folder, made if need be; None if another process has it and is not to be waited for."""
     try:
         path.mkdir(parents=True, exist_ok=True)
         lock = (path / ".lock").open("a")
@@ -253,7 +254,7 @@ def _try_lock(path: Path) -> io.TextIOWrapper | None:
             f"hydra.run.dir: {path} cannot be written ({error.strerror}); choose another: hydra.run.dir=DIR"
         ) from error
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except OSError:
         lock.close()
         return None

@@ -172,7 +172,7 @@ def model_shape(spec: DataSpec) -> dict[str, int]:
 
 
 def _from_checkpoint(checkpoint: Checkpoint) -> Source:
-    folder = checkpoint.path.resolve().parent.parent
+    folder = checkpoint.path.absolute().parent.parent
     run = folder if (folder / "run.json").exists() else None
     return Source(checkpoint.path / "model.safetensors", run, checkpoint.plain.get("epoch"), checkpoint.model_digest)
 

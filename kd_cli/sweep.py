@@ -24,9 +24,10 @@ class Sweep:
     Args:
         arguments: Hydra's command line.
         loader: Hydra's config loader, which knows the groups.
+        params: `hydra.sweeper.params`, what a preset sweeps over; what is typed wins.
     """
 
-    def __init__(self, arguments: Sequence[str], loader: Any) -> None:
+    def __init__(self, arguments: Sequence[str], loader: Any, params: Sequence[str] = ()) -> None:
         from hydra.core.override_parser.overrides_parser import OverridesParser
 
         self.arguments = list(arguments)
@@ -43,6 +44,8 @@ class Sweep:
                 known = loader.get_group_options(override.key_or_group)
                 if known:
                     self._drop_unknown(place, override, known)
+        typed = {override_key(argument) for argument in arguments}
+        self.keys |= {key for key in params if key not in typed}
 
     def _drop_unknown(self, place: int, override: Any, known: Sequence[str]) -> None:
         """Takes group choices that do not exist out of the sweep: Hydra would refuse all of it for one of them."""
@@ -61,13 +64,15 @@ class Sweep:
         """What makes one point different from the others: `seed=1 loss.temperature=4`."""
         return " ".join(override for override in overrides if override_key(override) in self.keys)
 
+    @property
+    def name(self) -> str:
+        """`${kd_sweep:}`: what varies and, as a digest, what does not; more values of a key make no other sweep."""
+        fixed = [word for word in self.arguments if override_key(word) not in self.keys and not _only_how(word)]
+        return f"{_file_name(','.join(sorted(self.keys)) or 'all')}-{_digest(' '.join(sorted(fixed)))}"
+
     def folder(self, overrides: Sequence[str]) -> str:
         """`${kd_point:}`: a folder's name, the same at every start of the same sweep."""
-        text = ",".join(sorted(self.label(overrides).split(" "))) or "point"
-        name = re.sub(r"[^\w.=,+~-]+", "-", text)
-        if name == text and len(name) <= _LONGEST_NAME:
-            return name
-        return f"{name[:_LONGEST_NAME]}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
+        return _file_name(",".join(sorted(self.label(overrides).split(" "))) or "point")
 
     def guard(self, start: Callable[[], Point]) -> Point:
         """Runs one point in this process. A failure is shown, and the sweep goes on."""
@@ -83,6 +88,20 @@ class Sweep:
         if point["status"] in ("failed", "diverged"):
             console.panel(f"point {hydra.job.num + 1} failed: {label}", point["error"])
         return point
+
+
+def _only_how(word: str) -> bool:
+    """Whether an argument says how the points are run and not what they are."""
+    return word.startswith(("-m", "--multirun", "hydra.launcher", "hydra/launcher", "hydra.sweep", "hydra.mode"))
+
+
+def _file_name(text: str) -> str:
+    name = re.sub(r"[^\w.=,+~-]+", "-", text)
+    return name if name == text and len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}-{_digest(text)}"
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:6]
 
 
 def attempt(label: str, start: Callable[[], Point]) -> Point:

@@ -81,7 +81,7 @@ def test_a_folder_of_the_user_shadows_ours_and_may_hold_presets_and_primary_conf
 def test_a_sweep_has_a_folder_per_point_and_says_whether_distillation_helped(kd) -> None:
     sweep = ("run", "-m", HERE, *SMALL, "seed=0,1", "hydra.sweep.dir=swept")
     shown = kd(*sweep)
-    assert sorted(path.name for path in Path("swept").iterdir() if path.is_dir()) == ["seed=0", "seed=1"]
+    assert sorted(path.name for path in Path("swept").iterdir() if path.is_dir()) == ["parts", "seed=0", "seed=1"]
     assert "Over 2 seeds distillation" in shown.out
     again = kd(*sweep, "--json")
     assert "nothing was trained again" in again.err

@@ -1,0 +1,36 @@
+"""The words of a Hydra command line: options with a value, flags, overrides."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from kd_cli.config import override_key, winning_overrides
+
+
+def option_values(arguments: Sequence[str], option: str) -> list[str]:
+    """The values given to an option in a list of arguments: `--config-dir DIR`."""
+    return [value for name, value in itertools.pairwise(arguments) if name == option]
+
+
+def without_option(arguments: Sequence[str], option: str) -> list[str]:
+    kept = list(arguments)
+    while option in kept:
+        place = kept.index(option)
+        del kept[place : place + 2]
+    return kept
+
+
+def typed_overrides(arguments: Sequence[str], hydra: Any) -> list[str]:
+    """The overrides of one run that the user typed, and none that `winning_overrides` added."""
+    added = {override_key(override) for override in winning_overrides(arguments)}  # by key: Hydra resolves the values
+    return [override for override in hydra.overrides.task if override_key(override) not in added]
+
+
+def flags(arguments: Sequence[str]) -> list[str]:
+    folders = [str(Path(folder).resolve()) for folder in option_values(arguments, "--config-dir")]
+    names = option_values(arguments, "--config-name")
+    values = [*(("--config-dir", folder) for folder in folders), *(("--config-name", name) for name in names)]
+    return [word for pair in values for word in pair]

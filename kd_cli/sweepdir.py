@@ -1,0 +1,84 @@
+"""A sweep's folder: what was asked, what came of each point, and the trainings that its points share.
+
+sweep.json  the command, the keys that vary, the study; each point with its folder, status, log and rerun line
+parts/      teachers and baselines, each trained once for all points that have it
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from kd_cli import console
+from kd_cli.errors import ConfigError
+from kd_cli.files import guard_disk, read_json, write_json
+from kd_cli.rundir import now, try_lock
+
+_RECORD, _PARTS = "sweep.json", "parts"
+_KEPT = ("point", "folder", "status", "error", "exit_code", "log", "rerun")  # of a point; its result is in its folder
+
+
+class SweepDir:
+    """The folder of one sweep, locked for as long as it runs.
+
+    Args:
+        path: the folder; made if need be.
+        facts: of the record: command, arguments, keys, study, provenance.
+
+    Raises:
+        ConfigError: it is in use, or cannot be written.
+    """
+
+    def __init__(self, path: Path, facts: Mapping[str, Any]) -> None:
+        self.path = path
+        self._lock: io.TextIOWrapper | None = try_lock(path)
+        if self._lock is None:
+            raise ConfigError(f"{path}: this sweep runs already; wait for it, or choose another hydra.sweep.dir")
+        before = read_sweep(path)
+        if before:
+            _say_begun(path, before, facts)
+        started = {"started": before.get("started", now()), "ended": None}
+        self._record = {**facts, **started, "points": before.get("points", [])}
+        self._write()
+
+    def close(self, points: Sequence[Mapping[str, Any]]) -> None:
+        """Records what came of the points; those of an earlier start that were not asked for now stay."""
+        new = {point["folder"]: {key: point[key] for key in _KEPT if key in point} for point in points}
+        old = {point["folder"]: point for point in self._record["points"]}
+        self._record |= {"ended": now(), "points": [*(old | new).values()]}
+        self._write()
+        assert self._lock is not None
+        self._lock.close()
+
+    def _write(self) -> None:
+        with guard_disk(self.path):
+            write_json(self.path / _RECORD, self._record)
+
+
+def read_sweep(path: Path) -> dict[str, Any]:
+    """The record of a sweep's folder; empty for any other folder."""
+    return read_json(path / _RECORD) or {}
+
+
+def shared_folder(point: Path) -> Path | None:
+    """Where the sweep that a run is a point of keeps what its points share; None for a run by itself."""
+    return point.parent / _PARTS if (point.parent / _RECORD).exists() else None
+
+
+def _say_begun(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """What is complete is not run again, so it must be said what it was made with."""
+    where = (
+        f"{console.short_path(path)} holds this sweep, begun {str(before.get('started'))[:16].replace('T', ' ')} UTC"
+    )
+    console.say(f"{where}: what is complete there is not run again; hydra.sweep.dir=DIR makes a new one")
+    for key, what in (("git_commit", "commit"), ("git_dirty", "uncommitted changes"), ("packages", "packages")):
+        if before.get(key) != now.get(key):
+            console.notice(f"{what}: {_brief(before.get(key))} then, {_brief(now.get(key))} now; results may differ")
+
+
+def _brief(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {version}" for name, version in value.items())
+    return str(value)[:12] if value not in (None, False, True) else {None: "none", False: "no", True: "yes"}[value]
