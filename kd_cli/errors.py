@@ -54,6 +54,15 @@ class Terminated(KDError):
     exit_code = 143
 
 
+def status_after(error: BaseException | None) -> str:
+    """The status of a run that ended with this error: completed, failed, diverged or interrupted."""
+    if error is None:
+        return "completed"
+    if isinstance(error, DivergedError):
+        return "diverged"
+    return "interrupted" if isinstance(error, KeyboardInterrupt | Interrupted | Terminated | SystemExit) else "failed"
+
+
 def suggest(word: str, known: Iterable[str]) -> str:
     """`; did you mean 'x'? Known: x, y, z`, as the end of a message about an unknown `word`."""
     names = sorted(str(name) for name in known)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any, get_args
 
 import torch
 
 from kd_cli import console
 from kd_cli.checkpoint import load_state
+from kd_cli.console import Watcher
 from kd_cli.data.base import Data, Part
 from kd_cli.errors import ConfigError, DataError
 from kd_cli.evaluate import predict
 from kd_cli.files import guard_disk
+from kd_cli.followers import Follower, followed
 from kd_cli.models.base import count_parameters
 from kd_cli.predictions import write_predictions
 from kd_cli.recipe import Recipe
@@ -23,11 +26,21 @@ from kd_cli.trainer import Record, Trainer, TrainState, check_precision
 Result = dict[str, Any]
 
 
-def fit(task: Task, data: Data, run: RunDir, recipe: Recipe, facts: Result, *, device: torch.device) -> Result:
+def fit(
+    task: Task,
+    data: Data,
+    run: RunDir,
+    recipe: Recipe,
+    facts: Result,
+    *,
+    device: torch.device,
+    followers: Sequence[Follower] = (),
+) -> Result:
     """Trains a task to its end, whatever an earlier process has done of it, and returns the run's result.
 
     Args:
         facts: of the result; `stage` is how the training is called on the screen, `seed` is its seed.
+        followers: they see every epoch and the result.
 
     Raises:
         ConfigError: as `check_recipe`.
@@ -40,16 +53,15 @@ def fit(task: Task, data: Data, run: RunDir, recipe: Recipe, facts: Result, *, d
     if recipe.compile:
         task.deployed.compile()
     state = _resume(run, stage)
-    if not _ended(run.metrics(), recipe):
-        with console.watching(stage, recipe.epochs, state.epoch if state else 0) as watcher:
-            trainer = Trainer(recipe, seed=seed, device=device, watch=watcher.batch)
-            for record in trainer.epochs(task, data, state):
-                run.log(record)
-                watcher.epoch(record)
-                if _save(run, trainer, record, recipe):
-                    break
-    result = _judge(task, data, run, recipe, device) | facts
-    run.finish(result)
+    with followed(followers, run.metrics()):
+        if not _ended(run.metrics(), recipe):
+            with console.watching(stage, recipe.epochs, state.epoch if state else 0) as watcher:
+                trainer = Trainer(recipe, seed=seed, device=device, watch=watcher.batch)
+                _train(trainer.epochs(task, data, state), trainer, run, [watcher, *followers])
+        result = _judge(task, data, run, recipe, device) | facts
+        run.finish(result)
+        for follower in followers:
+            follower.finish(result)
     return result
 
 
@@ -93,6 +105,15 @@ def _best_is_whole(run: RunDir, epoch: int) -> bool:
         console.notice(f"{error}; it was the best epoch's, so training begins again")
         return False
     return True
+
+
+def _train(epochs: Iterator[Record], trainer: Trainer, run: RunDir, watchers: Sequence[Watcher | Follower]) -> None:
+    for record in epochs:
+        run.log(record)
+        for watcher in watchers:
+            watcher.epoch(record)
+        if _save(run, trainer, record, trainer.recipe):
+            return
 
 
 def _save(run: RunDir, trainer: Trainer, record: Record, recipe: Recipe) -> bool:

@@ -26,7 +26,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from kd_cli.checkpoint import Checkpoint, write_checkpoint
-from kd_cli.errors import ConfigError, DataError, DivergedError, Interrupted, KDError, Terminated
+from kd_cli.errors import ConfigError, DataError, KDError, status_after
 from kd_cli.files import guard_disk, read_json, write_json, write_text
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ class RunDir:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        status = _status(error)
+        status = status_after(error)
         facts: dict[str, Any] = {"status": status, "ended": now()}
         if error is not None:
             facts["error"] = str(error) or type(error).__name__
@@ -267,14 +267,6 @@ def _name(epoch: int) -> str:
 
 def _by_epoch(folder: Path) -> list[Path]:
     return sorted(folder.glob("epoch-*"), key=lambda path: int(path.name.removeprefix("epoch-")))
-
-
-def _status(error: BaseException | None) -> str:
-    if error is None:
-        return "completed"
-    if isinstance(error, DivergedError):
-        return "diverged"
-    return "interrupted" if isinstance(error, KeyboardInterrupt | Interrupted | Terminated | SystemExit) else "failed"
 
 
 def _difference(path: Path, config: Mapping[str, Any]) -> str:

@@ -32,6 +32,7 @@ FLOORS = (
         "options",
         "arguments",
         "plan",
+        "followers",
         "fork_server",
         "pictures",
         "predictions",
