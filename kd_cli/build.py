@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,15 +12,17 @@ from torch import nn
 from kd_cli.config import Config, stage_recipe
 from kd_cli.data.base import Data
 from kd_cli.errors import ConfigError
+from kd_cli.files import file_digest
 from kd_cli.losses.base import build_loss
 from kd_cli.models.base import MODELS
 from kd_cli.plan import Training, model_options
 from kd_cli.recipe import Recipe
+from kd_cli.rundir import RunDir
 from kd_cli.seeds import derive_seed
 from kd_cli.source import model_shape
 from kd_cli.task import Distillation
 from kd_cli.teacher_cache import CachedTeacher, make_entry
-from kd_cli.teachers import Ensemble
+from kd_cli.teachers import Ensemble, check_groups
 from kd_cli.trainer import seed_dropout
 
 
@@ -44,6 +47,14 @@ def build_network(options: Mapping[str, Any], role: str, seed: int, data: Data, 
     seed_dropout(derive_seed(seed, "weights"), device)
     network = MODELS.build(options, where=role, **model_shape(data.spec))
     return network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+
+
+def note_model(run: RunDir, model: Mapping[str, Any]) -> None:
+    """Records which network a run trains, and which weights it began with where those are a file's."""
+    began = (
+        {"pretrained_sha256": file_digest(Path(model["pretrained"]).expanduser())} if model.get("pretrained") else {}
+    )
+    run.note(model=model, **began)
 
 
 def build_task(
@@ -134,3 +145,18 @@ def rehearse(config: Config, plan: Sequence[Training], data: Data, given: nn.Mod
                 pair = f"{' + '.join(training.teachers) or 'teacher'} → {training.name}"
                 raise ConfigError(f"{pair}: {error}") from error
         networks[training.name] = network
+
+
+def check_specialists(config: Config, data: Data) -> None:
+    """Finds what the data do not allow of `specialists`.
+
+    Raises:
+        ConfigError: more classes than there are, or no validation images to find confusable ones on.
+    """
+    wanted = config["specialists"]
+    try:
+        check_groups(wanted["groups"], wanted["classes"], data.spec.num_classes)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    if wanted["groups"] and not data.size("val"):
+        raise ConfigError("specialists.groups needs validation images; type dataset.val_fraction=0.1")

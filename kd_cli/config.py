@@ -50,6 +50,12 @@ def stage_recipe(config: Config, stage: Stage) -> Recipe:
     return make_recipe(config[STAGE_TRAINER[stage]], STAGE_TRAINER[stage])
 
 
+def recipe_differences(config: Config) -> dict[str, list[Any]]:
+    """What the baseline's and the distilled student's recipes do not share: such a gain is not distillation's alone."""
+    baseline, distilled = (vars(stage_recipe(config, stage)) for stage in ("baseline", "distilled"))
+    return {key: [value, distilled[key]] for key, value in baseline.items() if value != distilled[key]}
+
+
 def winning_overrides(arguments: Sequence[str]) -> list[str]:
     """Overrides that let what is typed of `trainer` win over what a preset sets for one stage.
 

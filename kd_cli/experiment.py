@@ -18,18 +18,21 @@ from kd_cli.build import (
     build_peer,
     build_task,
     cache_limit,
+    check_specialists,
     kind_of_teacher,
+    note_model,
     pick_device,
     rehearse,
     remember_teacher,
 )
-from kd_cli.config import Config, Launch, Stage, stage_recipe
+from kd_cli.config import Config, Launch, Stage, recipe_differences, stage_recipe
 from kd_cli.data.base import Data, check_dataset, load_dataset
 from kd_cli.errors import ConfigError, DataError, Interrupted, Terminated
 from kd_cli.evaluate import confusion_matrix
-from kd_cli.files import file_digest
 from kd_cli.fit import Result, check_recipe, fit
+from kd_cli.followers import followed
 from kd_cli.handover import Known
+from kd_cli.loggers.base import check_logger, make_loggers
 from kd_cli.models.base import MODELS
 from kd_cli.parts import open_part
 from kd_cli.plan import Training, check_procedure, model_options, plan, procedures, single
@@ -37,7 +40,7 @@ from kd_cli.provenance import provenance
 from kd_cli.rundir import RunDir
 from kd_cli.source import copy_body, recorded_result
 from kd_cli.task import Supervised
-from kd_cli.teachers import check_groups, check_weights, confusable_groups
+from kd_cli.teachers import check_weights, confusable_groups
 
 _EVAL_BATCH = 500  # images per forward pass of a teacher that is measured
 _PROCEDURES = {"specialists", "assistants", "generations"}
@@ -80,15 +83,14 @@ def compare(config: Config, launch: Launch) -> Result:
         used = len(given) == 1 and kind_of_teacher(config) != "trained"
         recorded = recorded_result(given[0].path) if used else None
         results: dict[str, Result] = {"teacher": recorded} if recorded else {}
-        models: dict[str, Mapping[str, Any]] = {}
-        for training in trainings:
-            models[training.name] = training.model
-            with open_part(run.path, training, _identity(launch, training.stage), config) as part:
-                teachers = [Known(run.path / name, models[name]) for name in training.teachers] or given
-                results[training.name] = part.result or _learn(config, launch, training, part, data, teachers)
-        seconds = round(time.monotonic() - start, 1)
-        result = {"run": str(run.path), "seconds": seconds, **_comparison(config, results), **results}
-        run.finish(result)
+        loggers = make_loggers(config, run)
+        with followed(loggers, ()):
+            results |= _learn_all(config, launch, trainings, run, data, given)
+            seconds = round(time.monotonic() - start, 1)
+            result = {"run": str(run.path), "seconds": seconds, **_comparison(config, results), **results}
+            run.finish(result)
+            for logger in loggers:
+                logger.finish(result)
         return result
 
 
@@ -99,7 +101,7 @@ def prepare(config: Config, data: Data) -> list[Training]:
         ConfigError: options, recipes or pairs that cannot work.
         DataError: a given teacher that is damaged, not what its record says, or for other classes.
     """
-    _check_specialists(config, data)
+    check_specialists(config, data)
     kind, given, device = kind_of_teacher(config), _given(config), pick_device(config["device"])
     trainings = plan(config, teacher=kind, given=bool(given))
     for training in trainings:
@@ -113,14 +115,8 @@ def prepare(config: Config, data: Data) -> list[Training]:
 
 def _comparison(config: Config, results: Mapping[str, Result]) -> dict[str, Any]:
     gain = round(results["distilled"]["test_top1"] - results["baseline"]["test_top1"], 2)
-    differences = _recipe_differences(config)
+    differences = recipe_differences(config)
     return {"seed": config["seed"], "gain": gain} | ({"recipe_differences": differences} if differences else {})
-
-
-def _recipe_differences(config: Config) -> dict[str, list[Any]]:
-    """What the baseline's and the distilled student's recipes do not share: such a gain is not distillation's alone."""
-    baseline, distilled = (vars(stage_recipe(config, stage)) for stage in ("baseline", "distilled"))
-    return {key: [value, distilled[key]] for key, value in baseline.items() if value != distilled[key]}
 
 
 def check(config: Config) -> None:
@@ -135,12 +131,26 @@ def check(config: Config) -> None:
     for number, options in enumerate(config["assistants"]):
         MODELS.check(options, where=f"assistants[{number}]")
     pick_device(config["device"])
+    check_logger(config["logger"])
     given = _given(config)
     check_procedure(config, teacher=kind_of_teacher(config), given=bool(given))
     try:
         check_weights(config["ensemble"]["weights"], _members(config, given))
     except ValueError as error:
         raise ConfigError(f"ensemble.{error}") from error
+
+
+def _learn_all(
+    config: Config, launch: Launch, trainings: Sequence[Training], run: RunDir, data: Data, given: Sequence[Known]
+) -> dict[str, Result]:
+    """Every part of a comparison that is not there yet, in a folder of its own; their results by name."""
+    models = {training.name: training.model for training in trainings}
+    results: dict[str, Result] = {}
+    for training in trainings:
+        with open_part(run.path, training, _identity(launch, training.stage), config) as part:
+            teachers = [Known(run.path / name, models[name]) for name in training.teachers] or given
+            results[training.name] = part.result or _learn(config, launch, training, part, data, teachers)
+    return results
 
 
 def _learn(
@@ -161,14 +171,10 @@ def _supervised(
     network = build_network(training.model, role, training.seed, data, device)
     if generalist is not None:
         copy_body(generalist, network)
-    _note_model(run, training.model)
+    note_model(run, training.model)
     task = Supervised(network, recipe.label_smoothing)
-    return fit(task, data, run, recipe, {"stage": training.name, "seed": training.seed}, device=device)
-
-
-def _note_model(run: RunDir, model: Mapping[str, Any]) -> None:
-    path = model.get("pretrained")
-    run.note(model=model, **({"pretrained_sha256": file_digest(Path(path).expanduser())} if path else {}))
+    facts = {"stage": training.name, "seed": training.seed}
+    return fit(task, data, run, recipe, facts, device=device, followers=make_loggers(config, run))
 
 
 def _specialist(config: Config, training: Training, run: RunDir, data: Data, generalist: Known) -> Result:
@@ -195,14 +201,14 @@ def _distilled(
         network = build_peer(config, training.seed, data, device)
     elif kind == "frozen":
         network = _take_teacher(config, launch, run, data, teachers, device)
-    _note_model(run, training.model)
+    note_model(run, training.model)
     run.note(loss=config["loss"])
     task = build_task(config, student, network, data, recipe)
     if kind == "frozen" and network is not None:
         remember_teacher(config, task, network, data, recipe, training.seed, device)
     run.note(grafted=task.deployed is not student)
     facts = {"stage": training.name, "seed": training.seed, "loss": config["loss"]["name"], "weight": task.mix.weight}
-    return fit(task, data, run, recipe, facts, device=device)
+    return fit(task, data, run, recipe, facts, device=device, followers=make_loggers(config, run))
 
 
 def _take_teacher(
@@ -257,16 +263,6 @@ def _given(config: Config) -> list[Known]:
     if missing:
         raise ConfigError(f"teacher.checkpoint: there is no {missing[0]}; kd list runs shows what is there")
     return [Known(path, model_options(config, "teacher") if len(paths) == 1 else None) for path in paths]
-
-
-def _check_specialists(config: Config, data: Data) -> None:
-    wanted = config["specialists"]
-    try:
-        check_groups(wanted["groups"], wanted["classes"], data.spec.num_classes)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-    if wanted["groups"] and not data.size("val"):
-        raise ConfigError("specialists.groups needs validation images; type dataset.val_fraction=0.1")
 
 
 def open_data(config: Config) -> Data:

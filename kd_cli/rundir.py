@@ -228,7 +228,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def config_digest(config: Mapping[str, Any]) -> str:
-    """SHA-256 of a configuration, whatever the order of its keys."""
+    """SHA-256 of a configuration, whatever the order of its keys and wherever its run is logged."""
+    config = {key: value for key, value in config.items() if key != "logger"}
     return hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest()
 
 
@@ -277,7 +278,7 @@ def _difference(path: Path, config: Mapping[str, Any]) -> str:
     except (OSError, ValueError):
         return "its config.yaml cannot be read"
     new = flatten(dict(config))
-    keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+    keys = [key for key in {**old, **new} if old.get(key) != new.get(key) and not key.startswith("logger.")]
     shown = ", ".join(f"{key}: {old.get(key)} there, {new.get(key)} here" for key in keys[:3])
     return shown + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
 

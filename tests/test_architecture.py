@@ -40,7 +40,7 @@ FLOORS = (
     {"data", "rundir", "optim", "divergence"},
     {"sweepdir"},
     {"parts"},
-    {"losses", "models", "evaluate", "profiling", "probe", "teacher_cache"},
+    {"losses", "models", "loggers", "evaluate", "profiling", "probe", "teacher_cache"},
     {"task"},
     {"trainer"},
     {"teachers", "source"},

@@ -24,6 +24,7 @@ class What(str, Enum):
     trainers = "trainers"
     experiments = "experiments"
     transfers = "transfers"
+    loggers = "loggers"
     runs = "runs"
 
 
@@ -34,6 +35,7 @@ _GROUPS = {
     "trainers": "trainer",
     "experiments": "experiment",
     "transfers": "transfer",
+    "loggers": "logger",
 }
 
 
@@ -43,7 +45,7 @@ def command(
     config_dir: ConfigDir = None,
     json: Json = False,
 ) -> None:
-    """List losses, models, datasets, trainers, experiments, transfers or runs, one line each."""
+    """List losses, models, datasets, trainers, experiments, transfers, loggers or runs, one line each."""
     console.setup(as_json=json)
     if what is What.runs:
         _runs(outputs)

@@ -1,0 +1,1 @@
+"""Where a training's numbers also go: one file per logger."""

@@ -1,0 +1,196 @@
+"""TensorBoard and MLflow are told what the run's own records say, of resumed runs too, and cannot do harm."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import sys
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import SMALL
+from safetensors.torch import load_file
+from small import CPU, make_data, make_student, read_yaml, yaml_names
+
+from kd_cli.errors import Interrupted
+from kd_cli.fit import fit
+from kd_cli.followers import Follower
+from kd_cli.loggers.base import LOGGERS, make_loggers
+from kd_cli.recipe import Recipe
+from kd_cli.rundir import RunDir, read_metrics
+from kd_cli.task import Supervised
+
+DATABASE = "sqlite:///outputs/mlflow.db"
+
+
+class Interruption:
+    """Ctrl-C at the end of an epoch, before its checkpoint is written."""
+
+    def __init__(self, epoch: int) -> None:
+        self.at = epoch
+
+    def begin(self, records: Any) -> None:
+        pass
+
+    def epoch(self, record: Any) -> None:
+        if record["epoch"] == self.at:
+            raise Interrupted("Ctrl-C")
+
+    def finish(self, result: Any) -> None:
+        pass
+
+    def close(self, status: str) -> None:
+        pass
+
+
+def train(folder: Path, logger: Mapping[str, Any], *others: Follower) -> None:
+    config = {"logger": logger, "loss": {"name": "none"}}
+    with RunDir.open(folder, {"command": "train-baseline"}, config, exact=True) as run:
+        followers = [*make_loggers(config, run), *others]
+        facts = {"stage": "baseline", "seed": 0}
+        fit(Supervised(make_student()), make_data(), run, Recipe(epochs=3), facts, device=CPU, followers=followers)
+
+
+def train_and_resume(folder: Path, logger: Mapping[str, Any]) -> None:
+    """Interrupted in its second epoch, which it has logged and not saved."""
+    with pytest.raises(Interrupted):
+        train(folder, logger, Interruption(epoch=2))
+    train(folder, logger)
+
+
+def events(run: Path) -> Any:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    return EventAccumulator(str(run / "tensorboard")).Reload()
+
+
+def curve(run: Path, name: str) -> list[tuple[int, float]]:
+    return [(event.step, pytest.approx(event.value, rel=1e-6)) for event in events(run).Scalars(name)]
+
+
+def recorded(run: Path, name: str) -> list[tuple[int, float]]:
+    return [(row["epoch"], row[name]) for row in read_metrics(run)]
+
+
+def mlflow_client() -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from mlflow.tracking import MlflowClient
+
+        return MlflowClient(DATABASE)
+
+
+def mlflow_runs() -> dict[str, Any]:
+    """What MLflow's own client reads back, by the name of the run."""
+    client = mlflow_client()
+    found = client.search_runs([client.get_experiment_by_name("kd").experiment_id])
+    assert len({run.info.run_name for run in found}) == len(found)
+    return {run.info.run_name: run for run in found}
+
+
+def history(run: Any, name: str) -> list[tuple[int, float]]:
+    return [(metric.step, metric.value) for metric in mlflow_client().get_metric_history(run.info.run_id, name)]
+
+
+def test_every_logger_has_a_yaml_that_lists_its_options() -> None:
+    assert yaml_names("logger") == LOGGERS.names()
+    for name in LOGGERS.names():
+        options = set(inspect.signature(LOGGERS.component(name)).parameters) - {"run", "config"}
+        assert set(read_yaml("logger", name)) == {"name", *options}
+
+
+@pytest.mark.parametrize("name", ["mlflow", "tensorboard"])
+def test_a_logger_that_is_not_installed_is_told_of_before_anything_is_trained(kd, monkeypatch, name: str) -> None:
+    monkeypatch.setitem(sys.modules, name, None)
+    said = kd("run", *SMALL, f"logger={name}", code=2).message
+    assert f"pip install 'kd-cli[{name}]'" in said
+    assert not list(Path().rglob("run.json"))
+
+
+def test_tensorboard_has_every_epoch_the_options_and_the_result_and_the_training_is_the_same(kd) -> None:
+    kd("train-baseline", *SMALL, "hydra.run.dir=plain")
+    result = kd("train-baseline", *SMALL, "logger=tensorboard", "hydra.run.dir=logged", "--json").json
+    run = Path("logged")
+    for name in ("train_loss", "val_top1", "lr"):
+        assert curve(run, name) == recorded(run, name)
+    assert events(run).Scalars("test_top1")[0].value == pytest.approx(result["test_top1"])
+    plugin = events(run).SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    assert b"trainer.batch_size" in plugin
+    assert b"logger" not in plugin
+    weights = [load_file(each / "checkpoints" / "epoch-0002" / "model.safetensors") for each in (Path("plain"), run)]
+    assert all((weights[0][name] == weights[1][name]).all() for name in weights[0])
+
+
+def test_tensorboard_has_each_epoch_of_a_resumed_run_once(tmp_path: Path) -> None:
+    train_and_resume(tmp_path / "run", {"name": "tensorboard"})
+    assert [step for step, _ in curve(tmp_path / "run", "train_loss")] == [1, 2, 3]
+    assert curve(tmp_path / "run", "seconds") == recorded(tmp_path / "run", "seconds")
+
+
+def test_tensorboard_gets_the_epochs_before_it_was_asked_for(tmp_path: Path) -> None:
+    with pytest.raises(Interrupted):
+        train(tmp_path / "run", {"name": "none"}, Interruption(epoch=2))
+    train(tmp_path / "run", {"name": "tensorboard"})
+    assert curve(tmp_path / "run", "val_top1") == recorded(tmp_path / "run", "val_top1")
+
+
+def test_mlflow_has_a_comparison_with_its_three_trainings_below_it(kd) -> None:
+    shown = kd("run", *SMALL, "logger=mlflow", "hydra.run.dir=there")
+    assert "mlflow" not in (shown.out + shown.err).lower()
+    runs, result = mlflow_runs(), json.loads(Path("there/result.json").read_text())
+    assert set(runs) == {"there", "teacher", "baseline", "distilled"}
+    whole, student = runs["there"], runs["distilled"]
+    assert {run.info.status for run in runs.values()} == {"FINISHED"}
+    assert student.data.tags["mlflow.parentRunId"] == whole.info.run_id
+    assert "mlflow.parentRunId" not in whole.data.tags
+    assert whole.data.metrics["gain"] == result["gain"]
+    assert whole.data.metrics["distilled.test_top1"] == student.data.metrics["test_top1"]
+    assert student.data.metrics["test_top1"] == result["distilled"]["test_top1"]
+    assert history(student, "val_top1") == recorded(Path("there/distilled"), "val_top1")
+    assert student.data.params["loss.temperature"] == "4.0"
+    assert not any(key.startswith("logger") for key in student.data.params)
+    wanted = {"kd.run": str(Path("there/distilled").absolute()), "kd.stage": "distilled", "kd.seed": "0"}
+    assert wanted.items() <= student.data.tags.items()
+
+
+def test_mlflow_goes_on_with_the_run_of_a_resumed_one_and_has_each_epoch_once(tmp_path: Path) -> None:
+    options = {"name": "mlflow", "tracking_uri": DATABASE}
+    with pytest.raises(Interrupted):
+        train(tmp_path / "run", options, Interruption(epoch=2))
+    stopped = mlflow_runs()["run"]
+    assert (stopped.info.status, stopped.data.tags["kd.status"]) == ("KILLED", "interrupted")
+    train(tmp_path / "run", options)
+    resumed = mlflow_runs()["run"]
+    assert resumed.info.run_id == stopped.info.run_id
+    assert (resumed.info.status, resumed.data.tags["kd.status"]) == ("FINISHED", "completed")
+    assert history(resumed, "train_loss") == recorded(tmp_path / "run", "train_loss")
+
+
+@pytest.mark.slow  # two processes, each of which imports torch and MLflow
+def test_two_processes_at_once_make_one_database(kd) -> None:
+    kd(
+        "train-baseline",
+        "-m",
+        *SMALL,
+        "seed=0,1,2,3",
+        "logger=mlflow",
+        "hydra.launcher.n_jobs=4",
+        "hydra.sweep.dir=swept",
+    )
+    runs = mlflow_runs()
+    assert set(runs) == {f"seed={seed}" for seed in range(4)}
+    assert not any("logger=" in log.read_text() for log in Path("swept").glob("*/log.txt"))
+    for name, run in runs.items():
+        assert history(run, "train_loss") == recorded(Path("swept", name), "train_loss")
+        assert run.data.tags["kd.point"] == name
+
+
+def test_a_logger_that_fails_costs_its_log_and_not_the_run(kd) -> None:
+    Path("file").write_text("no folder\n")
+    words = ("logger=mlflow", "logger.tracking_uri=sqlite:///file/mlflow.db", "hydra.run.dir=there")
+    shown = kd("train-baseline", *SMALL, *words)
+    assert shown.message.count("logger=mlflow failed") == 1
+    assert json.loads(Path("there/run.json").read_text())["status"] == "completed"
