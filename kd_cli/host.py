@@ -69,6 +69,7 @@ def _run_once(job: Job, command: str, arguments: Sequence[str]) -> Mapping[str, 
 def _run_sweep(job: Job, command: str, arguments: Sequence[str]) -> Sequence[Mapping[str, Any]]:
     _extend_hydra(arguments)
     sweep, study = _make_sweep(command, arguments)
+    arguments = sweep.asked
     points = _Points(sweep, job, command, arguments, study)
     _name_folders(sweep.name, lambda _root_: sweep.folder(_root_.hydra.overrides.task))
     try:
@@ -105,7 +106,7 @@ class _Points:
         hydra = HydraConfig.get()
         self._open(hydra)
         point = self._sweep.guard(lambda: _start(self._job, self._command, self._arguments, config))
-        self.records.append({**point, "folder": str(hydra.sweep.subdir)})
+        self.records.append({**point, "folder": hydra.runtime.output_dir})
 
     def _open(self, hydra: Any) -> None:
         """Takes the sweep's folder, whose name Hydra knows."""
@@ -131,8 +132,7 @@ class _Points:
             self.records += [not_started(work.label) for work in works]
             return
         points = run_points(works, share, len(self.records))
-        names = [str(config.hydra.sweep.subdir) for config in configs]
-        self.records += [{**point, "folder": name} for point, name in zip(points, names, strict=True)]
+        self.records += [{**point, "folder": str(work.folder)} for point, work in zip(points, works, strict=True)]
         self._sweep.stopped = any(point["status"] in ("interrupted", "not started") for point in self.records)
 
     def _work(self, hydra: Any) -> Work:
@@ -172,8 +172,7 @@ def _make_sweep(command: str, arguments: Sequence[str]) -> tuple[Sweep, Any]:
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
         config = loader.load_configuration(name, overrides, RunMode.MULTIRUN)
-        params = config.hydra.sweeper.get("params") or {}
-        sweep = Sweep(arguments, loader, list(params))
+        sweep = Sweep(arguments, loader, config.hydra.sweeper.get("params") or {})
     study = config.get("study")
     return sweep, OmegaConf.to_container(study, resolve=True) if study else None
 

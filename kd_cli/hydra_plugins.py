@@ -16,7 +16,7 @@ from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus, run_job, setup_globals
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.search_path_plugin import SearchPathPlugin
-from omegaconf import open_dict
+from omegaconf import OmegaConf, open_dict
 
 from kd_cli.errors import ConfigError
 from kd_cli.launcher import check_n_jobs, divide, find_slots
@@ -86,11 +86,12 @@ class ProcessLauncher(Launcher):
 
 
 def install_plugins(folders: Sequence[str]) -> None:
-    """Makes Hydra know our launcher and search these folders for yaml, too."""
+    """Makes Hydra know our launcher and `${kd_complement:x}`, 1 − x, and search these folders for yaml, too."""
     missing = [folder for folder in folders if not Path(folder).is_dir()]
     if missing:
         raise ConfigError(f"--config-dir: there is no folder {missing[0]}; type the path of a folder with yaml groups")
     UserFolders.users, UserFolders.plugins = [Path(folder).resolve() for folder in folders], list(plugin_conf_dirs())
+    OmegaConf.register_new_resolver("kd_complement", lambda share: round(1 - float(share), 12), replace=True)
     if ProcessLauncher.__module__ not in sys.modules:
         Plugins.instance().register(UserFolders)
         Plugins.instance().register(ProcessLauncher)

@@ -25,18 +25,24 @@ class Sweep:
         arguments: Hydra's command line.
         loader: Hydra's config loader, which knows the groups.
         params: `hydra.sweeper.params`, what a preset sweeps over; what is typed wins.
+
+    Attributes:
+        asked: the arguments with what the preset sweeps over, as if it had been typed.
+        arguments: those of them that can be run.
     """
 
-    def __init__(self, arguments: Sequence[str], loader: Any, params: Sequence[str] = ()) -> None:
+    def __init__(self, arguments: Sequence[str], loader: Any, params: Mapping[str, str]) -> None:
         from hydra.core.override_parser.overrides_parser import OverridesParser
 
-        self.arguments = list(arguments)
+        typed = {override_key(argument) for argument in arguments}
+        self.asked = [*arguments, *(f"{key}={values}" for key, values in params.items() if key not in typed)]
+        self.arguments = list(self.asked)
         self.failures: list[Point] = []
         self.keys: set[str] = set()
         self.stopped = False  # by Ctrl-C or SIGTERM; Hydra would go on with the next point
         parser = OverridesParser.create(loader)
-        for place, argument in enumerate(arguments):
-            if "=" not in argument or argument.startswith("-") or arguments[place - 1] in _VALUE_FOLLOWS:
+        for place, argument in enumerate(self.asked):
+            if "=" not in argument or argument.startswith("-") or self.asked[place - 1] in _VALUE_FOLLOWS:
                 continue
             override = parser.parse_override(argument)
             if override.is_sweep_override() and override.is_discrete_sweep():
@@ -44,8 +50,6 @@ class Sweep:
                 known = loader.get_group_options(override.key_or_group)
                 if known:
                     self._drop_unknown(place, override, known)
-        typed = {override_key(argument) for argument in arguments}
-        self.keys |= {key for key in params if key not in typed}
 
     def _drop_unknown(self, place: int, override: Any, known: Sequence[str]) -> None:
         """Takes group choices that do not exist out of the sweep: Hydra would refuse all of it for one of them."""

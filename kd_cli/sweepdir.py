@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from os.path import relpath
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,8 @@ class SweepDir:
 
     def close(self, points: Sequence[Mapping[str, Any]]) -> None:
         """Records what came of the points; those of an earlier start that were not asked for now stay."""
-        new = {point["folder"]: {key: point[key] for key in _KEPT if key in point} for point in points}
+        kept = [{key: point[key] for key in _KEPT if key in point} for point in points]
+        new = {name: {**point, "folder": name} for point in kept for name in [relpath(point["folder"], self.path)]}
         old = {point["folder"]: point for point in self._record["points"]}
         self._record |= {"ended": now(), "points": [*(old | new).values()]}
         self._write()

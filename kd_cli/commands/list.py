@@ -23,6 +23,7 @@ class What(str, Enum):
     datasets = "datasets"
     trainers = "trainers"
     experiments = "experiments"
+    studies = "studies"
     transfers = "transfers"
     loggers = "loggers"
     runs = "runs"
@@ -34,6 +35,7 @@ _GROUPS = {
     "datasets": "dataset",
     "trainers": "trainer",
     "experiments": "experiment",
+    "studies": "study",
     "transfers": "transfer",
     "loggers": "logger",
 }
@@ -45,7 +47,7 @@ def command(
     config_dir: ConfigDir = None,
     json: Json = False,
 ) -> None:
-    """List losses, models, datasets, trainers, experiments, transfers, loggers or runs, one line each."""
+    """List losses, models, datasets, trainers, experiments, studies, transfers, loggers or runs, one line each."""
     console.setup(as_json=json)
     if what is What.runs:
         _runs(outputs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Optional
 
 import typer
@@ -12,6 +13,7 @@ from kd_cli.config import override_key
 from kd_cli.errors import ConfigError
 from kd_cli.options import ConfigDir, Device, Json, WhichEpoch, split_targets
 from kd_cli.registry import convert
+from kd_cli.statistics import PairedGain
 
 PANEL = "Results"
 
@@ -41,7 +43,30 @@ def command(
     """Try saved networks on other data: zero-shot over shared classes, and a linear probe of their features."""
     console.setup(as_json=json)
     runs, overrides = split_targets(targets, "transfer")
-    of_data, of_networks = _divided(overrides)
+    epoch = which.value if which else None
+    found = transfer_runs(runs, overrides, config_dir or [], which=epoch, probe=probe, tap=tap, device=device)
+    present(found)
+    console.emit(found)
+
+
+def transfer_runs(
+    runs: Sequence[Path],
+    overrides: Sequence[str],
+    config_dirs: Sequence[str] = (),
+    *,
+    which: str | None = None,
+    probe: bool = True,
+    tap: str | None = None,
+    device: str = "auto",
+) -> dict[str, Any]:
+    """What saved networks are worth on other data.
+
+    Args:
+        overrides: `transfer=mnist_to_digits` and its like.
+
+    Returns:
+        `dataset`; `networks`: a row for each; `roles`: means over seeds; `gain`: metric → the paired gain.
+    """
     from kd_cli.build import pick_device
     from kd_cli.data.base import load_dataset
     from kd_cli.host import compose
@@ -49,7 +74,8 @@ def command(
     from kd_cli.saved import Saved
     from kd_cli.transfer import made_with, summary, transfer
 
-    chosen = compose(of_data, config_name="transfer", config_dirs=config_dir or [])
+    of_data, of_networks = _divided(overrides)
+    chosen = compose(of_data, config_name="transfer", config_dirs=config_dirs)
     shared = convert(chosen["shared"], Mapping[str, Sequence[Any]], "shared")
     if not probe and not shared:
         raise ConfigError("nothing is left to do: name shared classes with transfer=…, or leave --no-probe out")
@@ -57,7 +83,7 @@ def command(
     data, where = load_dataset(chosen["dataset"]), pick_device(device)
     rows, settings = [], []
     for run in runs:
-        saved = Saved(run, which=which.value if which else None, overrides=of_networks, config_dirs=config_dir or [])
+        saved = Saved(run, which=which, overrides=of_networks, config_dirs=config_dirs)
         if saved.source.record.get("specialist"):
             console.notice(f"{console.short_path(run)} is left out: a specialist knows a few classes only")
             continue
@@ -66,10 +92,14 @@ def command(
     if not rows:
         raise ConfigError("no network is left; name a run that is no specialist: kd list runs")
     found = summary(rows, settings)
-    _show(rows, data.name)
-    _show_summary(rows, found)
     gains = {metric: vars(gain) | {"verdict": gain.verdict} for metric, gain in found.get("gain", {}).items()}
-    console.emit({"dataset": data.name, "networks": rows, "roles": found.get("roles", {}), "gain": gains})
+    return {"dataset": data.name, "networks": rows, "roles": found.get("roles", {}), "gain": gains}
+
+
+def present(found: Mapping[str, Any]) -> None:
+    """The table of the networks, and that of the means over seeds."""
+    _show(found["networks"], found["dataset"])
+    _show_summary(found["networks"], found)
 
 
 def _divided(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -122,7 +152,8 @@ def _show_summary(rows: Sequence[Mapping[str, Any]], found: Mapping[str, Any]) -
     console.table("Over seeds, mean ± std", ["role", "seeds", *heads], cells, left=("role",))
     for metric in metrics:
         if metric in found["gain"]:
-            console.say(found["gain"][metric].sentence(f"{_HEADS[metric]} top-1"))
+            gain = {key: value for key, value in found["gain"][metric].items() if key != "verdict"}
+            console.say(PairedGain(**gain).sentence(f"{_HEADS[metric]} top-1"))
 
 
 def _spread(found: Mapping[str, Any] | None) -> str | None:
