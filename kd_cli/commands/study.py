@@ -1,0 +1,77 @@
+"""kd study: one question, one sweep, one answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from kd_cli import console
+from kd_cli.errors import ConfigError, suggest
+from kd_cli.options import ConfigDir, Json
+
+PANEL = "Experiments"
+
+
+def _complete(incomplete: str) -> list[str]:
+    from kd_cli.commands.list import choices
+
+    return [choice["name"] for choice in choices("study", []) if choice["name"].startswith(incomplete)]
+
+
+def command(
+    name: Annotated[
+        str, typer.Argument(help="temperature, weights, …: kd list studies", show_default=False, autocompletion=_complete)
+    ],
+    overrides: Annotated[
+        Optional[list[str]],  # noqa: UP045 - Typer reads it on Python 3.10
+        typer.Argument(metavar="[OVERRIDE]…", help="As of kd run -m: seed=0,1,2,3,4 dataset=…", show_default=False),
+    ] = None,
+    config_dir: ConfigDir = None,
+    json: Json = False,
+) -> None:
+    """Answer a question about distillation: a sweep over seeds, its report, a picture and the verdict."""
+    console.setup(as_json=json)
+    from kd_cli.commands.list import choices
+    from kd_cli.host import run_hydra
+    from kd_cli.sweep import check_points
+
+    known = [choice["name"] for choice in choices("study", config_dir or [])]
+    if name not in known:
+        raise ConfigError(f"there is no study {name!r}{suggest(name, known)}; kd list studies says what they ask")
+    from kd_cli.commands.run import job
+
+    folders = [word for folder in config_dir or [] for word in ("--config-dir", folder)]
+    points = run_hydra(job, "run", ["--multirun", *folders, f"study={name}", *(overrides or [])])
+    assert isinstance(points, Sequence)
+    if any(point["status"] == "completed" for point in points):
+        _answer(name, points)
+    check_points(points)
+
+
+def _answer(name: str, points: Sequence[Mapping[str, Any]]) -> None:
+    from kd_cli.commands.report import present
+    from kd_cli.report.charts import axis_chart
+    from kd_cli.report.write import write
+    from kd_cli.sweepdir import read_sweep
+
+    folder = Path(next(point["folder"] for point in points if "folder" in point)).parent
+    study = read_sweep(folder)["study"]
+    if str(study["then"]).startswith("transfer="):
+        _transfer(folder, study["then"], points)
+    results, paths = write([folder], folder, command=["study", name], speed=study["then"] == "profile")
+    console.say(f"\n{study['question']}", style="bold")
+    present(results, paths)
+    console.emit({"points": points, **results})
+
+
+def _transfer(folder: Path, transfer: str, points: Sequence[Mapping[str, Any]]) -> None:
+    """Tries every network of the study on other data; the report finds what came of it in transfer.json."""
+    from kd_cli.commands.transfer import transfer_runs
+    from kd_cli.files import write_json
+    from kd_cli.saved import expand
+
+    runs = [run for point in points if point["status"] == "completed" for run in expand(Path(point["run"]))]
+    write_json(folder / "transfer.json", transfer_runs(runs, [transfer]))

@@ -1,0 +1,226 @@
+"""What the numbers of a report say, in sentences: computed, and hedged where a difference is inside its noise.
+
+Every choice is made on validation images; the test images only say what the choice is worth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+from typing import Any
+
+from kd_cli.statistics import PairedGain, paired_gain
+
+Results = Mapping[str, Any]
+_FEW = 5  # seeds; with fewer the exact test cannot go below p = 0.05
+_VERDICTS = ("helped", "hurt", "did not differ beyond its noise")  # as PairedGain gives them
+_EPOCHS = ("distill_trainer.epochs", "trainer.epochs")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What was compared at one setting of the keys that vary, over seeds.
+
+    Args:
+        name: `loss.temperature=4`; empty where nothing varies.
+        settings: the keys and their values.
+        runs: role → seed → the run's row of results.json.
+    """
+
+    name: str
+    settings: Mapping[str, Any]
+    runs: Mapping[str, Mapping[int, Mapping[str, Any]]]
+
+    def values(self, role: str, key: str = "test_top1") -> dict[int, float]:
+        """Seed → a number of the role's run, where there is one."""
+        return {seed: run[key] for seed, run in self.runs[role].items() if run.get(key) is not None}
+
+    def mean(self, role: str, key: str = "test_top1") -> float | None:
+        """Mean over seeds; None where there is no number."""
+        numbers = list(self.values(role, key).values())
+        return fmean(numbers) if numbers else None
+
+    def said(self, role: str, key: str = "test_top1") -> str:
+        """`97.02 ± 0.21 %`: mean and standard deviation."""
+        numbers = list(self.values(role, key).values())
+        spread = f" ± {stdev(numbers):.2f}" if len(numbers) > 1 else ""
+        return f"{fmean(numbers):.2f}{spread} %"
+
+    def gain(self) -> PairedGain | None:
+        """Distilled − baseline, paired by seed; None with fewer than two seeds."""
+        return difference(self.values("distilled"), self.values("baseline"))
+
+
+def findings(results: Results) -> list[str]:
+    """The sentences, the most important first; none where nothing was compared."""
+    settings = [setting for setting in settings_of(results) if setting.values("distilled")]
+    if not settings:
+        return []
+    sayings: Sequence[Callable[[Sequence[Setting]], list[str]]] = (_gains, _choice, _teachers, _overfitting)
+    sentences = [sentence for say in sayings for sentence in say(settings)]
+    return [*sentences, *_costs(settings), *_transfer(results), *_caution(settings)]
+
+
+def settings_of(results: Results) -> list[Setting]:
+    """The groups of results.json with the runs behind them."""
+    runs = {run["id"]: run for run in results["runs"]}
+    compared = {each["id"]: each for each in results["comparisons"]}
+    found = []
+    for group in results["groups"]:
+        members = [compared[name] for name in group["comparisons"]]
+        roles = {
+            role: {each["seed"]: runs[each[role]] for each in members if each.get(role)}
+            for role in ("teacher", "baseline", "distilled")
+        }
+        found.append(Setting(group["name"], group["settings"], roles))
+    return found
+
+
+def difference(first: Mapping[int, float], second: Mapping[int, float]) -> PairedGain | None:
+    """first − second, paired by seed; None with fewer than two common seeds."""
+    differences = [value - second[seed] for seed, value in first.items() if seed in second]
+    return paired_gain(differences) if len(differences) > 1 else None
+
+
+def _gains(settings: Sequence[Setting]) -> list[str]:
+    """Did distillation help, and where?"""
+    gains = {setting.name: gain for setting in settings if (gain := setting.gain())}
+    if len(gains) < 2:
+        return [gain.sentence() for gain in gains.values()] or _one_seed(settings)
+    told = []
+    for verdict in sorted({gain.verdict for gain in gains.values()}, key=_VERDICTS.index):
+        at = [f"{name} ({_points(gain)})" for name, gain in gains.items() if gain.verdict == verdict]
+        told.append(f"{verdict} at {_list(at)}")
+    return [f"Over {_seeds(gains.values())} seeds, against the baseline of its seed, distillation {'; '.join(told)}."]
+
+
+def _one_seed(settings: Sequence[Setting]) -> list[str]:
+    told = []
+    for setting in settings:
+        taught, alone = setting.mean("distilled"), setting.mean("baseline")
+        if taught is not None and alone is not None:
+            told.append(f"{taught - alone:+.2f} points{f' at {setting.name}' if len(settings) > 1 else ''}")
+    return [f"With one seed distillation changed test top-1 by {_list(told)}; one seed proves little."] if told else []
+
+
+def _choice(settings: Sequence[Setting]) -> list[str]:
+    """Which setting is best on validation, and which of the others are worse beyond their noise."""
+    known = [setting for setting in settings if setting.mean("distilled", "val_top1") is not None]
+    if len(known) < 2:
+        return []
+    best = max(known, key=lambda setting: setting.mean("distilled", "val_top1") or 0.0)
+    head = (
+        f"On validation {best.name} is best ({best.said('distilled', 'val_top1')}); "
+        f"on the test images it has {best.said('distilled')}"
+    )
+    against = {
+        other.name: gap
+        for other in known
+        if other is not best and (gap := difference(other.values("distilled"), best.values("distilled")))
+    }
+    clear = [f"{name} ({_points(gap)})" for name, gap in against.items() if abs(gap.mean) > gap.margin]
+    if not against:
+        return [f"{head}; one seed cannot say whether another differs from it."]
+    if not clear:
+        return [f"{head}, and no other setting differs from that beyond the noise of {_seeds(against.values())} seeds."]
+    rest = "" if len(clear) == len(against) else "; the others are within their noise"
+    return [f"{head}. Beyond its noise differs from that: {_list(clear)}{rest}."]
+
+
+def _teachers(settings: Sequence[Setting]) -> list[str]:
+    """Where the teachers differ: did the best teacher make the best student?"""
+    known = [setting for setting in settings if setting.mean("teacher") is not None]
+    ranked = sorted(known, key=lambda setting: setting.mean("teacher") or 0.0)
+    same_student = len({str(setting.mean("baseline")) for setting in known}) == 1
+    if len(known) < 2 or not same_student or ranked[0].mean("teacher") == ranked[-1].mean("teacher"):
+        return []
+    weak, strong = ranked[0], ranked[-1]
+    change = difference(strong.values("distilled"), weak.values("distilled"))
+    head = (
+        f"From the weakest teacher ({weak.name}: {weak.said('teacher')}) to the strongest ({strong.name}: "
+        f"{strong.said('teacher')}) the student"
+    )
+    if change is None:
+        return [f"{head} changes by {(strong.mean('distilled') or 0) - (weak.mean('distilled') or 0):+.2f} points."]
+    if abs(change.mean) <= change.margin:
+        return [f"{head} does not change beyond its noise ({_points(change)} points)."]
+    return [f"{head} {'gains' if change.mean > 0 else 'loses'} ({_points(change)} points)."]
+
+
+def _overfitting(settings: Sequence[Setting]) -> list[str]:
+    """Where the length of the training varies: is the last epoch worse than the chosen one?"""
+    if not any(key in setting.settings for setting in settings for key in _EPOCHS):
+        return []
+    told = []
+    for setting in settings:
+        chosen, last = setting.mean("distilled", "best_epoch"), setting.mean("distilled", "epochs")
+        if chosen is None or last is None:
+            continue
+        lost = difference(setting.values("distilled", "test_top1_last"), setting.values("distilled"))
+        worse = "" if lost is None else f", where the last epoch has {_points(lost)} points"
+        told.append(f"{setting.name}: epoch {chosen:.1f} of {last:.0f}{worse}")
+    return [f"The epoch that validation chose, mean over seeds: {'; '.join(told)}."] if told else []
+
+
+def _costs(settings: Sequence[Setting]) -> list[str]:
+    """What the student saves, where that was measured."""
+    first = settings[0]
+    student, teacher = ({**next(iter(first.runs[role].values()), {})} for role in ("distilled", "teacher"))
+    one, other = student.get("speed"), teacher.get("speed")
+    if not one or not other:
+        return []
+    ratios = [
+        f"{other[key] / one[key]:.1f} times {what}"
+        for key, what in (
+            ("bytes", "fewer bytes"),
+            ("flops_per_image", "fewer FLOPs"),
+            ("latency_ms", "less latency"),
+        )
+        if one.get(key) and other.get(key)
+    ]
+    lost = difference(first.values("distilled"), first.values("teacher"))
+    price = "" if lost is None else f"; its test top-1 differs from the teacher's by {_points(lost)} points"
+    return [f"Against the teacher the student has {_list(ratios)}{price}."]
+
+
+def _transfer(results: Results) -> list[str]:
+    """What the networks are worth on other data, where that was tried."""
+    found = results.get("transfer") or {}
+    names = {
+        "zero_shot": "zero-shot top-1",
+        "zero_shot_open": "zero-shot top-1 among all classes",
+        "probe": "probe top-1",
+    }
+    sentences = []
+    for metric, gain in (found.get("gain") or {}).items():
+        numbers = PairedGain(**{key: gain[key] for key in ("mean", "std", "margin", "p_value", "seeds")})
+        sentences.append(f"On {found['dataset']}: {numbers.sentence(names[metric])}")
+    return sentences
+
+
+def _caution(settings: Sequence[Setting]) -> list[str]:
+    seeds = max(len(setting.values("distilled")) for setting in settings)
+    if seeds < 2:
+        return []
+    told = []
+    if len(settings) > 2:
+        told.append(
+            f"the intervals hold for one comparison each, and of {len(settings)} settings one may stand out by chance"
+        )
+    if seeds <= _FEW:
+        told.append(f"with {seeds} seeds the exact test cannot go below p = {2 / 2**seeds:g}")
+    return [f"{'; '.join(told).capitalize()}: more seeds would say more."] if told else []
+
+
+def _points(gain: PairedGain) -> str:
+    return f"{gain.mean:+.2f} ± {gain.margin:.2f}"
+
+
+def _seeds(gains: Any) -> str:
+    counts = sorted({gain.seeds for gain in gains})
+    return str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+
+
+def _list(words: Sequence[str]) -> str:
+    return f"{', '.join(words[:-1])} and {words[-1]}" if len(words) > 1 else "".join(words)
