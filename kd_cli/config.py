@@ -149,5 +149,5 @@ def override_key(override: str) -> str:
 
 
 def hydra_quote(text: str) -> str:
-    """A value that Hydra's grammar takes as it stands, whatever is in it."""
-    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    """A value that Hydra's grammar takes as it stands, whatever is in it; a shell's single quotes fit around it."""
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'

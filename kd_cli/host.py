@@ -11,13 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from kd_cli.arguments import flags, option_values, typed_overrides, without_option
-from kd_cli.config import Config, Launch, check_config, hydra_quote, override_key, winning_overrides
+from kd_cli.config import Config, Launch, check_config, override_key, winning_overrides
 from kd_cli.errors import ConfigError
-from kd_cli.launcher import Share, run_points
-from kd_cli.provenance import provenance
-from kd_cli.sweep import Sweep, not_started
-from kd_cli.sweepdir import SweepDir
-from kd_cli.worker import Work
+from kd_cli.points import Points
+from kd_cli.sweep import Sweep
 
 Job = Callable[[Config, Launch], Mapping[str, Any]]
 
@@ -70,7 +67,8 @@ def _run_sweep(job: Job, command: str, arguments: Sequence[str]) -> Sequence[Map
     _extend_hydra(arguments)
     sweep, study = _make_sweep(command, arguments)
     arguments = sweep.asked
-    points = _Points(sweep, job, command, arguments, study)
+    here, alone = partial(_start, job, command, arguments), partial(_run_once, job, command)
+    points = Points(sweep, study, command, arguments, here, alone)
     _name_folders(sweep.name, lambda _root_: sweep.folder(_root_.hydra.overrides.task))
     try:
         _call_hydra(points, command, sweep.arguments)
@@ -89,65 +87,6 @@ def _extend_hydra(arguments: Sequence[str]) -> None:
                 f"{word} is not possible yet; type hydra/launcher=process (as many points of a sweep at the same time "
                 "as there are cores) or hydra/launcher=basic (one after the other)"
             )
-
-
-class _Points:
-    """The points of a sweep: Hydra calls it for each that runs here, our launcher has it run all of them apart."""
-
-    def __init__(self, sweep: Sweep, job: Job, command: str, arguments: Sequence[str], study: Any) -> None:
-        self.records: list[Mapping[str, Any]] = []
-        self._sweep, self._job, self._command, self._arguments, self._study = sweep, job, command, arguments, study
-        self._environment = dict(os.environ)
-        self._folder: SweepDir | None = None
-
-    def __call__(self, config: Any) -> None:
-        from hydra.core.hydra_config import HydraConfig
-
-        hydra = HydraConfig.get()
-        self._open(hydra)
-        point = self._sweep.guard(lambda: _start(self._job, self._command, self._arguments, config))
-        self.records.append({**point, "folder": hydra.runtime.output_dir})
-
-    def _open(self, hydra: Any) -> None:
-        """Takes the sweep's folder, whose name Hydra knows."""
-        if self._folder is None:
-            facts = {**provenance(self._command, self._arguments), "keys": sorted(self._sweep.keys)}
-            facts.pop("git_diff", None)
-            self._folder = SweepDir(Path(str(hydra.sweep.dir)).absolute(), facts | {"study": self._study})
-
-    def close(self) -> None:
-        """Records what came of the points."""
-        if self._folder is not None:
-            self._folder.close(self.records)
-
-    def run_apart(self, configs: Sequence[Any], share: Share) -> None:
-        """Runs every point in a process of its own.
-
-        Args:
-            configs: as Hydra composed them, `hydra` included.
-        """
-        self._open(configs[0].hydra)
-        works = [self._work(config.hydra) for config in configs]
-        if self._sweep.stopped:  # in an earlier batch; Hydra would go on
-            self.records += [not_started(work.label) for work in works]
-            return
-        points = run_points(works, share, len(self.records))
-        self.records += [{**point, "folder": str(work.folder)} for point, work in zip(points, works, strict=True)]
-        self._sweep.stopped = any(point["status"] in ("interrupted", "not started") for point in self.records)
-
-    def _work(self, hydra: Any) -> Work:
-        folder = Path(os.path.abspath(Path(str(hydra.sweep.dir), str(hydra.sweep.subdir))))  # noqa: PTH100 - as Hydra
-        arguments = _alone(self._arguments, hydra, folder)
-        start = partial(_run_once, self._job, self._command, arguments)
-        return Work(self._sweep.label(hydra.overrides.task), folder, self._environment, start)
-
-
-def _alone(arguments: Sequence[str], hydra: Any, folder: Path) -> list[str]:
-    """What to type to run one point of a sweep by itself, in the folder that it has in the sweep."""
-    whole = ("hydra.mode", "hydra.sweep", "hydra.run", "hydra.launcher", "hydra/launcher", "hydra/sweeper")
-    of_hydra = [override for override in hydra.overrides.hydra if not override_key(override).startswith(whole)]
-    place = f"hydra.run.dir={hydra_quote(str(folder))}"
-    return [*flags(arguments), *typed_overrides(arguments, hydra), *of_hydra, place]
 
 
 def _call_hydra(task: Callable[[Any], None], command: str, arguments: Sequence[str]) -> None:

@@ -132,6 +132,7 @@ def launch(
     result = run_hydra(job, name, arguments)
     if not isinstance(result, Mapping):
         sweep.summarize(result)
+        sweep.list_unfinished(result)
         console.emit({"points": result})
         sweep.check_points(result)
     elif result:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import re
+import traceback
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from kd_cli import console
@@ -14,6 +18,10 @@ from kd_cli.errors import Interrupted, KDError, Terminated, describe_error, sugg
 Point = Mapping[str, Any]
 
 _VALUE_FOLLOWS = ("--config-dir", "--config-name", "--cfg", "--info", "--package")
+
+LOG = "log.txt"  # in the folder of a point: what it said, or, where it said it on the screen, why it failed
+
+_MOST_LISTED = 20  # points that did not finish; the records have all of them
 
 _LONGEST_NAME = 120  # characters; most file systems stop at 255 bytes
 
@@ -78,8 +86,8 @@ class Sweep:
         """`${kd_point:}`: a folder's name, the same at every start of the same sweep."""
         return _file_name(",".join(sorted(self.label(overrides).split(" "))) or "point")
 
-    def guard(self, start: Callable[[], Point]) -> Point:
-        """Runs one point in this process. A failure is shown, and the sweep goes on."""
+    def guard(self, start: Callable[[], Point], log: Path) -> Point:
+        """Runs one point in this process. A failure is shown and written to its log, and the sweep goes on."""
         from hydra.core.hydra_config import HydraConfig
 
         hydra = HydraConfig.get()
@@ -87,7 +95,7 @@ class Sweep:
         if self.stopped:
             return not_started(label)
         console.say(f"\npoint {hydra.job.num + 1}: {label}", style="bold")
-        point = attempt(label, start)
+        point = attempt(label, lambda: _explained(start, log))
         self.stopped = point["status"] == "interrupted"
         if point["status"] in ("failed", "diverged"):
             console.panel(f"point {hydra.job.num + 1} failed: {label}", point["error"])
@@ -106,6 +114,17 @@ def _file_name(text: str) -> str:
 
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:6]
+
+
+def _explained(start: Callable[[], Point], log: Path) -> Point:
+    """Runs it; what went wrong is left in the log, too."""
+    try:
+        return start()
+    except Exception as error:
+        with suppress(OSError):
+            log.parent.mkdir(parents=True, exist_ok=True)
+            log.write_text(describe_error(error).text + "\n\n" + "".join(traceback.format_exception(error)))
+        raise
 
 
 def attempt(label: str, start: Callable[[], Point]) -> Point:
@@ -188,14 +207,31 @@ def _gains(groups: Mapping[str, Mapping[int, Point]], name: str) -> list[float |
     return gains
 
 
+def list_unfinished(points: Sequence[Point]) -> None:
+    """Each point that did not finish: why, where it says more, and what to type to run it by itself."""
+    bad = [point for point in points if point["status"] not in ("completed", "not started")]
+    if bad:
+        console.say("Not finished; the last line of each goes on with it by itself:")
+    for point in bad[:_MOST_LISTED]:
+        console.say(f"\n{point['point']}: {point['status']}", style="bold")
+        console.say("\n".join(f"  {line}" for line in str(point["error"]).splitlines()))
+        if point.get("log"):
+            console.say(f"  log: {console.short_path(point['log'])}")
+        if point.get("rerun"):
+            console.say(f"  {point['rerun']}")
+    if len(bad) > _MOST_LISTED:
+        console.say(f"\nand {len(bad) - _MOST_LISTED} more; --json lists all of them")
+
+
 def check_points(points: Sequence[Point]) -> None:
     """Raises a KDError if a point failed, so that the exit code says so."""
     bad = [point for point in points if point["status"] != "completed"]
     if bad:
-        names = "\n".join(f"  {point['point']}: {str(point['error']).splitlines()[0]}" for point in bad)
+        counts = Counter(point["status"] for point in bad)
+        kinds = ", ".join(f"{count} {status}" for status, count in counts.items())
         codes = {point.get("exit_code") for point in bad}
         kind = next((kind for kind in (Interrupted, Terminated) if kind.exit_code in codes), KDError)
-        raise kind(f"{len(bad)} of {len(points)} points did not finish:\n{names}")
+        raise kind(f"{len(bad)} of {len(points)} points did not finish: {kinds}")
 
 
 def numbers(point: Point) -> tuple[Any, Any, Any]:

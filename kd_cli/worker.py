@@ -22,7 +22,7 @@ from kd_cli import console
 from kd_cli.errors import ConfigError, KDError, Terminated, describe_error
 from kd_cli.fork_server import STOP
 from kd_cli.memory import keep_freed_memory
-from kd_cli.sweep import Point, attempt
+from kd_cli.sweep import LOG, Point, attempt
 
 GRACE = 15.0  # seconds to end in, when asked; what a killed run has written is whole as well
 
@@ -47,7 +47,7 @@ class Work:
 
     @property
     def log(self) -> Path:
-        return self.folder / "log.txt"
+        return self.folder / LOG
 
 
 def run(sender: Connection, work: Work, threads: int, slot: Environment) -> None:

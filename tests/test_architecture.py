@@ -48,7 +48,7 @@ FLOORS = (
     {"sweep"},
     {"worker"},
     {"launcher"},
-    {"hydra_plugins"},
+    {"hydra_plugins", "points"},
     {"host", "experiment", "completion", "saved"},
     {"networks"},
     {"trial", "predicting", "efficiency", "export", "assess", "transfer"},
@@ -77,6 +77,7 @@ LIGHT = {
     "fork_server",
     "worker",
     "launcher",
+    "points",
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import SMALL, started
+from conftest import HERE, SMALL, started
 
 from kd_cli.launcher import Share, divide, run_points
 from kd_cli.worker import Work
@@ -126,6 +127,23 @@ def test_a_point_that_fails_leaves_the_others_alone_and_says_why_and_where(kd) -
     log = Path("swept/trainer.lr=0.01/log.txt").read_text()
     assert sum(line.startswith("baseline   epoch") for line in log.splitlines()) == 2
     assert "baseline   epoch" not in failed.err
+
+
+@pytest.mark.parametrize("launcher", [TWO, HERE])
+def test_the_line_that_is_printed_for_a_failed_point_goes_on_with_it_in_its_folder(kd, launcher: str) -> None:
+    obstacle = Path("a sweep/seed=1/.lock")
+    obstacle.mkdir(parents=True)
+    failed = kd(*BASELINE, "seed=0,1", launcher, "hydra.sweep.dir='a sweep'", "--json", code=1)
+    done, point = failed.json["points"]
+    assert (done["status"], point["status"]) == ("completed", "failed")
+    assert "cannot be written" in Path(point["log"]).read_text()
+    assert f"\n  {point['rerun']}\n" in failed.err
+    assert done["rerun"] not in failed.err
+    obstacle.rmdir()
+    program, *arguments = shlex.split(point["rerun"])
+    assert program == "kd"
+    result = kd(*arguments, "--json").json
+    assert (result["run"], result["seed"]) == (str(Path("a sweep/seed=1").resolve()), 1)
 
 
 def test_a_process_that_dies_without_a_word_is_a_failed_point(kd) -> None:

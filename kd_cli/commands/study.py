@@ -23,7 +23,8 @@ def _complete(incomplete: str) -> list[str]:
 
 def command(
     name: Annotated[
-        str, typer.Argument(help="temperature, weights, …: kd list studies", show_default=False, autocompletion=_complete)
+        str,
+        typer.Argument(help="temperature, weights, …: kd list studies", show_default=False, autocompletion=_complete),
     ],
     overrides: Annotated[
         Optional[list[str]],  # noqa: UP045 - Typer reads it on Python 3.10
@@ -53,7 +54,6 @@ def command(
 
 def _answer(name: str, points: Sequence[Mapping[str, Any]]) -> None:
     from kd_cli.commands.report import present
-    from kd_cli.report.charts import axis_chart
     from kd_cli.report.write import write
     from kd_cli.sweepdir import read_sweep
 

@@ -1,0 +1,104 @@
+"""The points of one sweep: how each is run, and what came of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from kd_cli import console
+from kd_cli.arguments import flags, typed_overrides
+from kd_cli.config import hydra_quote, override_key
+from kd_cli.launcher import Share, run_points
+from kd_cli.provenance import provenance, rerun_line
+from kd_cli.sweep import LOG, Point, Sweep, not_started
+from kd_cli.sweepdir import SweepDir
+from kd_cli.worker import Work
+
+
+class Points:
+    """The points of a sweep: Hydra calls it for each that runs here, our launcher has it run all of them apart.
+
+    Args:
+        study: of which the sweep is part, or None.
+        here: runs a point in this process, from its composed configuration.
+        alone: runs one from its own command line; importable, since it travels to other processes.
+    """
+
+    def __init__(
+        self,
+        sweep: Sweep,
+        study: Any,
+        command: str,
+        arguments: Sequence[str],
+        here: Callable[[Any], Point],
+        alone: Callable[[Sequence[str]], Point],
+    ) -> None:
+        self.records: list[Point] = []
+        self._sweep, self._study, self._command, self._arguments = sweep, study, command, arguments
+        self._here, self._alone = here, alone
+        self._environment = dict(os.environ)
+        self._folder: SweepDir | None = None
+
+    def __call__(self, config: Any) -> None:
+        from hydra.core.hydra_config import HydraConfig
+
+        hydra = HydraConfig.get()
+        self._open(hydra)
+        self._add([hydra], [self._sweep.guard(partial(self._here, config), _folder(hydra) / LOG)])
+
+    def _open(self, hydra: Any) -> None:
+        """Takes the sweep's folder, whose name Hydra knows."""
+        if self._folder is None:
+            facts = {**provenance(self._command, self._arguments), "keys": sorted(self._sweep.keys)}
+            facts.pop("git_diff", None)
+            self._folder = SweepDir(Path(str(hydra.sweep.dir)).absolute(), facts | {"study": self._study})
+
+    def close(self) -> None:
+        """Records what came of the points."""
+        if self._folder is not None:
+            self._folder.close(self.records)
+
+    def run_apart(self, configs: Sequence[Any], share: Share) -> None:
+        """Runs every point in a process of its own.
+
+        Args:
+            configs: as Hydra composed them, `hydra` included.
+        """
+        self._open(configs[0].hydra)
+        works = [self._work(config.hydra) for config in configs]
+        if self._sweep.stopped:  # in an earlier batch; Hydra would go on
+            points = [not_started(work.label) for work in works]
+        else:
+            points = run_points(works, share, len(self.records))
+        self._add([config.hydra for config in configs], points)
+        self._sweep.stopped = any(point["status"] in ("interrupted", "not started") for point in self.records)
+
+    def _work(self, hydra: Any) -> Work:
+        folder = _folder(hydra)
+        start = partial(self._alone, _alone(self._arguments, hydra, str(folder)))
+        return Work(self._sweep.label(hydra.overrides.task), folder, self._environment, start)
+
+    def _add(self, hydras: Sequence[Any], points: Sequence[Point]) -> None:
+        """Keeps what came of points, with where they wrote and what to type to run one of them by itself."""
+        self.records += [{**point, **self._trace(hydra)} for hydra, point in zip(hydras, points, strict=True)]
+
+    def _trace(self, hydra: Any) -> Point:
+        log = _folder(hydra) / LOG
+        arguments = _alone(self._arguments, hydra, console.short_path(log.parent))
+        rerun = rerun_line({"command": self._command, "arguments": arguments})
+        return {"folder": str(log.parent), "log": str(log) if log.exists() else None, "rerun": rerun}
+
+
+def _folder(hydra: Any) -> Path:
+    return Path(os.path.abspath(Path(str(hydra.sweep.dir), str(hydra.sweep.subdir))))  # noqa: PTH100 - as Hydra
+
+
+def _alone(arguments: Sequence[str], hydra: Any, folder: str) -> list[str]:
+    """What to type to run one point of a sweep by itself, in the folder that it has in the sweep."""
+    whole = ("hydra.mode", "hydra.sweep", "hydra.run", "hydra.launcher", "hydra/launcher", "hydra/sweeper")
+    of_hydra = [override for override in hydra.overrides.hydra if not override_key(override).startswith(whole)]
+    place = f"hydra.run.dir={hydra_quote(folder)}"
+    return [*flags(arguments), *typed_overrides(arguments, hydra), *of_hydra, place]
