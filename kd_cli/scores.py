@@ -5,7 +5,7 @@ N images, K classes. Accuracies, calibration errors and agreement are percentage
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -46,24 +46,50 @@ def judge(logits: Tensor, labels: Tensor) -> dict[str, Any]:
         raise ValueError("not all of its logits are finite")
     probabilities = logits.double().softmax(dim=1)
     squares = (probabilities - F.one_hot(labels, logits.shape[1])).square().sum(dim=1)
-    errors = {name: calibration_error(probabilities, labels, norm) for name, norm in (("ece", "l1"), ("mce", "max"))}
+    bins = reliability(probabilities, labels)
+    errors = {name: calibration_error(bins, norm) for name, norm in (("ece", "l1"), ("mce", "max"))}
     return accuracy(logits, labels) | {"brier": round(float(squares.mean()), 6)} | errors
 
 
-def calibration_error(probabilities: Tensor, labels: Tensor, norm: str) -> float:
-    """The gap between confidence and accuracy over bins of confidence, percent.
+def reliability(probabilities: Tensor, labels: Tensor) -> list[dict[str, Any]]:
+    """The bins of a reliability diagram: images by the confidence of their first choice.
 
     Args:
         probabilities: [N, K].
         labels: [N].
+
+    Returns:
+        For each of 15 equally wide bins from `low` up to, but without, `high` (1 belongs to the last) its `images`,
+        and their mean `confidence` and `accuracy`, 0 … 1; None where it has no images.
+    """
+    confidence, choice = probabilities.double().max(dim=1)
+    edges = torch.linspace(0, 1, CALIBRATION_BINS + 1, dtype=torch.float64)
+    place = (torch.bucketize(confidence, edges, right=True) - 1).clamp(0, CALIBRATION_BINS - 1)
+    images = torch.bincount(place, minlength=CALIBRATION_BINS).tolist()
+    sums = [
+        torch.bincount(place, each, CALIBRATION_BINS).tolist() for each in (confidence, (choice == labels).double())
+    ]
+    return [
+        {"low": low, "high": high, "images": count}
+        | {
+            name: total / count if count else None
+            for name, total in zip(("confidence", "accuracy"), totals, strict=True)
+        }
+        for low, high, count, *totals in zip(edges[:-1].tolist(), edges[1:].tolist(), images, *sums, strict=True)
+    ]
+
+
+def calibration_error(bins: Sequence[Mapping[str, Any]], norm: str) -> float:
+    """The gap between confidence and accuracy, percent.
+
+    Args:
+        bins: as `reliability` gives them.
         norm: `l1`: the mean gap, weighed by the images of a bin; `max`: the largest.
     """
-    from torchmetrics.functional.classification import multiclass_calibration_error
-
-    below_one = probabilities.clamp(max=1 - 2**-24)  # torchmetrics gives a confidence of exactly 1 a bin of its own
-    classes = probabilities.shape[1]
-    error = multiclass_calibration_error(below_one, labels, classes, n_bins=CALIBRATION_BINS, norm=norm)  # type: ignore[arg-type]
-    return round(100 * float(error), 2)
+    gaps = [(int(each["images"]), abs(each["confidence"] - each["accuracy"])) for each in bins if each["images"]]
+    if norm == "max":
+        return round(100 * float(max(gap for _, gap in gaps)), 2)
+    return round(100 * float(sum(images * gap for images, gap in gaps)) / sum(images for images, _ in gaps), 2)
 
 
 def confusion(logits: Tensor, labels: Tensor) -> Tensor:

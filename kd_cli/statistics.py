@@ -72,6 +72,56 @@ def paired_gain(gains: Sequence[float]) -> PairedGain:
     return PairedGain(statistics.fmean(gains), std, margin, sign_flip_p(gains), len(gains))
 
 
+@dataclass(frozen=True)
+class Recovered:
+    """The share of the gap between baseline and teacher that distillation closed, percent.
+
+    Args:
+        mean: mean gain over mean gap; not the mean of the seeds' ratios, which one small gap would rule.
+        low: of the 95 % interval (Fieller 1954, for paired seeds); None for a single seed.
+        high: likewise.
+    """
+
+    mean: float
+    low: float | None = None
+    high: float | None = None
+
+
+def recovered_share(gains: Sequence[float], gaps: Sequence[float], *, noise: float = 0.0) -> Recovered | None:
+    """What share of the gap was recovered, where there is a gap.
+
+    Args:
+        gains: distilled − baseline, percentage points, one for each seed.
+        gaps: teacher − baseline of the same seeds.
+        noise: what a single seed's gap must exceed to be believed, percentage points.
+
+    Returns:
+        None where the mean gap is not above 0 beyond its noise: its 95 % interval over seeds holds 0, and Fieller's
+        interval of the ratio would be unbounded.
+    """
+    seeds = len(gains)
+    if not seeds:
+        return None
+    gain, gap = statistics.fmean(gains), statistics.fmean(gaps)
+    if seeds == 1:
+        return Recovered(100 * gain / gap) if gap > max(noise, 0) else None
+    quantile = t95(seeds - 1) ** 2 / seeds
+    spread = quantile * statistics.variance(gaps)
+    squared = gap**2 - spread
+    if gap <= 0 or squared <= 1e-12:
+        return None
+    # |gain − θ·gap| is at its margin: (gap² − q·s_yy)·θ² − 2·(gain·gap − q·s_xy)·θ + gain² − q·s_xx = 0
+    middle = gain * gap - quantile * statistics.covariance(gains, gaps)
+    ends = gain**2 - quantile * statistics.variance(gains)
+    root = math.sqrt(max(0.0, middle**2 - squared * ends))
+    return Recovered(100 * gain / gap, 100 * (middle - root) / squared, 100 * (middle + root) / squared)
+
+
+def accuracy_error(top1: float, images: int) -> float:
+    """The binomial standard error of an accuracy in percent: what other test images alone would change."""
+    return math.sqrt(top1 * (100 - top1) / images)
+
+
 def t95(freedom: int) -> float:
     """The two-sided 95 % quantile of Student's t."""
     return _T95[freedom - 1] if freedom <= len(_T95) else 1.960 + 2.4 / freedom

@@ -51,7 +51,7 @@ FLOORS = (
     {"hydra_plugins", "points"},
     {"host", "experiment", "completion", "saved"},
     {"networks"},
-    {"trial", "predicting", "efficiency", "export", "assess", "transfer"},
+    {"trial", "predicting", "efficiency", "export", "assess", "transfer", "report"},
     {"hydra_command"},
     {"commands"},
     {"cli"},

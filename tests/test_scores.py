@@ -11,7 +11,7 @@ import torch
 from small import CPU, make_data, make_student
 
 from kd_cli.evaluate import evaluate, predict
-from kd_cli.scores import agreement, calibration_error, confusion, judge, per_class
+from kd_cli.scores import agreement, calibration_error, confusion, judge, per_class, reliability
 
 SHAPES = [(40, 10), (40, 2), (1, 10), (1, 2), (200, 7)]
 
@@ -78,7 +78,7 @@ def test_a_confidence_of_one_shares_the_last_bin() -> None:
 
 def test_a_uniform_answer_is_as_confident_as_it_is_right() -> None:
     probabilities, labels = torch.full((10, 10), 0.1, dtype=torch.float64), torch.arange(10)
-    assert calibration_error(probabilities, labels, "l1") == 0
+    assert calibration_error(reliability(probabilities, labels), "l1") == 0
 
 
 def test_logits_that_are_not_finite_are_refused() -> None:

@@ -1,0 +1,1 @@
+"""What runs say together: collected, compared, judged, written down."""

@@ -1,0 +1,120 @@
+"""What is in the predictions of runs: scores, reliability, confusion, the accuracy of each class, agreement."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from kd_cli import scores
+from kd_cli.report.compare import Comparison
+from kd_cli.report.records import Run
+
+FILE = "predictions.safetensors"
+
+_MOST_RUNS = 300  # judged in detail; more would take minutes
+_MOST_COUNTS = 200_000  # numbers in the confusion matrices of single runs; those of groups come on top
+
+
+class Predictions(NamedTuple):
+    """What a network said of the test images: logits [N, K] in float32, labels [N]."""
+
+    logits: Tensor
+    labels: Tensor
+
+
+class Judge:
+    """Judges runs by their predictions.
+
+    Attributes:
+        warnings: which runs could not be judged, and why.
+    """
+
+    def __init__(self, runs: Iterable[Run]) -> None:
+        done = [run for run in runs if run.done]
+        there = [run for run in done if (run.path / FILE).exists()]
+        self.warnings: list[str] = []
+        self._there = {run.path for run in there[-_MOST_RUNS:]}
+        if len(there) < len(done):
+            without = f"{len(done) - len(there):,} of {len(done):,} tested runs have no {FILE}"
+            self.warnings.append(f"{without}: nothing is said of their calibration, classes and agreement")
+        if len(there) > _MOST_RUNS:
+            self.warnings.append(f"only the newest {_MOST_RUNS} of {len(there):,} runs were judged in detail")
+
+    def judge(self, runs: Sequence[Run]) -> dict[Path, dict[str, Any]]:
+        """For each run that can be judged `scores`, `reliability`, `per_class`, `confusion` (None if too large)."""
+        return {run.path: found for run in runs if (found := self._judged(run)) is not None}
+
+    def agreement(self, student: Run | None, teacher: Run | None) -> dict[str, float] | None:
+        """As `scores.agreement`; None where one of them has no predictions of the same images."""
+        one, other = self.predictions(student), self.predictions(teacher)
+        if one is None or other is None or one.logits.shape != other.logits.shape:
+            return None
+        return scores.agreement(one.logits, other.logits) if one.labels.equal(other.labels) else None
+
+    def predictions(self, run: Run | None) -> Predictions | None:
+        """What a run said, if that is on record and whole."""
+        return _read(run.path) if run is not None and run.path in self._there else None
+
+    def _judged(self, run: Run) -> dict[str, Any] | None:
+        said = self.predictions(run)
+        if said is None:
+            if run.path in self._there:
+                self._there.discard(run.path)
+                self.warnings.append(f"{run.path / FILE} is damaged: nothing is said of what is in it")
+            return None
+        counts, names = scores.confusion(*said), class_names(run, said.logits.shape[1])
+        return {
+            "scores": {key: each for key, each in scores.judge(*said).items() if key != "images"},
+            "reliability": scores.reliability(said.logits.double().softmax(dim=1), said.labels),
+            "per_class": scores.per_class(counts, names),
+            "confusion": counts.tolist(),
+        }
+
+
+def trim(judged: Mapping[Path, dict[str, Any]]) -> str | None:
+    """Leaves single runs' confusion matrices out where they would make too large a file; says so."""
+    if sum(len(each["confusion"]) ** 2 for each in judged.values()) <= _MOST_COUNTS:
+        return None
+    for each in judged.values():
+        each["confusion"] = None
+    return "the confusion matrices of single runs are left out for their size; those over seeds are there"
+
+
+def class_names(run: Run, classes: int) -> list[str]:
+    """As recorded, or else numbers."""
+    names = run.data.get("classes")
+    known = names if isinstance(names, list) and len(names) == classes else range(classes)
+    return [str(name) for name in known]
+
+
+def with_teachers(judge: Judge, comparisons: Sequence[Comparison]) -> dict[Path, dict[str, float] | None]:
+    """Each student's agreement with the teacher of its comparisons; None where it has different teachers in them."""
+    teachers: dict[Path, dict[Path, Run]] = {}
+    students: dict[Path, Run] = {}
+    for each in comparisons:
+        for run in (each.baseline, each.distilled):
+            if run is not None and each.teacher is not None:
+                students[run.path] = run
+                teachers.setdefault(run.path, {})[each.teacher.path] = each.teacher
+    return {
+        path: judge.agreement(students[path], next(iter(found.values()))) if len(found) == 1 else None
+        for path, found in teachers.items()
+    }
+
+
+@lru_cache(maxsize=16)  # a teacher is held against several students
+def _read(path: Path) -> Predictions | None:
+    try:
+        tensors = load_file(path / FILE)
+        logits, labels = tensors["logits"].float(), tensors["labels"].long()
+    except (OSError, ValueError, KeyError, SafetensorError):
+        return None
+    whole = logits.ndim == 2 and labels.shape == logits.shape[:1] and len(labels) > 0 and bool(logits.isfinite().all())
+    fits = whole and bool(((labels >= 0) & (labels < logits.shape[1])).all())
+    return Predictions(logits, labels) if fits else None

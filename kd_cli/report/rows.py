@@ -1,0 +1,163 @@
+"""The rows of results.json that are read off one run, and what sweeps and studies say of themselves."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from kd_cli.provenance import rerun_line
+from kd_cli.report.collect import Collected
+from kd_cli.report.compare import Comparison
+from kd_cli.report.records import Run, mapping, number
+from kd_cli.report.settings import brief, label, told
+
+_RESULTS = (
+    *("test_top1", "test_top1_last", "val_top1", "test_nll"),
+    *("best_epoch", "epochs", "parameters", "train_seconds"),
+)
+_CURVES = ("epoch", "train_loss", "val_loss", "train_top1", "val_top1", "lr")
+_READ_BY = {
+    "teacher": ("dataset", "teacher", "teacher_trainer", "trainer"),
+    "baseline": ("dataset", "student", "baseline_trainer", "trainer"),
+}
+_PROVENANCE = ("command", "directory", "git_commit", "git_dirty", "packages", "python", "machine", "host")
+
+
+def run_row(run: Run, stage: str, compared: Sequence[Comparison]) -> dict[str, Any]:
+    """One run as results.json has it, but for its id and what its predictions say.
+
+    Args:
+        stage: what it counts as.
+    """
+    settings = _settings(run, stage, compared)
+    name = " ".join(word for word in (label(settings), "" if run.seed is None else f"seed={run.seed}") if word)
+    return {
+        "id": "",
+        "run": str(run.path),
+        "name": f"{stage} · {name}" if name else stage,
+        "stage": stage,
+        "status": run.status if run.done or run.status != "completed" else "damaged",
+        "error": run.record.get("error"),
+        "rerun": rerun_line(run.record),
+        "log": _log(run.path),
+        "data": run.data.get("name"),
+        "network": mapping(run.record.get("model")).get("name"),
+        "loss": mapping(run.record.get("loss")).get("name"),
+        "seed": run.seed,
+        "settings": settings,
+        **{key: number(run.result.get(key)) for key in _RESULTS},
+        "started": run.record.get("started"),
+        "ended": run.record.get("ended"),
+        "speed": None,
+        "scores": None,
+        "reliability": None,
+        "per_class": None,
+        "confusion": None,
+        "provenance": _provenance(run),
+    }
+
+
+def curves(run: Run) -> dict[str, Any]:
+    """`curves`: a list for each number that is on record for every epoch."""
+    return {"curves": {key: [number(row.get(key)) for row in run.epochs] for key in _CURVES}}
+
+
+def _settings(run: Run, stage: str, compared: Sequence[Comparison]) -> dict[str, Any]:
+    """What of the compared settings this run read, where all its comparisons agree on it."""
+    found = [each.settings for each in compared if any(run.path == part.path for part in each.runs)]
+    shared = (
+        {key: value for key, value in found[0].items() if all(each.get(key) == value for each in found)}
+        if found
+        else {}
+    )
+    reads = _READ_BY.get(stage)
+    return {key: value for key, value in shared.items() if reads is None or key.partition(".")[0] in reads}
+
+
+def _log(path: Path) -> str | None:
+    """What a point of a sweep printed."""
+    logs = [folder / "log.txt" for folder in (path, path.parent)]
+    return next((str(log) for log in logs if log.exists()), None)
+
+
+def _provenance(run: Run) -> dict[str, Any]:
+    known = {key: run.record[key] for key in (*_PROVENANCE, "device", "threads") if key in run.record}
+    return known | {
+        "data_fingerprint": run.data.get("fingerprint"),
+        "weights_sha256": run.weights,
+        "teacher_sha256": mapping(run.record.get("teacher")).get("sha256"),
+        "resumed": len(run.record.get("resumed") or []),
+    }
+
+
+def differences(runs: Sequence[Run], ids: Mapping[Path, str]) -> list[dict[str, Any]]:
+    """The options that are not the same in all runs that read them."""
+    rows = [(ids[run.path], told(run)) for run in runs]
+    found = []
+    for key in dict.fromkeys(key for _, row in rows for key in row):
+        values: dict[str, tuple[Any, list[str]]] = {}
+        for name, row in rows:
+            if key in row:
+                values.setdefault(json.dumps(row[key], sort_keys=True, default=str), (row[key], []))[1].append(name)
+        if len(values) > 1:
+            found.append({"key": key, "values": [{"value": value, "runs": names} for value, names in values.values()]})
+    return found
+
+
+def swept_keys(found: Collected) -> list[str]:
+    """What the sweeps varied, a study's axis first; empty unless a sweep made all comparisons."""
+    if not all(found.sweep_of(each.path) for each in found.compared) or len(found.sweeps) > 1:
+        return []
+    keys = [
+        *_listed(study_of(found), "axis"),
+        *(key for sweep in found.sweeps.values() for key in _listed(sweep, "keys")),
+    ]
+    return list(dict.fromkeys(keys))
+
+
+def study_of(found: Collected) -> dict[str, Any] | None:
+    """The study that made the sweep, where one did."""
+    studies = [dict(study) for sweep in found.sweeps.values() if (study := mapping(sweep.get("study")))]
+    return studies[0] if len(studies) == 1 else None
+
+
+def _listed(found: Mapping[str, Any] | None, key: str) -> list[str]:
+    values = (found or {}).get(key)
+    return [str(value) for value in values] if isinstance(values, list) else []
+
+
+def not_done(found: Collected) -> list[dict[str, Any]]:
+    """The points of sweeps, and other runs, that did not finish."""
+    rows = [row for folder, sweep in found.sweeps.items() for row in _points(folder, sweep)]
+    told_of = {row.pop("path") for row in rows}
+    runs = [(each.path, each.record, each.status) for each in found.compared]
+    parts = {path for each in found.compared for path in each.parts.values()}
+    runs += [(run.path, run.record, run.status) for run in found.runs.values() if run.path not in parts]
+    return rows + [
+        {
+            "point": path.name,
+            "status": status,
+            "error": record.get("error"),
+            "log": _log(path),
+            "rerun": rerun_line(record),
+        }
+        for path, record, status in runs
+        if status != "completed" and path not in told_of
+    ]
+
+
+def _points(folder: Path, sweep: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    points = sweep.get("points")
+    for point in map(mapping, points if isinstance(points, list) else []):
+        if point.get("status") != "completed":
+            row = {key: point.get(key) for key in ("point", "status", "error", "log", "rerun")}
+            yield row | {"path": folder / str(point.get("folder"))}
+
+
+def title(targets: Sequence[Path], study: Mapping[str, Any] | None) -> str:
+    """Of the page."""
+    if study and study.get("name"):
+        return f"Study: {brief(study['name'])}"
+    return ", ".join(target.resolve().name for target in targets[:3]) + (" …" if len(targets) > 3 else "")

@@ -1,0 +1,161 @@
+"""What a run was told that can change its numbers, and what of it is compared."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from kd_cli.config import STAGE_TRAINER
+from kd_cli.report.records import Run, mapping
+from kd_cli.rundir import flatten
+
+Facts = Mapping[str, Any]
+
+GROUPS = ("dataset", "teacher", "student", "loss")
+_PROCEDURES = ("ensemble", "specialists", "assistants", "generations")
+_RECIPES = tuple(STAGE_TRAINER.values())
+_READS: Mapping[str, Sequence[str]] = {
+    "teacher": ("dataset", "teacher", "teacher_trainer"),
+    "baseline": ("dataset", "student", "baseline_trainer"),
+    "distilled": ("dataset", "teacher", "student", "loss", *_PROCEDURES, "distill_trainer"),
+}
+# Where data lie, how they are held, how much is evaluated at a time: none of it changes what is learned.
+_WITHOUT_EFFECT = {
+    *(f"dataset.{key}" for key in ("root", "download", "in_memory", "memory_limit_gb", "workers")),
+    *(f"{recipe}.{key}" for recipe in _RECIPES for key in ("eval_batch_size", "checkpoint_every")),
+    "teacher.checkpoint",
+}
+
+
+def facts(run: Run) -> dict[str, Any]:
+    """The options that this run's training read: `{"loss.temperature": 4.0, "distill_trainer.epochs": 12}`.
+
+    Its seed, its device, paths, caches and loggers are not among them.
+    """
+    reads = _READS.get(str(run.record.get("stage")), ())
+    told = flatten({key: run.config[key] for key in reads if key in run.config})
+    known = {key: value for key, value in told.items() if key not in _WITHOUT_EFFECT}
+    fingerprint = run.data.get("fingerprint")
+    return known | ({"dataset.fingerprint": fingerprint} if fingerprint else {})
+
+
+def recipe(run: Run) -> dict[str, Any]:
+    """How a run was trained, whatever its stage: `{"epochs": 12, "lr": 0.001}`."""
+    own = f"{_own_trainer(run)}."
+    return {key.removeprefix(own): value for key, value in facts(run).items() if key.startswith(own)}
+
+
+def told(run: Run) -> dict[str, Any]:
+    """As `facts`, for a table of all runs: `trainer.epochs` is each run's own, and the seed is there."""
+    own = _own_trainer(run)
+    named = {
+        key.replace(f"{own}.", "trainer.", 1) if key.startswith(f"{own}.") else key: value
+        for key, value in facts(run).items()
+    }
+    return {**named, "seed": run.seed}
+
+
+def _own_trainer(run: Run) -> str:
+    return {**STAGE_TRAINER}.get(run.record.get("stage", "distilled"), "trainer")
+
+
+def varying(rows: Sequence[Facts]) -> list[str]:
+    """The keys whose values differ; what differs in every stage in the same way is one key, `trainer.epochs`."""
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    columns = {key: [_text(row.get(key)) for row in rows] for key in keys}
+    found = [key for key in keys if len(set(columns[key])) > 1]
+    merged: dict[str, None] = {}
+    for key in found:
+        stage, _, option = key.partition(".")
+        same = [columns.get(f"{recipe}.{option}") for recipe in _RECIPES] if stage in _RECIPES else []
+        together = same and all(column == same[0] for column in same)
+        merged[f"trainer.{option}" if together else key] = None
+    return list(merged)
+
+
+def value(key: str, row: Facts, typed: Mapping[str, str]) -> Any:
+    """What a run has for a key: of the configuration, or the choice of a group as it was typed."""
+    option = key.removeprefix("trainer.")
+    for name in (key, *(f"{recipe}.{option}" for recipe in _RECIPES if key != option)):
+        if name in row:
+            return _scalar(row[name])
+    if key in typed:
+        return typed[key]
+    return _scalar(row.get(f"{key}.name"))
+
+
+def found_axes(rows: Sequence[Facts], typed: Sequence[Mapping[str, str]]) -> list[str]:
+    """What varies where nothing says what was swept: `loss` stands for its options where another loss is chosen."""
+    axes: list[str] = []
+    for key in varying(rows):
+        group = key.partition(".")[0]
+        if group in GROUPS and len({_text(_choice(group, *pair)) for pair in zip(rows, typed, strict=True)}) > 1:
+            if group not in axes:
+                axes.append(group)
+            if not _varies_within(key, group, rows, typed):
+                continue
+        axes.append(key)
+    return [axis for axis in axes if axis != "dataset.fingerprint" or "dataset" not in axes]
+
+
+def unexplained(axes: Iterable[str], rows: Sequence[Facts], settings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The keys that differ although they are not what is compared."""
+    return [key for key in varying(rows) if not any(_explains(axis, key, rows, settings) for axis in axes)]
+
+
+def _explains(axis: str, key: str, rows: Sequence[Facts], settings: Sequence[Mapping[str, Any]]) -> bool:
+    name = axis.partition("@")[2] or axis
+    if key == name or key.startswith(f"{name}."):
+        return True
+    if name.startswith("trainer") and key.partition(".")[0] in _RECIPES:
+        return name == "trainer" or key.partition(".")[2] == name.partition(".")[2]
+    group = name.partition(".")[0]
+    if group in (*GROUPS, *_RECIPES, *_PROCEDURES) and group != key.partition(".")[0]:
+        return False
+    seen: dict[str, set[str]] = {}
+    for row, setting in zip(rows, settings, strict=True):
+        seen.setdefault(_text(setting), set()).add(_text(row.get(key)))
+    return all(len(values) == 1 for values in seen.values())
+
+
+def _choice(group: str, row: Facts, typed: Mapping[str, str]) -> Any:
+    return typed.get(group, row.get(f"{group}.name"))
+
+
+def _varies_within(key: str, group: str, rows: Sequence[Facts], typed: Sequence[Mapping[str, str]]) -> bool:
+    """Whether a key varies among the runs with the same choice of its group."""
+    values: dict[str, set[str]] = {}
+    for row, words in zip(rows, typed, strict=True):
+        values.setdefault(_text(_choice(group, row, words)), set()).add(_text(row.get(key)))
+    return any(len(each) > 1 for each in values.values())
+
+
+def label(settings: Mapping[str, Any]) -> str:
+    """`loss.temperature=4 student=resnet20`."""
+    return " ".join(f"{key}={brief(each)}" for key, each in settings.items())
+
+
+def brief(value: Any) -> str:
+    """A value as it would be typed: `4`, not `4.0`."""
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "null"}[value]
+    return f"{value:g}" if isinstance(value, float) and abs(value) < 1e6 else str(value)
+
+
+def _scalar(value: Any) -> Any:
+    return value if value is None or isinstance(value, bool | int | float | str) else _text(value)
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, default=str)
+
+
+def digest(row: Facts, settings: Mapping[str, Any]) -> str:
+    """The same for runs that differ in nothing but their seed."""
+    return _text([{**row}, {**settings}])
+
+
+def dataset_options(run: Run) -> Mapping[str, Any]:
+    """What opens the data that a run was trained on."""
+    return mapping(run.config.get("dataset"))

@@ -1,0 +1,94 @@
+"""`kd report`'s four files."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from kd_cli.errors import KDError
+from kd_cli.pictures.saving import save_file
+from kd_cli.report.markdown import markdown
+from kd_cli.report.results import Results, results_of
+from kd_cli.report.table import csv_text
+
+FILES = ("report.html", "report.md", "results.csv", "results.json")
+
+
+def write(
+    targets: Sequence[Path],
+    out: Path | None = None,
+    *,
+    command: Sequence[str] = ("report",),
+    speed: bool = False,
+    pictures: bool = False,
+) -> tuple[Results, dict[str, Path]]:
+    """Collects the runs below the targets and writes what they say.
+
+    Args:
+        targets: folders of runs, comparisons, sweeps, or above them.
+        out: where to; None: `default_folder`.
+        command: what was typed behind `kd`, for the report's provenance.
+        speed: measure what the networks cost, now and here.
+        pictures: also each chart as PNG and SVG.
+
+    Returns:
+        What is in results.json, and the files that were written, by name.
+
+    Raises:
+        ConfigError: a target is not there or holds no run.
+        KDError: a file cannot be written.
+    """
+    results = results_of(targets, command)
+    if speed:
+        from kd_cli.report.speed import add_speed
+
+        add_speed(results)
+    results["findings"] = _findings(results)
+    return results, write_files(results, out or default_folder(targets), pictures=pictures)
+
+
+def default_folder(targets: Sequence[Path]) -> Path:
+    """The one run's or sweep's own folder; `outputs/report` for anything more."""
+    made_by_kd = ("run.json", "sweep.json", "multirun.yaml")
+    if len(targets) == 1 and any((targets[0] / name).exists() for name in made_by_kd):
+        return targets[0]
+    return Path("outputs/report")
+
+
+def write_files(results: Results, out: Path, *, pictures: bool = False) -> dict[str, Path]:
+    """The page, the text, the table and the data.
+
+    Raises:
+        KDError: the folder or a file cannot be written.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise KDError(f"{out} cannot be made: {error.strerror or error}; type --out DIR") from error
+    texts = {
+        "report.md": markdown(results),
+        "results.csv": csv_text(results),
+        "results.json": json.dumps(results, indent=1, allow_nan=False) + "\n",
+    }
+    paths = {name: out / name for name in FILES}
+    for name, text in texts.items():
+        save_file(paths[name], text.encode("utf-8", "replace"))
+    return _page(results, paths, pictures=pictures)
+
+
+def _page(results: Results, paths: Mapping[str, Path], *, pictures: bool) -> dict[str, Path]:
+    if importlib.util.find_spec("kd_cli.report.page") is None:
+        return {name: path for name, path in paths.items() if name != "report.html"}
+    page = importlib.import_module("kd_cli.report.page")
+    page.write_page(results, paths["report.html"])
+    if pictures:
+        page.write_pictures(results, paths["report.html"].parent)
+    return dict(paths)
+
+
+def _findings(results: Results) -> list[str]:
+    if importlib.util.find_spec("kd_cli.report.findings") is None:
+        return []
+    return list(importlib.import_module("kd_cli.report.findings").findings(results))
