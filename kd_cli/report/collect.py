@@ -49,7 +49,7 @@ class Collected:
 
     def sweep_of(self, path: Path) -> Mapping[str, Any]:
         """sweep.json of the sweep that a point's folder belongs to; empty for any other folder."""
-        return self.sweeps.get(path.parent, {})
+        return self.sweeps.get(path.parent.resolve(), {})
 
 
 def collect(targets: Sequence[Path]) -> Collected:
@@ -102,7 +102,7 @@ def _add_sweep(folder: Path, found: Collected) -> None:
     if sweep is None:
         found.warnings.append(f"{folder / 'sweep.json'} is damaged: points that did not finish may be missing here")
     else:
-        found.sweeps[folder] = sweep
+        found.sweeps[folder.resolve()] = sweep
 
 
 def _parts(folder: Path, found: Collected) -> Iterator[tuple[str, Path]]:

@@ -43,8 +43,9 @@ class Comparison:
 
     def __post_init__(self) -> None:
         stages = {"teacher": self.teacher, "baseline": self.baseline, "distilled": self.distilled}
-        told = [run or replace(self.distilled, record={"stage": stage}) for stage, run in stages.items()]
-        self.facts = {key: each for run in told for key, each in facts(run).items()}
+        # A run that is missing is taken to have been told what the student's command line told all stages.
+        told = [facts(run or replace(self.distilled, record={"stage": stage}), stage) for stage, run in stages.items()]
+        self.facts = {key: each for options in told for key, each in options.items()}
 
     @property
     def runs(self) -> list[Run]:

@@ -12,6 +12,7 @@ from kd_cli.report.settings import brief
 from kd_cli.statistics import accuracy_error
 
 _SHOWN = 3  # names in a warning
+_SEEDS = 6  # from so many on the exact test can be significant at 5 %
 _COARSE = 0.3  # percentage points of standard error from the test images alone that are worth a word
 
 
@@ -75,7 +76,16 @@ def _seeds(groups: Sequence[Group]) -> Iterator[str]:
     if single:
         names = "" if len(groups) == 1 else f" in {_count(len(single), 'group')} ({_some([g.name for g in single])})"
         yield f"one seed{names}: there is no spread, so nothing says whether the difference is noise; try seed=0,1,2"
+    few = min((len(group.comparisons) for group in groups if len(group.comparisons) > 1), default=_SEEDS)
+    if few < _SEEDS:
+        yield (
+            f"{few} seeds: the exact test cannot give a p-value below {2 ** (1 - few):g} with so few (six seeds reach "
+            "0.031); the interval, which takes the differences for normal, is what the verdict stands on"
+        )
     for group in groups:
+        gains = [each.gain for each in group.comparisons if each.gain is not None]
+        if len(gains) > 1 and len(set(gains)) == 1:
+            yield f"{group.name}: all {len(gains)} seeds have the same gain, so its interval has no width: run more"
         if group.repeated:
             seeds = sorted({str(each.seed) for each in group.repeated})
             yield f"{group.name}: seed {', '.join(seeds)} was run more than once; only the newest run of it counts"
@@ -83,7 +93,7 @@ def _seeds(groups: Sequence[Group]) -> Iterator[str]:
 
 def _unfinished(runs: Sequence[Run]) -> Iterator[str]:
     for status in ("running", "interrupted", "failed", "diverged", "unknown"):
-        names = [str(run.path) for run in runs if run.status == status and not run.done]
+        names = [f"{run.path.parent.name}/{run.path.name}" for run in runs if run.status == status and not run.done]
         if names:
             yield f"{_count(len(names), 'run')} {status}, without a test accuracy: {_some(names)}"
 

@@ -32,7 +32,7 @@ def results_of(targets: Sequence[Path], command: Sequence[str]) -> Results:
     """
     found = collect(targets)
     compared = comparisons(found)
-    axes = compared_keys(compared, swept_keys(found))
+    axes = compared_keys(compared, swept_keys(found, compared))
     together = groups(compared, axes)
     runs = list(found.runs.values())
     ids = {run.path: f"r{number}" for number, run in enumerate(runs, start=1)}
@@ -46,7 +46,7 @@ def results_of(targets: Sequence[Path], command: Sequence[str]) -> Results:
         "findings": [],
         "warnings": [*flags(runs, compared, together, axes), *found.warnings],
         "axes": axes,
-        "runs": _runs(found, compared, ids),
+        "runs": _runs(found, compared, axes, ids),
         "comparisons": _comparisons(compared, found, ids),
         "groups": [_group(group, compared) for group in together],
         "points_not_done": not_done(found),
@@ -59,9 +59,11 @@ def results_of(targets: Sequence[Path], command: Sequence[str]) -> Results:
     return dict(plain(results))
 
 
-def _runs(found: Collected, compared: Sequence[Comparison], ids: Mapping[Path, str]) -> list[dict[str, Any]]:
+def _runs(
+    found: Collected, compared: Sequence[Comparison], axes: Sequence[str], ids: Mapping[Path, str]
+) -> list[dict[str, Any]]:
     used = parts_of_comparisons(found)
-    rows = [run_row(run, acts_as(run, used), compared) | curves(run) for run in found.runs.values()]
+    rows = [run_row(run, acts_as(run, used), compared, axes) | curves(run) for run in found.runs.values()]
     for row, path in zip(rows, ids, strict=True):
         row["id"] = ids[path]
     _make_unique(rows)

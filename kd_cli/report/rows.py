@@ -7,11 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from kd_cli.files import read_json
 from kd_cli.provenance import rerun_line
 from kd_cli.report.collect import Collected
 from kd_cli.report.compare import Comparison
 from kd_cli.report.records import Run, mapping, number
-from kd_cli.report.settings import brief, label, told
+from kd_cli.report.settings import brief, facts, label, told, value
 
 _RESULTS = (
     *("test_top1", "test_top1_last", "val_top1", "test_nll"),
@@ -25,13 +26,13 @@ _READ_BY = {
 _PROVENANCE = ("command", "directory", "git_commit", "git_dirty", "packages", "python", "machine", "host")
 
 
-def run_row(run: Run, stage: str, compared: Sequence[Comparison]) -> dict[str, Any]:
+def run_row(run: Run, stage: str, compared: Sequence[Comparison], axes: Sequence[str]) -> dict[str, Any]:
     """One run as results.json has it, but for its id and what its predictions say.
 
     Args:
         stage: what it counts as.
     """
-    settings = _settings(run, stage, compared)
+    settings = _settings(run, stage, compared, axes)
     name = " ".join(word for word in (label(settings), "" if run.seed is None else f"seed={run.seed}") if word)
     return {
         "id": "",
@@ -64,16 +65,16 @@ def curves(run: Run) -> dict[str, Any]:
     return {"curves": {key: [number(row.get(key)) for row in run.epochs] for key in _CURVES}}
 
 
-def _settings(run: Run, stage: str, compared: Sequence[Comparison]) -> dict[str, Any]:
+def _settings(run: Run, stage: str, compared: Sequence[Comparison], axes: Sequence[str]) -> dict[str, Any]:
     """What of the compared settings this run read, where all its comparisons agree on it."""
     found = [each.settings for each in compared if any(run.path == part.path for part in each.runs)]
-    shared = (
-        {key: value for key, value in found[0].items() if all(each.get(key) == value for each in found)}
-        if found
-        else {}
-    )
+    if not found and stage == "distilled":
+        options = facts(run)
+        found = [{axis: value(axis, options, run.typed) for axis in axes}]
+    first = found[0] if found else {}
+    shared = {key: each for key, each in first.items() if all(other.get(key, ...) == each for other in found)}
     reads = _READ_BY.get(stage)
-    return {key: value for key, value in shared.items() if reads is None or key.partition(".")[0] in reads}
+    return {key: each for key, each in shared.items() if reads is None or key.partition(".")[0] in reads}
 
 
 def _log(path: Path) -> str | None:
@@ -102,13 +103,13 @@ def differences(runs: Sequence[Run], ids: Mapping[Path, str]) -> list[dict[str, 
             if key in row:
                 values.setdefault(json.dumps(row[key], sort_keys=True, default=str), (row[key], []))[1].append(name)
         if len(values) > 1:
-            found.append({"key": key, "values": [{"value": value, "runs": names} for value, names in values.values()]})
+            found.append({"key": key, "values": [{"value": each, "runs": names} for each, names in values.values()]})
     return found
 
 
-def swept_keys(found: Collected) -> list[str]:
-    """What the sweeps varied, a study's axis first; empty unless a sweep made all comparisons."""
-    if not all(found.sweep_of(each.path) for each in found.compared) or len(found.sweeps) > 1:
+def swept_keys(found: Collected, compared: Sequence[Comparison]) -> list[str]:
+    """What the sweeps varied, a study's axis first; empty unless sweeps made all comparisons."""
+    if not all(found.sweep_of(each.folder) for each in compared):
         return []
     keys = [
         *_listed(study_of(found), "axis"),
@@ -144,7 +145,7 @@ def not_done(found: Collected) -> list[dict[str, Any]]:
             "rerun": rerun_line(record),
         }
         for path, record, status in runs
-        if status != "completed" and path not in told_of
+        if status != "completed" and path.resolve() not in told_of
     ]
 
 
@@ -152,8 +153,15 @@ def _points(folder: Path, sweep: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     points = sweep.get("points")
     for point in map(mapping, points if isinstance(points, list) else []):
         if point.get("status") != "completed":
+            path = folder / str(point.get("folder"))
             row = {key: point.get(key) for key in ("point", "status", "error", "log", "rerun")}
-            yield row | {"path": folder / str(point.get("folder"))}
+            known = {"log": row["log"] or _log(path), "rerun": row["rerun"] or _rerun(path)}
+            yield row | known | {"path": path.resolve()}
+
+
+def _rerun(path: Path) -> str | None:
+    record = read_json(path / "run.json")
+    return rerun_line(record) if record else None
 
 
 def title(targets: Sequence[Path], study: Mapping[str, Any] | None) -> str:

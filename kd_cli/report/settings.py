@@ -14,7 +14,8 @@ Facts = Mapping[str, Any]
 
 GROUPS = ("dataset", "teacher", "student", "loss")
 _PROCEDURES = ("ensemble", "specialists", "assistants", "generations")
-_RECIPES = tuple(STAGE_TRAINER.values())
+_TRAINER: Mapping[str, str] = {str(stage): trainer for stage, trainer in STAGE_TRAINER.items()}
+_RECIPES = ("distill_trainer", "baseline_trainer", "teacher_trainer")  # whose value stands for all comes first
 _READS: Mapping[str, Sequence[str]] = {
     "teacher": ("dataset", "teacher", "teacher_trainer"),
     "baseline": ("dataset", "student", "baseline_trainer"),
@@ -28,13 +29,18 @@ _WITHOUT_EFFECT = {
 }
 
 
-def facts(run: Run) -> dict[str, Any]:
+def facts(run: Run, role: str | None = None) -> dict[str, Any]:
     """The options that this run's training read: `{"loss.temperature": 4.0, "distill_trainer.epochs": 12}`.
 
     Its seed, its device, paths, caches and loggers are not among them.
+
+    Args:
+        role: what it stands for, where that is not its stage; its own recipe then has the name of that stage's.
     """
-    reads = _READS.get(str(run.record.get("stage")), ())
-    told = flatten({key: run.config[key] for key in reads if key in run.config})
+    stage = str(run.record.get("stage"))
+    reads, renamed = _READS.get(role or stage, ()), {_TRAINER.get(role or stage, ""): _own_trainer(run)}
+    sections = {key: run.config.get(renamed.get(key, key)) for key in reads}
+    told = flatten({key: section for key, section in sections.items() if section is not None})
     known = {key: value for key, value in told.items() if key not in _WITHOUT_EFFECT}
     fingerprint = run.data.get("fingerprint")
     return known | ({"dataset.fingerprint": fingerprint} if fingerprint else {})
@@ -57,19 +63,19 @@ def told(run: Run) -> dict[str, Any]:
 
 
 def _own_trainer(run: Run) -> str:
-    return {**STAGE_TRAINER}.get(run.record.get("stage", "distilled"), "trainer")
+    return _TRAINER.get(str(run.record.get("stage")), "trainer")
 
 
 def varying(rows: Sequence[Facts]) -> list[str]:
-    """The keys whose values differ; what differs in every stage in the same way is one key, `trainer.epochs`."""
+    """The keys whose values differ; what differs in several stages in the same way is one key, `trainer.epochs`."""
     keys = list(dict.fromkeys(key for row in rows for key in row))
     columns = {key: [_text(row.get(key)) for row in rows] for key in keys}
     found = [key for key in keys if len(set(columns[key])) > 1]
     merged: dict[str, None] = {}
     for key in found:
         stage, _, option = key.partition(".")
-        same = [columns.get(f"{recipe}.{option}") for recipe in _RECIPES] if stage in _RECIPES else []
-        together = same and all(column == same[0] for column in same)
+        others = [f"{each}.{option}" for each in _RECIPES if each != stage and f"{each}.{option}" in found]
+        together = stage in _RECIPES and others and all(columns[other] == columns[key] for other in others)
         merged[f"trainer.{option}" if together else key] = None
     return list(merged)
 
