@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from small import CPU, make_data, make_student
+from torchmetrics.functional.classification import multiclass_calibration_error
 
 from kd_cli.evaluate import evaluate, predict
 from kd_cli.scores import agreement, calibration_error, confusion, judge, per_class, reliability
@@ -121,3 +122,31 @@ def test_the_scores_of_a_training_are_among_those_of_an_evaluation() -> None:
     data, network = make_data(), make_student()
     options = {"batch_size": 7, "device": CPU}
     assert evaluate(network, data, "val", **options).items() <= judge(*predict(network, data, "val", **options)).items()
+
+
+@pytest.mark.parametrize(("images", "classes"), SHAPES)
+@pytest.mark.parametrize("scale", [0.1, 2.0, 50.0])
+def test_the_calibration_errors_are_those_of_torchmetrics(images: int, classes: int, scale: float) -> None:
+    logits, labels = drawn(images, classes, scale=scale)
+    probabilities = logits.double().softmax(dim=1)
+    bins = reliability(probabilities, labels)
+    below_one = probabilities.clamp(max=1 - 2**-24)  # torchmetrics gives a confidence of exactly 1 a bin of its own
+    for norm in ("l1", "max"):
+        theirs = multiclass_calibration_error(below_one, labels, classes, n_bins=15, norm=norm)
+        assert calibration_error(bins, norm) == pytest.approx(100 * float(theirs), abs=0.006)
+
+
+def test_the_bins_of_a_reliability_diagram_hold_every_image_once() -> None:
+    logits, labels = drawn(200, 7)
+    probabilities = logits.double().softmax(dim=1)
+    rows = reliability(probabilities, labels)
+    assert [row["low"] for row in rows] == pytest.approx([k / 15 for k in range(15)])
+    assert [row["high"] for row in rows] == pytest.approx([(k + 1) / 15 for k in range(15)])
+    assert sum(row["images"] for row in rows) == 200
+    right = sum(row["images"] * row["accuracy"] for row in rows if row["images"])
+    assert right == pytest.approx(int((probabilities.argmax(dim=1) == labels).sum()))
+    for row in rows:
+        if row["images"]:
+            assert row["low"] <= row["confidence"] < row["high"]
+        else:
+            assert row["confidence"] is row["accuracy"] is None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kd_cli.statistics import paired_gain, sign_flip_p, t95
+from kd_cli.statistics import accuracy_error, paired_gain, recovered_share, sign_flip_p, t95
 
 
 def test_mean_spread_and_margin_are_those_of_the_textbook() -> None:
@@ -66,3 +66,49 @@ def test_the_verdict_is_plain(gains: list[float], verdict: str) -> None:
 def test_one_seed_has_no_spread() -> None:
     with pytest.raises(ValueError, match="two seeds"):
         paired_gain([1.0])
+
+
+def test_the_recovered_share_is_a_ratio_of_means() -> None:
+    share = recovered_share([1.0, 2.0, 3.0], [4.0, 4.0, 4.0])
+    assert share is not None
+    assert share.mean == 50
+    assert share.low == pytest.approx(50 - 25 * 4.303 / 3**0.5)  # the gap is certain: the gain's interval, divided
+    assert share.high == pytest.approx(50 + 25 * 4.303 / 3**0.5)
+
+
+@pytest.mark.parametrize(
+    ("gains", "gaps"),
+    [
+        ([1.0, 2.0, 3.0], [5.0, 4.5, 6.0]),
+        ([-1.0, 0.5, 0.2, 0.1], [3.0, 2.0, 4.0, 2.5]),
+        ([2.0, 2.1], [3.0, 3.1]),
+    ],
+)
+def test_at_the_ends_of_its_interval_the_share_is_just_not_refuted(gains: list[float], gaps: list[float]) -> None:
+    share = recovered_share(gains, gaps)
+    assert share is not None
+    assert share.low is not None
+    assert share.high is not None
+    assert share.low < share.mean < share.high
+    for end in (share.low, share.high):
+        rest = paired_gain([gain - end / 100 * gap for gain, gap in zip(gains, gaps, strict=True)])
+        assert abs(rest.mean) == pytest.approx(rest.margin)
+
+
+@pytest.mark.parametrize("gaps", [[1.0, -1.0, 0.5], [-3.0, -3.1, -2.9], [0.0, 0.0, 0.0]])
+def test_there_is_no_share_of_a_gap_that_is_not_there(gaps: list[float]) -> None:
+    assert recovered_share([1.0, 1.1, 0.9], gaps) is None
+
+
+def test_one_seed_has_a_share_without_an_interval_where_its_gap_is_believed() -> None:
+    share = recovered_share([1.0], [4.0], noise=1.0)
+    assert share is not None
+    assert (share.mean, share.low, share.high) == (25, None, None)
+    assert recovered_share([1.0], [4.0], noise=5.0) is None
+    assert recovered_share([1.0], [0.0]) is None
+    assert recovered_share([], []) is None
+
+
+def test_the_error_of_an_accuracy_is_the_binomial_one() -> None:
+    assert accuracy_error(90.0, 100) == pytest.approx(3.0)
+    assert accuracy_error(100.0, 100) == 0.0

@@ -10,7 +10,7 @@ from typing import Any
 
 from kd_cli.errors import ConfigError
 from kd_cli.files import read_json
-from kd_cli.report.records import Run, mapping, read_run
+from kd_cli.report.records import Run, mapping, read_record, read_run
 from kd_cli.rundir import find_runs, status_of
 
 
@@ -67,8 +67,8 @@ def collect(targets: Sequence[Path]) -> Collected:
         names = ", ".join(map(str, targets))
         raise ConfigError(f"there is no run in {names}; kd run makes some, and kd list runs --outputs DIR shows them")
     _add_teachers(found)
-    found.runs = dict(sorted(found.runs.items(), key=lambda item: item[1].started))
-    found.compared.sort(key=lambda each: str(each.record.get("started")))
+    found.runs = dict(sorted(found.runs.items(), key=lambda item: (item[1].started, item[0])))
+    found.compared.sort(key=lambda each: (str(each.record.get("started")), each.path))
     return found
 
 
@@ -78,7 +78,7 @@ def _search(target: Path, found: Collected) -> None:
     for folder in {target, *(above for each in folders for above in _above(each, target))}:
         _add_sweep(folder, found)
     for folder in folders:
-        record = read_json(folder / "run.json")
+        record = read_record(folder)
         if record is None:
             found.warnings.append(f"{folder / 'run.json'} is damaged: the run is left out")
         elif record.get("stage") is not None:
@@ -111,7 +111,7 @@ def _parts(folder: Path, found: Collected) -> Iterator[tuple[str, Path]]:
         names = sorted(entry.name for entry in entries if entry.is_dir())
     for name in names:
         real = (folder / name).resolve()
-        record = read_json(real / "run.json")
+        record = read_record(real)
         if record is not None:
             _add_run(real, record, found)
             yield name, real
@@ -128,7 +128,7 @@ def _add_teachers(found: Collected) -> None:
     for run in list(found.runs.values()):
         for source, digest in _teachers(run):
             folder = Path(source)
-            record = read_json(folder / "run.json")
+            record = read_record(folder)
             if digest in known or record is None or record.get("stage") is None:
                 continue
             teacher = read_run(folder.resolve(), record, [])
@@ -139,7 +139,9 @@ def _add_teachers(found: Collected) -> None:
 
 def _teachers(run: Run) -> list[tuple[str, str]]:
     facts = mapping(run.record.get("teacher"))
-    sources, digests = facts.get("runs") or facts.get("sources") or [], facts.get("sha256") or []
+    sources, digests = facts.get("runs") or facts.get("sources"), facts.get("sha256")
+    if not isinstance(sources, list) or not isinstance(digests, list):
+        return []
     return [(str(source), str(digest)) for source, digest in zip(sources, digests, strict=False)]
 
 

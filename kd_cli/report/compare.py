@@ -94,15 +94,19 @@ class Comparison:
 
 def comparisons(found: Collected) -> list[Comparison]:
     """All comparisons: those that were run as such, then what loose runs make together; the oldest first."""
-    whole, used = list(_whole(found)), parts_of_comparisons(found)
-    baselines = [run for run in found.runs.values() if _is_baseline(run) and run.done]
+    by_weights = {run.weights: run for run in found.runs.values() if run.weights}
+    whole, used = list(_whole(found, by_weights)), parts_of_comparisons(found)
     students = [run for run in found.runs.values() if run.record.get("stage") == "distilled" and run.done]
     loose = [run for run in students if run.path not in used and not _weightless(run)]
-    return [*whole, *(_loose(run, baselines, found) for run in loose)]
+    baselines: dict[str, list[Run]] = {}
+    for run in found.runs.values():
+        if run.done and _is_baseline(run):
+            baselines.setdefault(pairing(run), []).append(run)
+    made = [*whole, *(_loose(run, baselines.get(pairing(run), []), by_weights) for run in loose)]
+    return [each for each in made if all(run.config for run in each.runs)]
 
 
-def _whole(found: Collected) -> Iterator[Comparison]:
-    by_weights = _by_weights(found)
+def _whole(found: Collected, by_weights: Mapping[str, Run]) -> Iterator[Comparison]:
     for each in found.compared:
         parts = {name: found.runs[path] for name, path in each.parts.items()}
         distilled = parts.get("distilled")
@@ -113,12 +117,10 @@ def _whole(found: Collected) -> Iterator[Comparison]:
         yield Comparison(each.path, True, distilled, parts.get("baseline"), teacher, typed)
 
 
-def _loose(run: Run, baselines: Sequence[Run], found: Collected) -> Comparison:
-    twins = [each for each in baselines if each is not run and pairing(each) == pairing(run)]
-    twins.sort(key=lambda each: (each.path.parent == run.path.parent, each.started))
-    return Comparison(
-        run.path, False, run, twins[-1] if twins else None, _taught_by(run, _by_weights(found)), run.typed
-    )
+def _loose(run: Run, twins: Sequence[Run], by_weights: Mapping[str, Run]) -> Comparison:
+    """With the baseline of its own sweep, or else the newest."""
+    twin = max(twins, key=lambda each: (each.path.parent == run.path.parent, each.started), default=None)
+    return Comparison(run.path, False, run, twin, _taught_by(run, by_weights), run.typed)
 
 
 def pairing(run: Run) -> str:
@@ -138,10 +140,6 @@ def _is_baseline(run: Run) -> bool:
 
 def _weightless(run: Run) -> bool:
     return run.record.get("stage") == "distilled" and number(run.result.get("weight")) == 0
-
-
-def _by_weights(found: Collected) -> dict[str, Run]:
-    return {run.weights: run for run in found.runs.values() if run.weights}
 
 
 def _taught_by(run: Run, by_weights: Mapping[str, Run]) -> Run | None:

@@ -49,14 +49,14 @@ class Group:
         return recovered_share([gain for gain, _ in pairs], [gap for _, gap in pairs], noise=noise)
 
 
-def compared_keys(comparisons: Sequence[Comparison], swept: Sequence[str]) -> list[str]:
+def compared_keys(comparisons: Sequence[Comparison], swept: Sequence[str] | None) -> list[str]:
     """What varies between the comparisons, seed excluded; `Comparison.settings` is filled in with it.
 
     Args:
-        swept: the keys of the sweeps and studies that made them; empty: whatever differs.
+        swept: the keys of the sweeps and studies that made them; None: whatever differs is compared.
     """
     rows, typed = [each.facts for each in comparisons], [each.typed for each in comparisons]
-    keys = [key for key in swept if key != "seed"] or found_axes(rows, typed)
+    keys = found_axes(rows, typed) if swept is None else [key for key in swept if key != "seed"]
     values = {key: [value(key, *pair) for pair in zip(rows, typed, strict=True)] for key in keys}
     axes = [key for key in keys if len(set(map(str, values[key]))) > 1] if len(comparisons) > 1 else keys
     for place, each in enumerate(comparisons):

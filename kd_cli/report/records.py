@@ -15,6 +15,8 @@ import yaml
 from kd_cli.files import read_json
 from kd_cli.rundir import status_of
 
+_MAPPINGS = ("packages", "data", "teacher", "model", "loss", "machine")
+_LISTS = ("arguments", "resumed")
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's is fifteen times faster than OmegaConf
 
 
@@ -71,8 +73,18 @@ class Run:
     @property
     def typed(self) -> dict[str, str]:
         """The overrides of its command line: `{"loss.temperature": "4"}`."""
-        words = [str(word) for word in self.record.get("arguments") or [] if "=" in str(word)]
+        words = [word for word in self.record.get("arguments", ()) if "=" in word]
         return {key.lstrip("+"): value for key, _, value in (word.partition("=") for word in words)}
+
+
+def read_record(path: Path) -> dict[str, Any] | None:
+    """run.json of a folder without what is not of the kind that it should be; None if there is none, or no JSON."""
+    record = read_json(path / "run.json")
+    if record is None:
+        return None
+    kinds: dict[str, type] = {**dict.fromkeys(_MAPPINGS, dict), **dict.fromkeys(_LISTS, list)}
+    sound: dict[str, Any] = {key: value for key, value in record.items() if isinstance(value, kinds.get(key, object))}
+    return sound | {key: [str(each) for each in sound[key]] for key in _LISTS if key in sound}
 
 
 def read_run(path: Path, record: Mapping[str, Any], warnings: list[str]) -> Run:
@@ -88,7 +100,7 @@ def _config(path: Path, warnings: list[str]) -> Mapping[str, Any]:
     try:
         return _parsed((path / "config.yaml").read_text())
     except (OSError, ValueError, yaml.YAMLError):
-        warnings.append(f"{path / 'config.yaml'} is missing or damaged: what the run was told is not known")
+        warnings.append(f"{path / 'config.yaml'} is missing or damaged: it is compared with no other")
         return {}
 
 

@@ -63,7 +63,13 @@ def _runs(
     found: Collected, compared: Sequence[Comparison], axes: Sequence[str], ids: Mapping[Path, str]
 ) -> list[dict[str, Any]]:
     used = parts_of_comparisons(found)
-    rows = [run_row(run, acts_as(run, used), compared, axes) | curves(run) for run in found.runs.values()]
+    members: dict[Path, list[Comparison]] = {}
+    for each in compared:
+        for run in each.runs:
+            members.setdefault(run.path, []).append(each)
+    rows = [
+        run_row(run, acts_as(run, used), members.get(run.path, ()), axes) | curves(run) for run in found.runs.values()
+    ]
     for row, path in zip(rows, ids, strict=True):
         row["id"] = ids[path]
     _make_unique(rows)

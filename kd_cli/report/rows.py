@@ -7,11 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kd_cli.files import read_json
 from kd_cli.provenance import rerun_line
 from kd_cli.report.collect import Collected
 from kd_cli.report.compare import Comparison
-from kd_cli.report.records import Run, mapping, number
+from kd_cli.report.records import Run, mapping, number, read_record
 from kd_cli.report.settings import brief, facts, label, told, value
 
 _RESULTS = (
@@ -26,13 +25,15 @@ _READ_BY = {
 _PROVENANCE = ("command", "directory", "git_commit", "git_dirty", "packages", "python", "machine", "host")
 
 
-def run_row(run: Run, stage: str, compared: Sequence[Comparison], axes: Sequence[str]) -> dict[str, Any]:
+def run_row(run: Run, stage: str, shared: Sequence[Comparison], axes: Sequence[str]) -> dict[str, Any]:
     """One run as results.json has it, but for its id and what its predictions say.
 
     Args:
         stage: what it counts as.
+        shared: the comparisons that it is in.
+        axes: what is compared.
     """
-    settings = _settings(run, stage, compared, axes)
+    settings = _settings(run, stage, shared, axes)
     name = " ".join(word for word in (label(settings), "" if run.seed is None else f"seed={run.seed}") if word)
     return {
         "id": "",
@@ -65,16 +66,16 @@ def curves(run: Run) -> dict[str, Any]:
     return {"curves": {key: [number(row.get(key)) for row in run.epochs] for key in _CURVES}}
 
 
-def _settings(run: Run, stage: str, compared: Sequence[Comparison], axes: Sequence[str]) -> dict[str, Any]:
+def _settings(run: Run, stage: str, shared: Sequence[Comparison], axes: Sequence[str]) -> dict[str, Any]:
     """What of the compared settings this run read, where all its comparisons agree on it."""
-    found = [each.settings for each in compared if any(run.path == part.path for part in each.runs)]
+    found = [each.settings for each in shared]
     if not found and stage == "distilled":
         options = facts(run)
         found = [{axis: value(axis, options, run.typed) for axis in axes}]
     first = found[0] if found else {}
-    shared = {key: each for key, each in first.items() if all(other.get(key, ...) == each for other in found)}
+    agreed = {key: each for key, each in first.items() if all(other.get(key, ...) == each for other in found)}
     reads = _READ_BY.get(stage)
-    return {key: each for key, each in shared.items() if reads is None or key.partition(".")[0] in reads}
+    return {key: each for key, each in agreed.items() if reads is None or key.partition(".")[0] in reads}
 
 
 def _log(path: Path) -> str | None:
@@ -107,10 +108,10 @@ def differences(runs: Sequence[Run], ids: Mapping[Path, str]) -> list[dict[str, 
     return found
 
 
-def swept_keys(found: Collected, compared: Sequence[Comparison]) -> list[str]:
-    """What the sweeps varied, a study's axis first; empty unless sweeps made all comparisons."""
+def swept_keys(found: Collected, compared: Sequence[Comparison]) -> list[str] | None:
+    """What the sweeps varied, a study's axis first; None unless sweeps made all comparisons."""
     if not all(found.sweep_of(each.folder) for each in compared):
-        return []
+        return None
     keys = [
         *_listed(study_of(found), "axis"),
         *(key for sweep in found.sweeps.values() for key in _listed(sweep, "keys")),
@@ -160,7 +161,7 @@ def _points(folder: Path, sweep: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _rerun(path: Path) -> str | None:
-    record = read_json(path / "run.json")
+    record = read_record(path)
     return rerun_line(record) if record else None
 
 
