@@ -79,7 +79,7 @@ def _panel(
 
     names, costs = [point["network"] for point in points], [point[cost] for point in points]
     extent = [*costs, *(point[end] for point in points for end in ("low", "high") if spread)]
-    scale, ticks, middle = _scale(min(extent), max(extent))
+    scale, ticks, middle = cost_scale(min(extent), max(extent))
     data = alt.Data(values=[{**point, "side": "right" if point[cost] > middle else "left"} for point in points])
     x = alt.X(f"{cost}:Q", scale=scale, axis=alt.Axis(title=title, format=number, **ticks))
     y = alt.Y(
@@ -103,7 +103,7 @@ def _panel(
     return alt.layer(*marks)
 
 
-def _scale(least: float, most: float) -> tuple[Any, dict[str, Any], float]:
+def cost_scale(least: float, most: float) -> tuple[Any, dict[str, Any], float]:
     """From 0, or logarithmic where the costs are far apart; with its ticks, and the middle of the panel."""
     import altair as alt
 

@@ -1,1 +1,1 @@
-"""What runs say together: collected, compared, judged, written down."""
+"""The report of runs and sweeps: `results.json`, and what is drawn from it."""

@@ -1,0 +1,236 @@
+"""Which classes are taken for which: a network's mistakes, and how two networks' mistakes differ."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from kd_cli.report.charts.chart import Chart, named_rows, rounded
+from kd_cli.report.charts.theme import INK
+
+_GROUPS = 2  # whose matrices are drawn
+_LABELLED = 25  # classes that have names and numbers in their cells
+_CELLS = 2_500  # of a larger matrix, those with most images
+_PAIRS = 20
+_NAME = 24  # letters
+
+Matrix = Sequence[Sequence[int]]
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """Whose matrix it is."""
+
+    id: str
+    name: str
+    matrix: Matrix
+
+
+def confusion_charts(results: Mapping[str, Any]) -> list[Chart]:
+    """For the best groups: the baseline's mistakes, the distilled network's, and their difference.
+
+    Without groups: the mistakes of the best single runs.
+    """
+    groups = sorted((group for group in results["groups"] if group["confusion"]), key=_quality)
+    charts: list[Chart] = []
+    drawn: list[Matrix] = []
+    for index, group in enumerate(groups[:_GROUPS]):
+        charts += _of_group(index, group, len(groups), results["classes"], drawn)
+    if charts:
+        return charts
+    runs = [run for run in results["runs"] if run["confusion"]]
+    runs = sorted(runs, key=lambda run: -(run["val_top1"] or run["test_top1"] or 0))
+    for index, run in enumerate(runs[:_GROUPS]):
+        subject = _Subject(f"confusion-{index + 1}", run["name"], run["confusion"])
+        charts += _of_matrix(subject, _class_names(results["classes"], len(subject.matrix)))
+    return charts
+
+
+def _quality(group: Mapping[str, Any]) -> float:
+    """By validation accuracy: the test part chooses nothing."""
+    scores = group["distilled"] or group["baseline"] or {}
+    return -((scores.get("val_top1") or {}).get("mean") or 0.0)
+
+
+def _of_group(
+    index: int, group: Mapping[str, Any], count: int, classes: Sequence[str] | None, drawn: list[Matrix]
+) -> list[Chart]:
+    """Its matrices but those that are `drawn` already: one baseline may belong to all groups."""
+    matrices = group["confusion"]
+    name = f" · {group['name']}" if group["name"] and count > 1 else ""
+    charts: list[Chart] = []
+    for network in ("baseline", "distilled"):
+        if matrices.get(network) and matrices[network] not in drawn:
+            drawn.append(matrices[network])
+            subject = _Subject(f"confusion-{index + 1}-{network}", f"{network}{name}", matrices[network])
+            charts += _of_matrix(subject, _class_names(classes, len(subject.matrix)))
+    if matrices.get("baseline") and matrices.get("distilled"):
+        names = _class_names(classes, len(matrices["baseline"]))
+        charts.append(_difference(f"confusion-{index + 1}-difference", name, matrices, names))
+    return charts
+
+
+def _of_matrix(subject: _Subject, names: Sequence[str]) -> list[Chart]:
+    shares = _shares(subject.matrix)
+    cells = _cells(subject.matrix, shares, names, whole=len(names) <= _LABELLED)
+    mistakes = sorted((cell for cell in cells if cell["truth"] != cell["predicted"]), key=lambda cell: -cell["images"])
+    worst = mistakes[0] if mistakes and mistakes[0]["images"] else None
+    words = (
+        f"Most often confused: {worst['truth']} taken for {worst['predicted']}, {worst['images']} images."
+        if worst
+        else ""
+    )
+    rows = (
+        cells if len(names) <= _LABELLED else sorted(mistakes[:_CELLS], key=lambda cell: (cell["row"], cell["column"]))
+    )
+    note = "" if len(names) <= _LABELLED else _cut(len(rows), len(mistakes), len(names))
+    chart = Chart(
+        id=subject.id,
+        section="confusion",
+        title=f"Mistakes of the {subject.name}",
+        alt=f"Heat map of {len(names)} by {len(names)} classes. {words}",
+        headings=_HEADINGS,
+        rows=rounded(rows),
+        drawing=_heat_map(rows, names, "share", "var(--heat)"),
+        note=note,
+        wide=False,
+    )
+    return [chart] if len(names) <= _LABELLED or not worst else [chart, _pairs(subject, mistakes[:_PAIRS])]
+
+
+_HEADINGS = {"truth": "True class", "predicted": "Taken for", "images": "Images", "share": "% of the true class"}
+
+
+def _pairs(subject: _Subject, mistakes: Sequence[Mapping[str, Any]]) -> Chart:
+    import altair as alt
+
+    rows = [{**cell, "pair": f"{cell['truth']} → {cell['predicted']}"} for cell in mistakes if cell["images"]]
+    bars = alt.Chart(named_rows()).mark_bar(color="var(--heat)")
+    drawing = bars.encode(
+        x=alt.X("images:Q", title="images", axis=alt.Axis(tickMinStep=1)),
+        y=alt.Y("pair:N", title=None, sort=[row["pair"] for row in rows], axis=alt.Axis(labelLimit=200)),
+        tooltip=_tips(),
+    )
+    return Chart(
+        id=f"{subject.id}-pairs",
+        section="confusion",
+        title=f"Most confused pairs of the {subject.name}",
+        alt=f"Bars. {rows[0]['truth']} is taken for {rows[0]['predicted']} {rows[0]['images']} times.",
+        headings=_HEADINGS,
+        rows=rounded(rows),
+        drawing=drawing.properties(width=300, height=17 * len(rows) + 12),
+        wide=False,
+    )
+
+
+def _difference(id_: str, name: str, matrices: Mapping[str, Matrix], names: Sequence[str]) -> Chart:
+    before, after = (_shares(matrices[network]) for network in ("baseline", "distilled"))
+    size = range(len(names))
+    change = [[after[row][column] - before[row][column] for column in size] for row in size]
+    images = [
+        [matrices["distilled"][row][column] - matrices["baseline"][row][column] for column in size] for row in size
+    ]
+    cells = _cells(images, change, names, whole=len(names) <= _LABELLED)
+    rows = cells
+    if len(names) > _LABELLED:
+        rows = sorted(cells, key=lambda cell: -abs(cell["images"]))[:_CELLS]
+    for cell in rows:
+        right = cell["truth"] == cell["predicted"]
+        cell["effect"] = "better" if (cell["share"] > 0) == right and cell["share"] else "worse"
+    most = max(rows, key=lambda cell: abs(cell["share"]), default=None)
+    words = (
+        f"Greatest change: {most['truth']} taken for {most['predicted']}, {most['share']:+.2f} points." if most else ""
+    )
+    return Chart(
+        id=id_,
+        section="confusion",
+        title=f"Difference: distilled − baseline{name}",
+        alt=f"Heat map of the change of each cell. {words}",
+        headings={**_HEADINGS, "images": "Images more", "share": "Change, points", "effect": "Effect"},
+        rows=rounded(rows),
+        drawing=_heat_map(rows, names, "share", None),
+        note="" if len(names) <= _LABELLED else _cut(len(rows), len(cells), len(names)),
+        wide=False,
+    )
+
+
+def _heat_map(rows: Sequence[Mapping[str, Any]], names: Sequence[str], value: str, colour: str | None) -> Any:
+    """Cells by position, since two classes may have one name; the diagonal of right answers has only its number."""
+    import altair as alt
+
+    labelled = len(names) <= _LABELLED
+    listed = _js_list(names)
+    label = f"{listed}[datum.value]" if labelled else "''"
+    axis: dict[str, Any] = {"labelExpr": label, "ticks": labelled, "labelLimit": 90, "labelOverlap": True}
+    domain = list(range(len(names)))
+    x = alt.X("column:O", title="taken for", scale=alt.Scale(domain=domain), axis=alt.Axis(labelAngle=-45, **axis))
+    y = alt.Y("row:O", title="true class", scale=alt.Scale(domain=domain), axis=alt.Axis(**axis))
+    most = max((abs(row[value]) for row in rows if colour is None or row["row"] != row["column"]), default=0) or 1
+    opacity = alt.Opacity("strength:Q", scale=alt.Scale(domain=[0, most], range=[0, 1], clamp=True), legend=None)
+    base = alt.Chart(named_rows()).transform_calculate(strength=f"abs(datum.{value})").encode(x=x, y=y, tooltip=_tips())
+    if colour is not None:
+        cells = base.transform_filter("datum.row != datum.column").mark_rect(color=colour).encode(opacity=opacity)
+    else:
+        scale = alt.Scale(domain=["better", "worse"], range=["var(--gain)", "var(--loss)"])
+        fill = alt.Color("effect:N", title=None, scale=scale)
+        cells = base.mark_rect().encode(color=fill, opacity=opacity)
+    layers = [cells]
+    if labelled:
+        number = ".0f" if colour is not None else "+.1f"
+        shown = f"abs(datum.{value}) >= {0.5 if colour is not None else 0.05}"
+        dark = f"datum.strength > {0.55 * most} && {'datum.row != datum.column' if colour else 'true'}"
+        text = base.transform_filter(shown).mark_text(fontSize=10 if len(names) <= 12 else 7)
+        on = alt.condition(dark, alt.value("var(--on-heat)"), alt.value(INK))
+        layers.append(text.encode(text=alt.Text(f"{value}:Q", format=number), color=on))
+    return alt.layer(*layers).properties(width=320, height=320)
+
+
+def _cells(
+    matrix: Matrix, shares: Sequence[Sequence[float]], names: Sequence[str], *, whole: bool
+) -> list[dict[str, Any]]:
+    return [
+        {
+            "row": row,
+            "column": column,
+            "truth": names[row],
+            "predicted": names[column],
+            "images": images,
+            "share": shares[row][column],
+        }
+        for row, line in enumerate(matrix)
+        for column, images in enumerate(line)
+        if whole or images
+    ]
+
+
+def _shares(matrix: Matrix) -> list[list[float]]:
+    """Each cell in percent of its row's images."""
+    return [[100 * images / (sum(line) or 1) for images in line] for line in matrix]
+
+
+def _class_names(classes: Sequence[str] | None, count: int) -> list[str]:
+    names = [str(name) for name in classes or []][:count]
+    names += [str(index) for index in range(len(names), count)]
+    return [name if len(name) <= _NAME else f"{name[: _NAME - 1]}…" for name in names]
+
+
+def _cut(shown: int, all_cells: int, classes: int) -> str:
+    rest = "" if shown == all_cells else f" The {shown:,} cells with most images of {all_cells:,} are drawn."
+    return f"{classes} classes: without names; point at a cell to see them.{rest}"
+
+
+def _tips() -> list[Any]:
+    import altair as alt
+
+    titles = {"truth:N": "true class", "predicted:N": "taken for", "images:Q": "images"}
+    return [
+        *(alt.Tooltip(key, title=title) for key, title in titles.items()),
+        alt.Tooltip("share:Q", title="%", format=".2f"),
+    ]
+
+
+def _js_list(names: Sequence[str]) -> str:
+    import json
+
+    return json.dumps(names)
