@@ -188,7 +188,7 @@ class _Maker:
                 "high": None if std is None else center + 2 * std,
                 "p_value": None if std is None else 0.25,
                 "n": len(members),
-                "verdict": "did not differ beyond its noise",
+                "verdict": "helped" if std is not None and center > 2 * std else "did not differ beyond its noise",
             },
             "recovered": {"mean": 30.0, "low": 10.0, "high": 50.0},
             "confusion": confusion,

@@ -40,7 +40,7 @@ def agreement_chart(results: Mapping[str, Any]) -> Chart | None:
     drawing = points.encode(
         x=alt.X(
             "agreement:Q",
-            title="agreement with the teacher, % of the test images",
+            title="same answer as the teacher, %",
             scale=alt.Scale(zero=False, padding=12),
             axis=alt.Axis(tickCount=8),
         ),

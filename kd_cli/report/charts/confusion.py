@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ _LABELLED = 25  # classes that have names and numbers in their cells
 _CELLS = 2_500  # of a larger matrix, those with most images
 _PAIRS = 20
 _NAME = 24  # letters
+_SMALLEST = 6  # size of letters that can be read, in pixels
 
 Matrix = Sequence[Sequence[int]]
 
@@ -92,7 +94,7 @@ def _of_matrix(subject: _Subject, names: Sequence[str]) -> list[Chart]:
         alt=f"Heat map of {len(names)} by {len(names)} classes. {words}",
         headings=_HEADINGS,
         rows=rounded(rows),
-        drawing=_heat_map(rows, names, "share", "var(--heat)"),
+        drawing=_heat_map(rows, names, signed=False),
         note=note,
         wide=False,
     )
@@ -149,41 +151,65 @@ def _difference(id_: str, name: str, matrices: Mapping[str, Matrix], names: Sequ
         alt=f"Heat map of the change of each cell. {words}",
         headings={**_HEADINGS, "images": "Images more", "share": "Change, points", "effect": "Effect"},
         rows=rounded(rows),
-        drawing=_heat_map(rows, names, "share", None),
+        drawing=_heat_map(rows, names, signed=True),
         note="" if len(names) <= _LABELLED else _cut(len(rows), len(cells), len(names)),
         wide=False,
     )
 
 
-def _heat_map(rows: Sequence[Mapping[str, Any]], names: Sequence[str], value: str, colour: str | None) -> Any:
+def _heat_map(rows: Sequence[Mapping[str, Any]], names: Sequence[str], *, signed: bool) -> Any:
     """Cells by position, since two classes may have one name; the diagonal of right answers has only its number."""
     import altair as alt
 
     labelled = len(names) <= _LABELLED
-    listed = _js_list(names)
-    label = f"{listed}[datum.value]" if labelled else "''"
-    axis: dict[str, Any] = {"labelExpr": label, "ticks": labelled, "labelLimit": 90, "labelOverlap": True}
-    domain = list(range(len(names)))
-    x = alt.X("column:O", title="taken for", scale=alt.Scale(domain=domain), axis=alt.Axis(labelAngle=-45, **axis))
-    y = alt.Y("row:O", title="true class", scale=alt.Scale(domain=domain), axis=alt.Axis(**axis))
-    most = max((abs(row[value]) for row in rows if colour is None or row["row"] != row["column"]), default=0) or 1
-    opacity = alt.Opacity("strength:Q", scale=alt.Scale(domain=[0, most], range=[0, 1], clamp=True), legend=None)
-    base = alt.Chart(named_rows()).transform_calculate(strength=f"abs(datum.{value})").encode(x=x, y=y, tooltip=_tips())
-    if colour is not None:
-        cells = base.transform_filter("datum.row != datum.column").mark_rect(color=colour).encode(opacity=opacity)
-    else:
-        scale = alt.Scale(domain=["better", "worse"], range=["var(--gain)", "var(--loss)"])
-        fill = alt.Color("effect:N", title=None, scale=scale)
-        cells = base.mark_rect().encode(color=fill, opacity=opacity)
-    layers = [cells]
-    if labelled:
-        number = ".0f" if colour is not None else "+.1f"
-        shown = f"abs(datum.{value}) >= {0.5 if colour is not None else 0.05}"
-        dark = f"datum.strength > {0.55 * most} && {'datum.row != datum.column' if colour else 'true'}"
-        text = base.transform_filter(shown).mark_text(fontSize=10 if len(names) <= 12 else 7)
-        on = alt.condition(dark, alt.value("var(--on-heat)"), alt.value(INK))
-        layers.append(text.encode(text=alt.Text(f"{value}:Q", format=number), color=on))
+    axis: dict[str, Any] = {
+        "labelExpr": f"{json.dumps(names)}[datum.value]" if labelled else "''",
+        "ticks": labelled,
+        "labelLimit": 90,
+        "labelOverlap": True,
+    }
+    domain = alt.Scale(domain=list(range(len(names))))
+    x = alt.X("column:O", title="taken for", scale=domain, axis=alt.Axis(labelAngle=-45, **axis))
+    y = alt.Y("row:O", title="true class", scale=domain, axis=alt.Axis(**axis))
+    most = max((abs(row["share"]) for row in rows if signed or row["row"] != row["column"]), default=0) or 1
+    base = (
+        alt.Chart(named_rows()).transform_calculate(strength="abs(datum.share)").encode(x=x, y=y, tooltip=_tips(signed))
+    )
+    # A cell of a large matrix is smaller than what can be seen: a square of its own size, never quite pale.
+    cells = base.mark_rect() if labelled else base.mark_square(size=max(12, (320 / len(names)) ** 2))
+    scale = alt.Scale(domain=[0, most], range=[0 if labelled else 0.35, 1], clamp=True)
+    cells = cells.encode(opacity=alt.Opacity("strength:Q", scale=scale, legend=None), color=_fill(signed))
+    if not signed:
+        cells = cells.transform_filter("datum.row != datum.column")
+    layers = [cells, _numbers(base, len(names), 0.55 * most, signed=signed)] if labelled else [cells]
     return alt.layer(*layers).properties(width=320, height=320)
+
+
+def _fill(signed: bool) -> Any:
+    import altair as alt
+
+    if not signed:
+        return alt.value("var(--heat)")
+    scale = alt.Scale(domain=["better", "worse"], range=["var(--gain)", "var(--loss)"])
+    return alt.Color("effect:N", scale=scale, legend=alt.Legend(title=None, symbolOpacity=1))
+
+
+def _numbers(base: Any, classes: int, dark: float, *, signed: bool) -> Any:
+    """In the cells, as large as fits; none where they could not be read."""
+    import altair as alt
+
+    letters, least, number = (2.9, 0.05, "+.1f") if signed else (1.7, 0.5, ".0f")
+    room = f"width / {classes * letters}"
+    size = alt.ExprRef(f"{room} < {_SMALLEST} ? 0 : min(10, {room})")
+    test = f"datum.strength > {dark}" + ("" if signed else " && datum.row != datum.column")
+    return (
+        base.transform_filter(f"abs(datum.share) >= {least}")
+        .mark_text(fontSize=size)
+        .encode(
+            text=alt.Text("share:Q", format=number),
+            color=alt.condition(test, alt.value("var(--on-heat)"), alt.value(INK)),
+        )
+    )
 
 
 def _cells(
@@ -220,17 +246,11 @@ def _cut(shown: int, all_cells: int, classes: int) -> str:
     return f"{classes} classes: without names; point at a cell to see them.{rest}"
 
 
-def _tips() -> list[Any]:
+def _tips(signed: bool = False) -> list[Any]:
     import altair as alt
 
-    titles = {"truth:N": "true class", "predicted:N": "taken for", "images:Q": "images"}
+    titles = {"truth:N": "true class", "predicted:N": "taken for", "images:Q": "images more" if signed else "images"}
     return [
         *(alt.Tooltip(key, title=title) for key, title in titles.items()),
-        alt.Tooltip("share:Q", title="%", format=".2f"),
+        alt.Tooltip("share:Q", title="points" if signed else "% of the class", format=".2f"),
     ]
-
-
-def _js_list(names: Sequence[str]) -> str:
-    import json
-
-    return json.dumps(names)

@@ -20,6 +20,7 @@ _METRICS = {
 _EPOCHS = 150  # of a curve; a longer one is thinned out
 _RUN_ROWS = 12_000  # of single runs; beyond that only means are shown
 _MEAN_ROWS = 8_000
+_DOTTED = 30  # epochs whose values are dots on the line
 
 
 def curves_chart(results: Mapping[str, Any]) -> Chart | None:
@@ -83,13 +84,16 @@ def _drawing(families: Sequence[Family], metrics: Mapping[str, str], single: boo
     x = alt.X("epoch:Q", title="epoch", axis=alt.Axis(tickMinStep=1, format="d"), scale=alt.Scale(nice=False))
     y = alt.Y("value:Q", title=None, scale=alt.Scale(zero=False))
     means = base.transform_filter("datum.role == 'mean'")
+    few = max(len(_epochs(family)) for family in families) <= _DOTTED  # else the dots are there for the pointer alone
     tips = [alt.Tooltip("group:N"), alt.Tooltip("epoch:Q"), alt.Tooltip("value:Q", format=".4~f"), alt.Tooltip("n:Q")]
     layers = [
         means.transform_filter("isValid(datum[metric + '_std'])")
         .mark_area(opacity=0.15, clip=True)
         .encode(x=x, y=alt.Y("low:Q", title=None, scale=alt.Scale(zero=False)), y2="high:Q", color=colour),
         means.mark_line(strokeWidth=2, clip=True).encode(x=x, y=y, color=colour, strokeDash=dash).add_params(zoom),
-        means.mark_point(filled=True, size=28, opacity=1, clip=True).encode(x=x, y=y, color=colour, tooltip=tips),
+        means.mark_point(filled=True, size=28, opacity=1 if few else 0, clip=True).encode(
+            x=x, y=y, color=colour, tooltip=tips
+        ),
     ]
     if single:
         each = base.transform_filter("datum.role == 'run' && single").mark_line(strokeWidth=1, opacity=0.5, clip=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,12 +46,9 @@ def families_of(runs: Sequence[Mapping[str, Any]]) -> list[Family]:
     for run in runs:
         found.setdefault((run["stage"] or "run", settings_text(run["settings"])), []).append(run)
     keys = sorted(found, key=lambda key: _ORDER.index(key[0]) if key[0] in _ORDER else len(_ORDER))
-    colours = _colours(keys)
     shown = _shown(keys, found)
-    return [
-        Family(" · ".join(filter(None, key)), key[0], found[key], colour, key in shown)
-        for key, colour in zip(keys, colours, strict=True)
-    ]
+    colours = _colours(keys, shown)
+    return [Family(" · ".join(filter(None, key)), key[0], found[key], colours[key], key in shown) for key in keys]
 
 
 def settings_text(settings: Mapping[str, Any]) -> str:
@@ -69,13 +66,14 @@ def mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-def _colours(keys: Sequence[tuple[str, str]]) -> list[str]:
+def _colours(keys: Sequence[tuple[str, str]], shown: Container[tuple[str, str]]) -> dict[tuple[str, str], str]:
+    """Those that are shown choose first, so that no two of them are alike."""
     stages = [stage for stage, _ in keys]
     others = iter(SERIES * (1 + len(keys)))
-    return [
-        STAGE_COLOURS[stage] if stages.count(stage) == 1 and stage in STAGE_COLOURS else next(others)
-        for stage in stages
-    ]
+    return {
+        key: STAGE_COLOURS[key[0]] if stages.count(key[0]) == 1 and key[0] in STAGE_COLOURS else next(others)
+        for key in sorted(keys, key=lambda key: key not in shown)
+    }
 
 
 def _shown(keys: Sequence[tuple[str, str]], found: Mapping[tuple[str, str], Sequence[Mapping[str, Any]]]) -> set[Any]:

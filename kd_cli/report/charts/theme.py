@@ -52,7 +52,14 @@ CONFIG: Mapping[str, Any] = {
         "titlePadding": 8,
         "labelLimit": 150,
     },
-    "legend": {"labelColor": INK, "titleColor": INK, "labelFontSize": 12, "labelLimit": 220, "orient": "bottom"},
+    "legend": {
+        "labelColor": INK,
+        "titleColor": INK,
+        "labelFontSize": 12,
+        "labelLimit": 220,
+        "orient": "bottom",
+        "symbolBaseFillColor": MUTED,
+    },
     "title": {"color": INK, "subtitleColor": MUTED, "anchor": "start", "fontSize": 13, "fontWeight": "normal"},
     "text": {"color": INK},
 }
