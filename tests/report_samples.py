@@ -60,6 +60,28 @@ def results(
     return found
 
 
+def unknown(found: dict[str, Any]) -> dict[str, Any]:
+    """The same runs where half of what could be measured was not, or is not a number."""
+    nan = float("nan")
+    found["runs"][0] |= {"curves": None, "scores": None, "reliability": None, "confusion": None, "speed": None}
+    found["runs"][0] |= {
+        "test_top1": None,
+        "val_top1": None,
+        "stage": None,
+        "status": "failed",
+        "error": "out of memory",
+    }
+    found["runs"][1]["curves"] |= {"val_top1": None, "train_loss": [nan] * len(found["runs"][1]["curves"]["epoch"])}
+    found["runs"][2]["curves"] = {key: [] for key in found["runs"][2]["curves"]}
+    found["runs"][3] |= {"test_top1": nan, "parameters": None, "provenance": {}, "settings": {}}
+    found["groups"][0] |= {"teacher": None, "gain": None, "recovered": None, "confusion": None, "per_class_gain": None}
+    found["groups"][0] |= {"agreement": {"baseline": None, "distilled": None}}
+    found["groups"][1]["distilled"]["test_top1"] = {"mean": nan, "std": None, "n": 1}
+    found["groups"][2]["gain"] |= {"std": None, "low": None, "high": None, "p_value": None}
+    found["classes"] = None
+    return found
+
+
 class _Maker:
     def __init__(self, chance: random.Random, epochs: int, classes: int, name: str, found: dict[str, Any]) -> None:
         self.chance, self.epochs, self.classes, self.name, self.found = chance, epochs, classes, name, found

@@ -16,7 +16,7 @@ _LABELLED = 12  # networks whose names are written beside their points
 _COSTS = {
     "parameters": ("parameters", "~s"),
     "flops_per_image": ("FLOPs for one image", "~s"),
-    "latency_ms": ("latency of one image, ms", "~g"),
+    "latency_ms": ("latency of one image, ms", ".3~r"),
 }
 
 

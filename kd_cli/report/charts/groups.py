@@ -18,7 +18,7 @@ def row_axis(rows: Sequence[Mapping[str, Any]]) -> Any:
     import altair as alt
 
     order = list(dict.fromkeys(row["group"] for row in rows))
-    return alt.Y("group:N", sort=order, title=None, axis=alt.Axis(labelLimit=170))
+    return alt.Y("group:N", sort=order, title=None, axis=alt.Axis(labelLimit=200))
 
 
 def named(groups: Sequence[Mapping[str, Any]]) -> list[tuple[str, Mapping[str, Any]]]:

@@ -50,7 +50,7 @@ def _lines(groups: Sequence[Mapping[str, Any]], axis: str) -> Chart:
     rows = _axis_rows(groups, axis)
     values = sorted({row["x"] for row in rows if row["x"] is not None})
     stages = [stage for stage in STAGES if any(row["network"] == stage for row in rows)]
-    x = alt.X("x:Q", title=axis, scale=_scale(values), axis=alt.Axis(values=values, format="~g", labelOverlap=True))
+    x = alt.X("x:Q", title=axis, scale=_scale(values), axis=alt.Axis(values=values, format=".6~g", labelOverlap=True))
     y = alt.Y("mean:Q", title=ACCURACY, scale=alt.Scale(zero=False, padding=8))
     base = alt.Chart(named_rows()).encode(color=stage_colour(stages), tooltip=tips(axis))
     line = base.transform_filter("datum.role == 'point' && isValid(datum.mean)")
