@@ -39,13 +39,14 @@ def command(
 
     folders = targets or [Path("outputs")]
     results, paths = write(folders, out, command=sys.argv[1:], speed=speed, pictures=pictures)
-    _show(results, paths)
+    present(results, paths)
     if show and "report.html" in paths:
         typer.launch(str(paths["report.html"].resolve()))
     console.emit({**results, "files": {name: str(path) for name, path in paths.items()}})
 
 
-def _show(results: Mapping[str, Any], paths: Mapping[str, Path]) -> None:
+def present(results: Mapping[str, Any], paths: Mapping[str, Path]) -> None:
+    """The tables, the findings, the warnings, and where all of it is."""
     from kd_cli.report.cells import tables
 
     for table in tables(results):

@@ -28,7 +28,13 @@ class Table:
 
 def tables(results: Mapping[str, Any]) -> Iterator[Table]:
     """Those that a reader wants to see first; a table without rows is left out."""
-    made = (groups_table(results), loose_table(results), not_done_table(results))
+    made = (
+        groups_table(results),
+        cost_table(results),
+        transfer_table(results),
+        loose_table(results),
+        not_done_table(results),
+    )
     yield from (table for table in made if table.rows)
 
 
@@ -48,6 +54,32 @@ def groups_table(results: Mapping[str, Any]) -> Table:
         for group in results["groups"]
     ]
     return Table("Test top-1 in percent (mean ± std over seeds)", columns, rows, ("", "verdict"))
+
+
+def cost_table(results: Mapping[str, Any]) -> Table:
+    """What networks cost, where that was measured: one row for those that cost the same."""
+    columns = ("network", "parameters", "bytes", "FLOPs per image", "latency ms", "images/s")
+    rows: dict[tuple[str, ...], list[str]] = {}
+    for run in results["runs"]:
+        if speed := run["speed"]:
+            numbers = (run["parameters"], speed["bytes"], speed["flops_per_image"])
+            times = (f"{speed['latency_ms']:.3f}", f"{speed['images_per_second']:,.0f}")
+            rows.setdefault((*(f"{number:,}" for number in numbers), *times), []).append(run["stage"])
+    cells = [[", ".join(dict.fromkeys(stages)), *numbers] for numbers, stages in rows.items()]
+    return Table("What the networks cost", columns, cells, ("network",))
+
+
+def transfer_table(results: Mapping[str, Any]) -> Table:
+    """Top-1 on other data, where that was tried."""
+    found = results["transfer"] or {"roles": {}, "dataset": ""}
+    heads = {"zero_shot": "zero-shot", "zero_shot_open": "zero-shot, all classes", "probe": "linear probe"}
+    metrics = [metric for metric in heads if any(metric in role for role in found["roles"].values())]
+    rows = [
+        [name, str(role["seeds"]), *(_mean(role.get(each)) for each in metrics)]
+        for name, role in found["roles"].items()
+    ]
+    columns = ("network", "seeds", *(heads[metric] for metric in metrics))
+    return Table(f"Top-1 in percent on {found['dataset']} (mean ± std over seeds)", columns, rows, ("network",))
 
 
 def loose_table(results: Mapping[str, Any]) -> Table:

@@ -13,7 +13,6 @@ from typing import Any
 from kd_cli.statistics import PairedGain, paired_gain
 
 Results = Mapping[str, Any]
-_FEW = 5  # seeds; with fewer the exact test cannot go below p = 0.05
 _VERDICTS = ("helped", "hurt", "did not differ beyond its noise")  # as PairedGain gives them
 _EPOCHS = ("distill_trainer.epochs", "trainer.epochs")
 
@@ -200,17 +199,9 @@ def _transfer(results: Results) -> list[str]:
 
 
 def _caution(settings: Sequence[Setting]) -> list[str]:
-    seeds = max(len(setting.values("distilled")) for setting in settings)
-    if seeds < 2:
+    if len(settings) < 3 or all(setting.gain() is None for setting in settings):
         return []
-    told = []
-    if len(settings) > 2:
-        told.append(
-            f"the intervals hold for one comparison each, and of {len(settings)} settings one may stand out by chance"
-        )
-    if seeds <= _FEW:
-        told.append(f"with {seeds} seeds the exact test cannot go below p = {2 / 2**seeds:g}")
-    return [f"{'; '.join(told).capitalize()}: more seeds would say more."] if told else []
+    return [f"The intervals hold for one comparison each: of {len(settings)} settings one may stand out by chance."]
 
 
 def _points(gain: PairedGain) -> str:

@@ -14,7 +14,7 @@ from kd_cli.report.compare import Comparison, acts_as, comparisons, parts_of_com
 from kd_cli.report.flags import flags
 from kd_cli.report.groups import ROLES, Group, compared_keys, groups, spread, summary
 from kd_cli.report.records import Run, mapping, plain
-from kd_cli.report.rows import curves, differences, not_done, run_row, study_of, swept_keys, title
+from kd_cli.report.rows import curves, differences, not_done, run_row, study_of, swept_keys, title, transfer_of
 from kd_cli.rundir import now
 from kd_cli.statistics import PairedGain
 
@@ -43,6 +43,7 @@ def results_of(targets: Sequence[Path], command: Sequence[str]) -> Results:
         "command": shlex.join(["kd", *command]),
         "sources": [str(target) for target in targets],
         "study": study_of(found),
+        "transfer": transfer_of(found),
         "findings": [],
         "warnings": [*flags(runs, compared, together, axes), *found.warnings],
         "axes": axes,

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from kd_cli.files import read_json
 from kd_cli.provenance import rerun_line
 from kd_cli.report.collect import Collected
 from kd_cli.report.compare import Comparison
@@ -123,6 +124,12 @@ def study_of(found: Collected) -> dict[str, Any] | None:
     """The study that made the sweep, where one did."""
     studies = [dict(study) for sweep in found.sweeps.values() if (study := mapping(sweep.get("study")))]
     return studies[0] if len(studies) == 1 else None
+
+
+def transfer_of(found: Collected) -> dict[str, Any] | None:
+    """What the networks of a sweep are worth on other data, where its study tried that."""
+    tried = [known for folder in found.sweeps if (known := read_json(folder / "transfer.json"))]
+    return tried[0] if len(tried) == 1 else None
 
 
 def _listed(found: Mapping[str, Any] | None, key: str) -> list[str]:

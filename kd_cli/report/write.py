@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from kd_cli.errors import KDError
 from kd_cli.pictures.saving import save_file
+from kd_cli.report.charts import save_pictures
+from kd_cli.report.findings import findings
 from kd_cli.report.markdown import markdown
+from kd_cli.report.page import write_page
 from kd_cli.report.results import Results, results_of
 from kd_cli.report.table import csv_text
 
@@ -45,7 +47,7 @@ def write(
         from kd_cli.report.speed import add_speed
 
         add_speed(results)
-    results["findings"] = _findings(results)
+    results["findings"] = findings(results)
     return results, write_files(results, out or default_folder(targets), pictures=pictures)
 
 
@@ -75,20 +77,7 @@ def write_files(results: Results, out: Path, *, pictures: bool = False) -> dict[
     paths = {name: out / name for name in FILES}
     for name, text in texts.items():
         save_file(paths[name], text.encode("utf-8", "replace"))
-    return _page(results, paths, pictures=pictures)
-
-
-def _page(results: Results, paths: Mapping[str, Path], *, pictures: bool) -> dict[str, Path]:
-    if importlib.util.find_spec("kd_cli.report.page") is None:
-        return {name: path for name, path in paths.items() if name != "report.html"}
-    page = importlib.import_module("kd_cli.report.page")
-    page.write_page(results, paths["report.html"])
+    write_page(results, paths["report.html"])
     if pictures:
-        page.write_pictures(results, paths["report.html"].parent)
-    return dict(paths)
-
-
-def _findings(results: Results) -> list[str]:
-    if importlib.util.find_spec("kd_cli.report.findings") is None:
-        return []
-    return list(importlib.import_module("kd_cli.report.findings").findings(results))
+        save_pictures(results, out)
+    return paths
