@@ -19,6 +19,8 @@ from kd_cli.report.readable import readable
 _HERE = Path(__file__).parent
 _EXAMPLES = 24
 _PNG = "data:image/png;base64,"  # what alone may be shown as an image
+_ROWS = 250  # of a table on the page; results.csv has all
+_VALUES = 20  # of one key
 _LISTED = 6  # runs named for one value; more are counted
 _SECTIONS = {
     "comparison": "Did distillation help?",
@@ -55,6 +57,7 @@ def page(results: Mapping[str, Any]) -> str:
     filled = {chart.section for chart in charts} | _filled(shown)
     text: str = _template().render(
         results=shown,
+        rows=_ROWS,
         sections={key: title for key, title in _SECTIONS.items() if key in filled},
         charts=_by_section(charts),
         differences=_differences(shown),
@@ -133,13 +136,11 @@ def _examples(examples: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
 def _differences(results: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
     names = {run["id"]: run["name"] for run in results["runs"]}
-    return [
-        (
-            row["key"],
-            [(value_text(item["value"]), _some([names[id_] for id_ in item["runs"]])) for item in row["values"]],
-        )
-        for row in results["differences"]
-    ]
+    return [(row["key"], _first([_said(item, names) for item in row["values"]])) for row in results["differences"]]
+
+
+def _said(item: Mapping[str, Any], names: Mapping[str, str]) -> tuple[str, str]:
+    return value_text(item["value"]), _some([names[identity] for identity in item["runs"]])
 
 
 def _provenance(runs: Iterable[Mapping[str, Any]]) -> list[tuple[str, list[tuple[str, str]]]]:
@@ -149,9 +150,14 @@ def _provenance(runs: Iterable[Mapping[str, Any]]) -> list[tuple[str, list[tuple
         for key, value in _flat(run["provenance"] or {}):
             values.setdefault(key, {}).setdefault(value, []).append(run["name"])
     return [
-        (key, [(value, "all" if len(found) == 1 else _some(names)) for value, names in found.items()])
+        (key, _first([(value, "all" if len(found) == 1 else _some(names)) for value, names in found.items()]))
         for key, found in values.items()
     ]
+
+
+def _first(rows: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """As many values of a key as a reader will read."""
+    return rows if len(rows) <= _VALUES else [*rows[:_VALUES], (f"and {len(rows) - _VALUES} more values", "")]
 
 
 def _flat(record: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:

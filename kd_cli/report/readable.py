@@ -14,6 +14,8 @@ def readable(value: Any) -> Any:
         return printable(value)
     if isinstance(value, dict):
         return {printable(str(key)): readable(item) for key, item in value.items()}
+    if isinstance(value, list) and all(type(item) is int for item in value):
+        return value  # a row of a matrix: there may be a million
     if isinstance(value, list | tuple):
         return [readable(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

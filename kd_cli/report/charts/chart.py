@@ -63,7 +63,7 @@ class Chart:
 
     def specification(self) -> dict[str, Any]:
         """Vega-Lite's, without the rows."""
-        drawn: dict[str, Any] = self.drawing.to_dict()
+        drawn: dict[str, Any] = self.drawing.to_dict(validate=False)  # the parts were, when they were made
         drawn["config"] = {**CONFIG, **drawn.get("config", {}).get("own", {})}
         drawn["description"] = self.alt
         return drawn
