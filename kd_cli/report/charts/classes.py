@@ -23,8 +23,6 @@ def class_charts(results: Mapping[str, Any]) -> list[Chart]:
 
 def agreement_chart(results: Mapping[str, Any]) -> Chart | None:
     """How many test images the student answers as its teacher does, right or wrong."""
-    import altair as alt
-
     groups = [group for group in results["groups"] if any((group["agreement"] or {}).values())]
     rows = rounded(
         {"group": name, "network": network, "agreement": group["agreement"][network]}
@@ -34,8 +32,29 @@ def agreement_chart(results: Mapping[str, Any]) -> Chart | None:
     )
     if not rows:
         return None
+    ends = (("Lowest", min(rows, key=_agreement)), ("Highest", max(rows, key=_agreement)))
+    said = [f"{which}: {row['network']} {row['group']}, {_agreement(row):.2f} %." for which, row in ends]
+    return Chart(
+        id="agreement",
+        section="agreement",
+        title="Agreement with the teacher",
+        alt=f"Dots. {' '.join(said)}",
+        headings={"group": "Group", "network": "Network", "agreement": "Same answer as the teacher, %"},
+        rows=rows,
+        drawing=_agreements(rows),
+        note=left_out(len(groups)),
+    )
+
+
+def _agreement(row: Mapping[str, Any]) -> float:
+    share: float = row["agreement"]
+    return share
+
+
+def _agreements(rows: Sequence[Mapping[str, Any]]) -> Any:
+    import altair as alt
+
     networks = list(dict.fromkeys(row["network"] for row in rows))
-    offset = alt.YOffset("network:N", sort=networks, scale=alt.Scale(domain=networks, paddingOuter=0.4))
     points = alt.Chart(named_rows()).mark_point(filled=True, size=80, opacity=1)
     drawing = points.encode(
         x=alt.X(
@@ -45,26 +64,12 @@ def agreement_chart(results: Mapping[str, Any]) -> Chart | None:
             axis=alt.Axis(tickCount=8),
         ),
         y=row_axis(rows),
-        yOffset=offset,
+        yOffset=alt.YOffset("network:N", sort=networks, scale=alt.Scale(domain=networks, paddingOuter=0.4)),
         color=stage_colour(networks),
         shape=stage_shape(networks),
         tooltip=[tip("group:N", "group"), tip("network:N", "network"), tip("agreement:Q", "agreement, %", ".2f")],
     )
-    ends = [min(rows, key=lambda row: row["agreement"]), max(rows, key=lambda row: row["agreement"])]
-    return Chart(
-        id="agreement",
-        section="agreement",
-        title="Agreement with the teacher",
-        alt="Dots. "
-        + " ".join(
-            f"{which}: {row['network']} {row['group']}, {row['agreement']:.2f} %."
-            for which, row in zip(("Lowest", "Highest"), ends, strict=True)
-        ),
-        headings={"group": "Group", "network": "Network", "agreement": "Same answer as the teacher, %"},
-        rows=rows,
-        drawing=drawing.properties(width=520, height=40 * len({row["group"] for row in rows}) + 20),
-        note=left_out(len(groups)),
-    )
+    return drawing.properties(width=520, height=40 * len({row["group"] for row in rows}) + 20)
 
 
 def _validation(group: Mapping[str, Any]) -> float:

@@ -55,22 +55,12 @@ def curves_chart(results: Mapping[str, Any]) -> Chart | None:
 def _drawing(families: Sequence[Family], metrics: Mapping[str, str], single: bool) -> Any:
     import altair as alt
 
-    names = [family.name for family in families]
-    # An array of what is hidden, so that a reader's choice is one signal.
+    # What the reader chooses, each a signal.
     parameters = [
         alt.param(name="metric", value=next(iter(metrics))),
         alt.param(name="hidden", value=[family.name for family in families if not family.shown]),
         alt.param(name="single", value=False),
     ]
-    zoom = alt.selection_interval(name="zoom", bind="scales", zoom="wheel![event.ctrlKey || event.metaKey]")
-    colour = alt.Color(
-        "group:N",
-        scale=alt.Scale(domain=names, range=[family.colour for family in families]),
-        legend=alt.Legend(title=None, columns=2, symbolLimit=12, symbolOpacity=1, symbolType="stroke"),
-    )
-    dash = alt.StrokeDash(
-        "group:N", scale=alt.Scale(domain=names, range=[list(family.dash) for family in families]), legend=None
-    )
     base = (
         alt.Chart(named_rows())
         .transform_filter("indexof(hidden, datum.group) < 0 && isValid(datum[metric])")
@@ -79,26 +69,47 @@ def _drawing(families: Sequence[Family], metrics: Mapping[str, str], single: boo
             low="datum[metric] - datum[metric + '_std']",
             high="datum[metric] + datum[metric + '_std']",
         )
+        .encode(
+            x=alt.X("epoch:Q", title="epoch", axis=alt.Axis(tickMinStep=1, format="d"), scale=alt.Scale(nice=False)),
+            y=alt.Y("value:Q", title=None, scale=alt.Scale(zero=False)),
+            color=_colour(families),
+        )
     )
-    x = alt.X("epoch:Q", title="epoch", axis=alt.Axis(tickMinStep=1, format="d"), scale=alt.Scale(nice=False))
-    y = alt.Y("value:Q", title=None, scale=alt.Scale(zero=False))
-    means = base.transform_filter("datum.role == 'mean'")
-    few = max(len(_epochs(family)) for family in families) <= _DOTTED  # else the dots are there for the pointer alone
-    tips = [alt.Tooltip("group:N"), alt.Tooltip("epoch:Q"), alt.Tooltip("value:Q", format=".4~f"), alt.Tooltip("n:Q")]
-    layers = [
-        means.transform_filter("isValid(datum[metric + '_std'])")
-        .mark_area(opacity=0.15, clip=True)
-        .encode(x=x, y=alt.Y("low:Q", title=None, scale=alt.Scale(zero=False)), y2="high:Q", color=colour),
-        means.mark_line(strokeWidth=2, clip=True).encode(x=x, y=y, color=colour, strokeDash=dash).add_params(zoom),
-        means.mark_point(filled=True, size=28, opacity=1 if few else 0, clip=True).encode(
-            x=x, y=y, color=colour, tooltip=tips
-        ),
-    ]
+    layers = _layers(base, families)
     if single:
         each = base.transform_filter("datum.role == 'run' && single").mark_line(strokeWidth=1, opacity=0.5, clip=True)
-        layers.insert(1, each.encode(x=x, y=y, color=colour, detail="run:N"))
+        layers.insert(1, each.encode(detail="run:N"))
     title = alt.TitleParams(alt.ExprRef(f"({_js(metrics)})[metric]"), fontSize=12)
     return alt.layer(*layers).add_params(*parameters).properties(width=680, height=340, title=title)
+
+
+def _colour(families: Sequence[Family]) -> Any:
+    import altair as alt
+
+    scale = alt.Scale(domain=[family.name for family in families], range=[family.colour for family in families])
+    legend = alt.Legend(title=None, columns=2, symbolLimit=12, symbolOpacity=1, symbolType="stroke")
+    return alt.Color("group:N", scale=scale, legend=legend)
+
+
+def _layers(base: Any, families: Sequence[Family]) -> list[Any]:
+    """The band of one standard deviation, the mean, and the dots that the pointer finds."""
+    import altair as alt
+
+    means = base.transform_filter("datum.role == 'mean'")
+    zoom = alt.selection_interval(name="zoom", bind="scales", zoom="wheel![event.ctrlKey || event.metaKey]")
+    dashes = alt.Scale(domain=[family.name for family in families], range=[list(family.dash) for family in families])
+    few = max(len(_epochs(family)) for family in families) <= _DOTTED  # else the dots are there for the pointer alone
+    tips = [alt.Tooltip("group:N"), alt.Tooltip("epoch:Q"), alt.Tooltip("value:Q", format=".4~f"), alt.Tooltip("n:Q")]
+    low = alt.Y("low:Q", title=None, scale=alt.Scale(zero=False))
+    return [
+        means.transform_filter("isValid(datum[metric + '_std'])")
+        .mark_area(opacity=0.15, clip=True)
+        .encode(y=low, y2="high:Q"),
+        means.mark_line(strokeWidth=2, clip=True)
+        .encode(strokeDash=alt.StrokeDash("group:N", scale=dashes, legend=None))
+        .add_params(zoom),
+        means.mark_point(filled=True, size=28, opacity=1 if few else 0, clip=True).encode(tooltip=tips),
+    ]
 
 
 def _js(metrics: Mapping[str, str]) -> str:
