@@ -469,3 +469,23 @@ def test_kd_report_says_what_is_missing(kd: Callable[..., Outcome], tmp_path: Pa
     assert "there is no run in empty" in kd("report", "empty", code=2).message
     assert "there is no gone" in kd("report", "gone", code=2).message
     assert "there is no outputs" in kd("report", code=2).message
+
+
+def test_what_follows_from_a_swept_key_is_not_flagged_within_one_sweep(tmp_path: Path) -> None:
+    """`baseline_trainer.epochs: ${distill_trainer.epochs}` in a study."""
+    for epochs in (2, 5):
+        options = {"distill_trainer.epochs": epochs, "baseline_trainer.epochs": epochs}
+        write_comparison(tmp_path / f"{epochs}", 95.0, 90.0, 91.0, options=options)
+    write_sweep(tmp_path, ["distill_trainer.epochs"], [])
+    results = report(tmp_path)
+    assert [group["name"] for group in results["groups"]] == ["distill_trainer.epochs=2", "distill_trainer.epochs=5"]
+    assert not warned(results, "more than what is compared")
+
+
+def test_two_sweeps_that_differ_in_a_third_key_are_flagged(tmp_path: Path) -> None:
+    for number, (key, rate) in enumerate((("loss.temperature", 0.1), ("loss.alpha", 0.2))):
+        folder = tmp_path / key
+        for value in (1.0 + number, 5.0):
+            write_comparison(folder / f"{value}", 95.0, 90.0, 91.0, options={key: value, "trainer.lr": rate})
+        write_sweep(folder, [key], [])
+    assert warned(report(tmp_path), "more than what is compared", "trainer.lr")

@@ -47,8 +47,13 @@ class Collected:
     sweeps: dict[Path, Mapping[str, Any]] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
 
+    def sweep_folder(self, path: Path) -> Path | None:
+        """The sweep that a point's folder belongs to."""
+        folder = path.parent.resolve()
+        return folder if folder in self.sweeps else None
+
     def sweep_of(self, path: Path) -> Mapping[str, Any]:
-        """sweep.json of the sweep that a point's folder belongs to; empty for any other folder."""
+        """Its sweep.json; empty for any other folder."""
         return self.sweeps.get(path.parent.resolve(), {})
 
 

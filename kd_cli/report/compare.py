@@ -26,6 +26,7 @@ class Comparison:
         baseline: the same student without a teacher; None where there is none.
         teacher: the first one where there are several.
         typed: the overrides of its command line.
+        sweep: the folder of the sweep that it is a point of.
 
     Attributes:
         facts: all options that matter for one of its runs; where they say different things, those of the student.
@@ -38,6 +39,7 @@ class Comparison:
     baseline: Run | None
     teacher: Run | None
     typed: Mapping[str, str]
+    sweep: Path | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
 
@@ -102,7 +104,7 @@ def comparisons(found: Collected) -> list[Comparison]:
     for run in found.runs.values():
         if run.done and _is_baseline(run):
             baselines.setdefault(pairing(run), []).append(run)
-    made = [*whole, *(_loose(run, baselines.get(pairing(run), []), by_weights) for run in loose)]
+    made = [*whole, *(_loose(run, baselines.get(pairing(run), []), by_weights, found) for run in loose)]
     return [each for each in made if all(run.config for run in each.runs)]
 
 
@@ -114,13 +116,16 @@ def _whole(found: Collected, by_weights: Mapping[str, Run]) -> Iterator[Comparis
             continue
         teacher = parts.get("teacher") or _taught_by(distilled, by_weights)
         typed = Run(each.path, each.record).typed
-        yield Comparison(each.path, True, distilled, parts.get("baseline"), teacher, typed)
+        yield Comparison(
+            each.path, True, distilled, parts.get("baseline"), teacher, typed, found.sweep_folder(each.path)
+        )
 
 
-def _loose(run: Run, twins: Sequence[Run], by_weights: Mapping[str, Run]) -> Comparison:
+def _loose(run: Run, twins: Sequence[Run], by_weights: Mapping[str, Run], found: Collected) -> Comparison:
     """With the baseline of its own sweep, or else the newest."""
     twin = max(twins, key=lambda each: (each.path.parent == run.path.parent, each.started), default=None)
-    return Comparison(run.path, False, run, twin, _taught_by(run, by_weights), run.typed)
+    teacher = _taught_by(run, by_weights)
+    return Comparison(run.path, False, run, twin, teacher, run.typed, found.sweep_folder(run.path))
 
 
 def pairing(run: Run) -> str:

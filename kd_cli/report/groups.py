@@ -66,7 +66,9 @@ def compared_keys(comparisons: Sequence[Comparison], swept: Sequence[str] | None
 
 def confounded(comparisons: Sequence[Comparison], axes: Sequence[str]) -> list[str]:
     """The keys that differ between comparisons although they are not what is compared."""
-    return unexplained(axes, [each.facts for each in comparisons], [each.settings for each in comparisons])
+    rows, settings = [each.facts for each in comparisons], [each.settings for each in comparisons]
+    sweeps = {each.sweep for each in comparisons}
+    return unexplained(axes, rows, settings, one_sweep=len(sweeps) == 1 and None not in sweeps)
 
 
 def groups(comparisons: Sequence[Comparison], axes: Sequence[str]) -> list[Group]:

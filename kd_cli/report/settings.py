@@ -105,23 +105,38 @@ def found_axes(rows: Sequence[Facts], typed: Sequence[Mapping[str, str]]) -> lis
     return [axis for axis in axes if axis != "dataset.fingerprint" or "dataset" not in axes]
 
 
-def unexplained(axes: Iterable[str], rows: Sequence[Facts], settings: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The keys that differ although they are not what is compared."""
-    return [key for key in varying(rows) if not any(_explains(axis, key, rows, settings) for axis in axes)]
+def unexplained(
+    axes: Iterable[str], rows: Sequence[Facts], settings: Sequence[Mapping[str, Any]], *, one_sweep: bool
+) -> list[str]:
+    """The keys that differ although they are not what is compared.
+
+    Args:
+        one_sweep: one command line made all of them; then what follows from the axes is meant to follow from them.
+    """
+    others = [key for key in varying(rows) if not any(_explains(axis, key) for axis in axes)]
+    free = one_sweep or any(_stands_for_anything(axis) for axis in axes)
+    return [key for key in others if not (free and _follows(key, rows, settings))]
 
 
-def _explains(axis: str, key: str, rows: Sequence[Facts], settings: Sequence[Mapping[str, Any]]) -> bool:
+def _explains(axis: str, key: str) -> bool:
     name = axis.partition("@")[2] or axis
     if key == name or key.startswith(f"{name}."):
         return True
     if name.startswith("trainer") and key.partition(".")[0] in _RECIPES:
         return name == "trainer" or key.partition(".")[2] == name.partition(".")[2]
-    group = name.partition(".")[0]
-    if group in (*GROUPS, *_RECIPES, *_PROCEDURES) and group != key.partition(".")[0]:
-        return False
+    return False
+
+
+def _stands_for_anything(axis: str) -> bool:
+    """An experiment sets many options."""
+    return axis.partition(".")[0] not in (*GROUPS, *_RECIPES, *_PROCEDURES, "trainer")
+
+
+def _follows(key: str, rows: Sequence[Facts], settings: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether runs with the same settings always have the same value."""
     seen: dict[str, set[str]] = {}
     for row, setting in zip(rows, settings, strict=True):
-        seen.setdefault(_text(setting), set()).add(_text(row.get(key)))
+        seen.setdefault(_text(setting), set()).add(_text(value(key, row, {})))
     return all(len(values) == 1 for values in seen.values())
 
 
