@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,20 +31,29 @@ class Predictions(NamedTuple):
 class Judge:
     """Judges runs by their predictions.
 
+    Args:
+        runs: all of them, the newest last.
+        compared: whose runs come first where there are too many.
+
     Attributes:
         warnings: which runs could not be judged, and why.
     """
 
-    def __init__(self, runs: Iterable[Run]) -> None:
+    def __init__(self, runs: Sequence[Run], compared: Sequence[Comparison] = ()) -> None:
         done = [run for run in runs if run.done]
         there = [run for run in done if (run.path / FILE).exists()]
         self.warnings: list[str] = []
-        self._there = {run.path for run in there[-_MOST_RUNS:]}
+        wanted = [run.path for each in reversed(compared) for run in each.runs] + [run.path for run in reversed(runs)]
+        known = {run.path for run in there}
+        self._there = set([path for path in dict.fromkeys(wanted) if path in known][:_MOST_RUNS])
+        self._agreed: dict[tuple[Path, Path], dict[str, float] | None] = {}
         if len(there) < len(done):
             without = f"{len(done) - len(there):,} of {len(done):,} tested runs have no {FILE}"
             self.warnings.append(f"{without}: nothing is said of their calibration, classes and agreement")
         if len(there) > _MOST_RUNS:
-            self.warnings.append(f"only the newest {_MOST_RUNS} of {len(there):,} runs were judged in detail")
+            self.warnings.append(
+                f"only {_MOST_RUNS} of {len(there):,} runs were judged by their predictions: the newest comparisons"
+            )
 
     def judge(self, runs: Sequence[Run]) -> dict[Path, dict[str, Any]]:
         """For each run that can be judged `scores`, `reliability`, `per_class`, `confusion` (None if too large)."""
@@ -52,6 +61,14 @@ class Judge:
 
     def agreement(self, student: Run | None, teacher: Run | None) -> dict[str, float] | None:
         """As `scores.agreement`; None where one of them has no predictions of the same images."""
+        if student is None or teacher is None:
+            return None
+        pair = student.path, teacher.path
+        if pair not in self._agreed:
+            self._agreed[pair] = self._agreement(student, teacher)
+        return self._agreed[pair]
+
+    def _agreement(self, student: Run, teacher: Run) -> dict[str, float] | None:
         one, other = self.predictions(student), self.predictions(teacher)
         if one is None or other is None or one.logits.shape != other.logits.shape:
             return None

@@ -154,7 +154,7 @@ def add_details(
     from kd_cli.report.examples import examples
     from kd_cli.report.judged import Judge, trim, with_teachers
 
-    judge = Judge(runs)
+    judge = Judge(runs, compared)
     judged, agreed = judge.judge(runs), with_teachers(judge, compared)
     for row, group in zip(results["groups"], together, strict=True):
         _add_group_details(row, group, judged, judge)

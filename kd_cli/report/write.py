@@ -79,5 +79,6 @@ def write_files(results: Results, out: Path, *, pictures: bool = False) -> dict[
         save_file(paths[name], text.encode("utf-8", "replace"))
     write_page(results, paths["report.html"])
     if pictures:
-        save_pictures(results, out)
+        paths["pictures"] = out / "pictures"
+        save_pictures(results, paths["pictures"])
     return paths
