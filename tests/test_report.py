@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conftest import Outcome
 from records import told_apart, write, write_comparison, write_run, write_sweep
 
@@ -489,3 +490,45 @@ def test_two_sweeps_that_differ_in_a_third_key_are_flagged(tmp_path: Path) -> No
             write_comparison(folder / f"{value}", 95.0, 90.0, 91.0, options={key: value, "trainer.lr": rate})
         write_sweep(folder, [key], [])
     assert warned(report(tmp_path), "more than what is compared", "trainer.lr")
+
+
+def test_of_too_many_runs_the_newest_comparisons_are_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from kd_cli.report import judged
+
+    logits, labels = told_apart([1, 0, 1], [0, 1, 2])
+    three_seeds(tmp_path, logits=logits, labels=labels)
+    monkeypatch.setattr(judged, "_MOST_RUNS", 4)
+    monkeypatch.setattr(judged, "_MOST_COUNTS", 9)
+    results = report(tmp_path)
+    seeds = [run["seed"] for run in results["runs"] if run["scores"]]
+    assert seeds == [1, 2, 2, 2]
+    assert all(run["confusion"] is None for run in results["runs"])
+    assert results["groups"][0]["confusion"] == {
+        "baseline": [[1, 0, 0], [0, 0, 1], [0, 0, 1]],
+        "distilled": [[1, 0, 0], [0, 0, 1], [0, 0, 1]],
+    }
+    assert warned(results, "only 4 of 9 runs")
+    assert warned(results, "confusion matrices of single runs")
+
+
+def test_runs_of_one_network_have_the_same_measured_speed(comparison: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from kd_cli.report import speed
+
+    monkeypatch.setattr(speed, "_SECONDS", 0.0)  # five passes
+    results = report(comparison)
+    speed.add_speed(results)
+    found = {run["stage"]: run["speed"] for run in results["runs"]}
+    assert found["baseline"] == found["distilled"] != found["teacher"]
+    assert all(each > 0 for each in found["teacher"].values())
+    assert found["teacher"]["flops_per_image"] > found["baseline"]["flops_per_image"]
+    assert results["measured_on"]["device"] == "cpu"
+
+
+def test_two_hundred_classes_and_no_name_for_them(tmp_path: Path) -> None:
+    labels = torch.arange(200)
+    logits = 9.0 * torch.eye(200)
+    write_comparison(tmp_path / "one", 95.0, 90.0, 91.0, logits=logits, labels=labels)
+    results = report(tmp_path)
+    assert len(results["classes"]) == 200
+    assert results["classes"][-1] == "199"
+    assert len(results["groups"][0]["per_class_gain"]) == 200
