@@ -143,6 +143,13 @@ def _type_problem(value: Any, example: Any, key: str, *, strict: bool) -> list[s
     return []
 
 
+def to_yaml(config: Mapping[str, Any]) -> str:
+    """A configuration as yaml, in the order of its keys."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_yaml(OmegaConf.create(dict(config)))
+
+
 def override_key(override: str) -> str:
     """The key of an override: `+loss.temperature=4` → `loss.temperature`."""
     return override.lstrip("+~").partition("=")[0]

@@ -16,8 +16,7 @@ from kd_cli.config import override_key
 from kd_cli.data.base import Data
 from kd_cli.errors import ConfigError, DataError
 from kd_cli.evaluate import evaluate
-from kd_cli.files import read_json
-from kd_cli.rundir import find_runs
+from kd_cli.rundir import find_records
 from kd_cli.scores import top_k
 from kd_cli.source import Source, brief, check_nameable, graft_of, load_weights, locate, rebuild, seen_by
 from kd_cli.teacher_cache import make_entry, validation_logits
@@ -50,8 +49,7 @@ def find_teacher(outputs: Path, options: Mapping[str, Any], data: Data, argument
     Raises:
         ConfigError: there is none; the message names the command that makes one.
     """
-    for path in find_runs(outputs):
-        record = read_json(path / "run.json") or {}
+    for path, record in find_records(outputs):
         if record.get("stage") == "teacher" and record.get("status") == "completed" and _fits(record, options, data):
             return path
     about_students = ("loss", "student", "baseline_trainer", "distill_trainer", "hydra")

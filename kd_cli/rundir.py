@@ -26,6 +26,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from kd_cli.checkpoint import Checkpoint, write_checkpoint
+from kd_cli.config import to_yaml
 from kd_cli.errors import ConfigError, DataError, KDError, status_after
 from kd_cli.files import guard_disk, read_json, write_json, write_text
 
@@ -200,14 +201,23 @@ class RunDir:
 
 
 def find_runs(root: Path) -> Iterator[Path]:
-    """Every folder under `root` that holds a run, newest first."""
-    found = [path.parent for path in root.rglob("run.json") if "checkpoints" not in path.parts]
-    return iter(sorted(found, key=lambda path: str((read_json(path / "run.json") or {}).get("started")), reverse=True))
+    """Every folder under `root` that holds a run, newest first; what a comparison links to is found where it is."""
+    return (path for path, _ in find_records(root))
 
 
-def status_of(path: Path) -> str:
-    """The recorded status; a run that is recorded as running but whose process is gone is interrupted."""
-    status = str((read_json(path / "run.json") or {}).get("status", "unknown"))
+def find_records(root: Path) -> list[tuple[Path, dict[str, Any]]]:
+    """The runs of `find_runs`, each with its run.json."""
+    found = []
+    for folder, below, files in os.walk(root):
+        if "run.json" in files:
+            found.append((Path(folder), read_json(Path(folder, "run.json")) or {}))
+            below[:] = set(below) - {"checkpoints"}
+    return sorted(found, key=lambda run: str(run[1].get("started", "")), reverse=True)
+
+
+def status_of(path: Path, record: Mapping[str, Any] | None = None) -> str:
+    """The status in `record`, its run.json; a run that runs by its record but whose process is gone is interrupted."""
+    status = str((record or read_json(path / "run.json") or {}).get("status", "unknown"))
     if status != "running":
         return status
     try:
@@ -231,13 +241,6 @@ def config_digest(config: Mapping[str, Any]) -> str:
     """SHA-256 of a configuration, whatever the order of its keys and wherever its run is logged."""
     config = {key: value for key, value in config.items() if key != "logger"}
     return hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def to_yaml(config: Mapping[str, Any]) -> str:
-    """A configuration as yaml, in the order of its keys."""
-    from omegaconf import OmegaConf
-
-    return OmegaConf.to_yaml(OmegaConf.create(dict(config)))
 
 
 def now() -> str:

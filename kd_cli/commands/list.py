@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Optional
 
 import typer
 
@@ -29,6 +29,25 @@ class What(str, Enum):
     runs = "runs"
 
 
+class Status(str, Enum):
+    """How a run stands."""
+
+    running = "running"
+    completed = "completed"
+    failed = "failed"
+    diverged = "diverged"
+    interrupted = "interrupted"
+
+
+class Stage(str, Enum):
+    """What a run trains."""
+
+    comparison = "comparison"
+    teacher = "teacher"
+    baseline = "baseline"
+    distilled = "distilled"
+
+
 _GROUPS = {
     "losses": "loss",
     "models": "student",
@@ -41,16 +60,30 @@ _GROUPS = {
 }
 
 
+_Status = Annotated[
+    Optional[Status],  # noqa: UP045 - Typer reads it on Python 3.10
+    typer.Option(help="Of the runs, only those that stand so.", show_default=False),
+]
+_Stage = Annotated[Optional[Stage], typer.Option(help="Of the runs, only these.", show_default=False)]  # noqa: UP045
+_Limit = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option(min=1, help="Of the runs, only so many: the newest.", show_default=False),
+]
+
+
 def command(
     what: Annotated[What, typer.Argument(help="What to list.", show_default=False)],
     outputs: Annotated[Path, typer.Option(help="Where runs are.")] = Path("outputs"),
+    status: _Status = None,
+    stage: _Stage = None,
+    limit: _Limit = None,
     config_dir: ConfigDir = None,
     json: Json = False,
 ) -> None:
     """List losses, models, datasets, trainers, experiments, studies, transfers, loggers or runs, one line each."""
     console.setup(as_json=json)
     if what is What.runs:
-        _runs(outputs)
+        _runs(outputs, status, stage, limit)
         return
     rows = list(choices(_GROUPS[what.value], config_dir or []))
     columns = ("name", "what", "source")
@@ -78,31 +111,36 @@ def _headline(path: Path) -> str:
     return comments[0] if comments else ""
 
 
-def _runs(outputs: Path) -> None:
-    from kd_cli.rundir import find_runs
+def _runs(outputs: Path, status: Status | None, stage: Stage | None, limit: int | None) -> None:
+    from kd_cli.rundir import find_records
 
-    rows = [_run(path) for path in find_runs(outputs)] if outputs.is_dir() else []
+    found = [_standing(path, record) for path, record in find_records(outputs)]
+    fitting = [run for run in found if status in (None, run["status"]) and stage in (None, run["stage"])]
+    rows = [run | _numbers(Path(run["run"])) for run in fitting[:limit]]
     columns = ("run", "status", "stage", "data", "network", "loss", "seed", "test_top1", "val_top1", "started")
     cells = [[row[name] for name in columns] for row in rows]
-    console.table(f"runs in {outputs}", columns, cells, left=(*columns[:6], "started"))
+    count = f"{len(rows):,} of {len(found):,} runs" if len(rows) < len(found) else "runs"
+    console.table(f"{count} in {outputs}", columns, cells, left=(*columns[:6], "started"))
     console.emit({"runs": rows})
 
 
-def _run(path: Path) -> dict[str, Any]:
-    from kd_cli.files import read_json
+def _standing(path: Path, record: Mapping[str, Any]) -> dict[str, Any]:
     from kd_cli.rundir import status_of
 
-    record, result = read_json(path / "run.json") or {}, read_json(path / "result.json") or {}
-    best = result.get("distilled", result)
     return {
         "run": str(path),
-        "status": status_of(path),
+        "status": status_of(path, record),
         "stage": record.get("stage") or "comparison",
         "data": record.get("data", {}).get("name"),
         "network": record.get("model", {}).get("name"),
         "loss": record.get("loss", {}).get("name"),
-        "seed": result.get("seed"),
-        "test_top1": best.get("test_top1"),
-        "val_top1": best.get("val_top1"),
         "started": str(record.get("started", ""))[:19],
     }
+
+
+def _numbers(path: Path) -> dict[str, Any]:
+    from kd_cli.files import read_json
+
+    result = read_json(path / "result.json") or {}
+    best = result.get("distilled", result)
+    return {"seed": result.get("seed"), "test_top1": best.get("test_top1"), "val_top1": best.get("val_top1")}
