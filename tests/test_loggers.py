@@ -23,8 +23,6 @@ from kd_cli.recipe import Recipe
 from kd_cli.rundir import RunDir, read_metrics
 from kd_cli.task import Supervised
 
-DATABASE = "sqlite:///outputs/mlflow.db"
-
 
 class Interruption:
     """Ctrl-C at the end of an epoch, before its checkpoint is written."""
@@ -80,13 +78,18 @@ def mlflow_client() -> Any:
         warnings.simplefilter("ignore")
         from mlflow.tracking import MlflowClient
 
-        return MlflowClient(DATABASE)
+        return MlflowClient(f"sqlite:///{Path('outputs/mlflow.db').absolute()}")
+
+
+def all_mlflow_runs() -> list[Any]:
+    """What MLflow's own client reads back."""
+    client = mlflow_client()
+    return list(client.search_runs([client.get_experiment_by_name("kd").experiment_id]))
 
 
 def mlflow_runs() -> dict[str, Any]:
-    """What MLflow's own client reads back, by the name of the run."""
-    client = mlflow_client()
-    found = client.search_runs([client.get_experiment_by_name("kd").experiment_id])
+    """Likewise, by the name of the run."""
+    found = all_mlflow_runs()
     assert len({run.info.run_name for run in found}) == len(found)
     return {run.info.run_name: run for run in found}
 
@@ -98,7 +101,7 @@ def history(run: Any, name: str) -> list[tuple[int, float]]:
 def test_every_logger_has_a_yaml_that_lists_its_options() -> None:
     assert yaml_names("logger") == LOGGERS.names()
     for name in LOGGERS.names():
-        options = set(inspect.signature(LOGGERS.component(name)).parameters) - {"run", "config"}
+        options = set(inspect.signature(LOGGERS.component(name)).parameters) - {"run"}
         assert set(read_yaml("logger", name)) == {"name", *options}
 
 
@@ -157,7 +160,7 @@ def test_mlflow_has_a_comparison_with_its_three_trainings_below_it(kd) -> None:
 
 
 def test_mlflow_goes_on_with_the_run_of_a_resumed_one_and_has_each_epoch_once(tmp_path: Path) -> None:
-    options = {"name": "mlflow", "tracking_uri": DATABASE}
+    options = {"name": "mlflow", "tracking_uri": "sqlite:///outputs/mlflow.db"}
     with pytest.raises(Interrupted):
         train(tmp_path / "run", options, Interruption(epoch=2))
     stopped = mlflow_runs()["run"]
@@ -169,23 +172,29 @@ def test_mlflow_goes_on_with_the_run_of_a_resumed_one_and_has_each_epoch_once(tm
     assert history(resumed, "train_loss") == recorded(tmp_path / "run", "train_loss")
 
 
-@pytest.mark.slow  # two processes, each of which imports torch and MLflow
-def test_two_processes_at_once_make_one_database(kd) -> None:
-    kd(
-        "train-baseline",
-        "-m",
-        *SMALL,
-        "seed=0,1,2,3",
-        "logger=mlflow",
-        "hydra.launcher.n_jobs=4",
-        "hydra.sweep.dir=swept",
-    )
-    runs = mlflow_runs()
-    assert set(runs) == {f"seed={seed}" for seed in range(4)}
-    assert not any("logger=" in log.read_text() for log in Path("swept").glob("*/log.txt"))
-    for name, run in runs.items():
-        assert history(run, "train_loss") == recorded(Path("swept", name), "train_loss")
-        assert run.data.tags["kd.point"] == name
+@pytest.mark.slow  # three processes, each of which imports torch and MLflow
+def test_points_of_a_sweep_write_to_one_new_database_at_the_same_time(kd) -> None:
+    words = ("loss.temperature=1,2,3", "logger=mlflow", "hydra.launcher.n_jobs=3", "hydra.sweep.dir=swept")
+    kd("run", "-m", *SMALL, *words)
+    points = [f"loss.temperature={value}" for value in (1, 2, 3)]
+    assert not any("logger=" in Path("swept", point, "log.txt").read_text() for point in points)
+    found = {run.data.tags["kd.run"]: run for run in all_mlflow_runs()}
+    sweep = Path("swept").absolute()
+    shared = [*(sweep / "parts").iterdir()]
+    assert set(found) == {
+        *map(str, shared),
+        *(f"{sweep}/{point}{part}" for point in points for part in ("", "/distilled")),
+    }
+    for point in points:
+        whole, student = found[f"{sweep}/{point}"], found[f"{sweep}/{point}/distilled"]
+        assert student.data.tags["mlflow.parentRunId"] == whole.info.run_id
+        assert student.data.tags["kd.point"] == whole.data.tags["kd.point"] == point
+        assert history(student, "train_loss") == recorded(sweep / point / "distilled", "train_loss")
+    for part in shared:
+        run = found[str(part)]
+        assert not {"mlflow.parentRunId", "kd.point"} & set(run.data.tags)
+        assert run.data.tags["kd.sweep"] == str(sweep)
+        assert not any(key.startswith("loss") for key in run.data.params)
 
 
 def test_a_logger_that_fails_costs_its_log_and_not_the_run(kd) -> None:

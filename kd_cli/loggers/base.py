@@ -1,7 +1,7 @@
 """What a logger is to `kd`: a Follower that writes a training's numbers where another program shows them.
 
-The registered class is given `run`, the run's folder, and `config`, its configuration; everything else in its signature
-is an option of its yaml. What it needs installed it imports in `begin`, and names in `package`.
+The registered class is given `run`, the run's folder; everything else in its signature is an option of its yaml. A
+package that it needs it names in `package`, and imports in `begin`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from kd_cli.followers import Follower
 from kd_cli.registry import Registry
 from kd_cli.rundir import RunDir, flatten
 
-LOGGERS: Registry[Follower | None] = Registry("logger", "kd_cli.loggers", injected=("run", "config"))
+LOGGERS: Registry[Follower | None] = Registry("logger", "kd_cli.loggers", injected=("run",))
 
 _FINAL = ("test_top1", "test_top1_last", "test_nll", "best_epoch", "parameters", "train_seconds", "gain", "seconds")
 
@@ -39,7 +39,7 @@ def check_logger(options: Mapping[str, Any]) -> None:
 
 def make_loggers(config: Mapping[str, Any], run: RunDir) -> list[Follower]:
     """The followers that log a run: none or one."""
-    logger = LOGGERS.build(config["logger"], run=run, config=config)
+    logger = LOGGERS.build(config["logger"], run=run)
     return [] if logger is None else [Tolerated(config["logger"]["name"], logger)]
 
 
@@ -94,6 +94,9 @@ def final_numbers(result: Mapping[str, Any]) -> dict[str, float]:
     return numbers | {f"{name}.test_top1": part["test_top1"] for name, part in parts.items()}
 
 
-def parameters(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that made the run: `loss.temperature` → 4.0. Where it is logged is not one of them."""
-    return flatten({key: value for key, value in config.items() if key != "logger"})
+def parameters(run: RunDir) -> dict[str, Any]:
+    """The options that made a run: `loss.temperature` → 4.0. Where it is logged is not one of them."""
+    from omegaconf import OmegaConf
+
+    config = OmegaConf.to_container(OmegaConf.load(run.path / "config.yaml"))
+    return {key: value for key, value in flatten(config).items() if not key.startswith("logger.")}

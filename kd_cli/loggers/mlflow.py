@@ -16,6 +16,7 @@ from kd_cli.files import read_json
 from kd_cli.loggers.base import LOGGERS, final_numbers, parameters
 from kd_cli.provenance import rerun_line
 from kd_cli.rundir import RunDir
+from kd_cli.sweepdir import read_sweep
 
 if TYPE_CHECKING:
     from mlflow.entities import Experiment, Metric
@@ -39,16 +40,14 @@ class MLflow:
 
     Args:
         run: keeps the id of its run at MLflow, so that a resumed one goes on there.
-        config: the resolved configuration.
         tracking_uri: a database, or a server.
         experiment: what MLflow files the run under; made if it is not there.
     """
 
     package = "mlflow"
 
-    def __init__(self, run: RunDir, config: Mapping[str, Any], tracking_uri: str, experiment: str = "kd") -> None:
-        self._run, self._config = run, config
-        self._uri, self._experiment = tracking_uri, experiment
+    def __init__(self, run: RunDir, tracking_uri: str, experiment: str = "kd") -> None:
+        self._run, self._uri, self._experiment = run, _absolute(tracking_uri), experiment
         self._client: MlflowClient | None = None
         self._id = ""
         self._logged: set[int] = set()
@@ -61,7 +60,7 @@ class MLflow:
             client.update_run(self._id, status="RUNNING")
             self._logged = {metric.step for metric in client.get_metric_history(self._id, "train_loss")}
         else:
-            self._id = client.create_run(experiment.experiment_id, run_name=self._run.path.name).info.run_id
+            self._id = client.create_run(experiment.experiment_id, run_name=self._run.path.resolve().name).info.run_id
             self._run.note(mlflow={"tracking_uri": self._uri, "experiment": self._experiment, "run_id": self._id})
         self._client = client
         self._describe(client)
@@ -88,29 +87,36 @@ class MLflow:
     def _describe(self, client: MlflowClient) -> None:
         from mlflow.entities import Param, RunTag
 
-        options = [Param(key, str(value)[:_LONGEST]) for key, value in parameters(self._config).items()]
+        options = [Param(key, str(value)[:_LONGEST]) for key, value in parameters(self._run).items()]
         for start in range(0, len(options), _BATCH):
             client.log_batch(self._id, params=options[start : start + _BATCH])
         client.log_batch(self._id, tags=[RunTag(key, str(value)) for key, value in tags(self._run).items()])
 
 
 def tags(run: RunDir) -> dict[str, Any]:
-    """Where a run comes from; a part of a comparison has that as its parent, and a point names its sweep."""
-    record, above = run.record, read_json(run.path.parent / "run.json")
-    whole = run.path if above is None else run.path.parent
+    """Where a run comes from. A part has its comparison as its parent, unless several points of a sweep share it."""
+    folder, record = run.path.resolve(), run.record
+    above = read_json(folder.parent / "run.json")
+    whole = folder if above is None else folder.parent
+    sweep = next((each for each in whole.parents[:2] if read_sweep(each)), None)
     facts = {
         "mlflow.source.name": rerun_line(record),
         "mlflow.source.git.commit": record.get("git_commit"),
         "mlflow.parentRunId": (above or {}).get("mlflow", {}).get("run_id"),
-        "kd.run": run.path,
+        "kd.run": folder,
         "kd.status": record.get("status"),
         "kd.stage": record.get("stage") or "comparison",
         "kd.seed": record.get("seed"),
         "kd.comparison": None if above is None else whole,
+        "kd.sweep": sweep,
+        "kd.point": whole.name if sweep == whole.parent else None,
     }
-    if (whole.parent / "multirun.yaml").exists():
-        facts |= {"kd.sweep": whole.parent, "kd.point": whole.name}
     return {key: value for key, value in facts.items() if value is not None}
+
+
+def _absolute(uri: str) -> str:
+    """MLflow keeps an open database under its name, whatever the working directory was."""
+    return f"{_SQLITE}{Path(uri.removeprefix(_SQLITE)).absolute()}" if uri.startswith(_SQLITE) else uri
 
 
 def _open(uri: str, name: str) -> tuple[MlflowClient, Experiment]:

@@ -20,21 +20,19 @@ class TensorBoard:
 
     Args:
         run: its folder gets a folder `tensorboard`.
-        config: the resolved configuration.
     """
 
     package = "tensorboard"
 
-    def __init__(self, run: RunDir, config: Mapping[str, Any]) -> None:
-        self.folder = run.path / FOLDER
-        self._config = config
+    def __init__(self, run: RunDir) -> None:
+        self._run = run
         self._writer: SummaryWriter | None = None
 
     def begin(self, records: Sequence[Mapping[str, float]]) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         # From epoch 1 on, what an earlier process has written is void: readers drop it, and nothing is there twice.
-        self._writer = SummaryWriter(str(self.folder), purge_step=1)
+        self._writer = SummaryWriter(str(self._run.path / FOLDER), purge_step=1)
         for record in records:
             self.epoch(record)
 
@@ -50,7 +48,7 @@ class TensorBoard:
 
         assert self._writer is not None
         numbers = final_numbers(result)
-        options = {key: _shown(value) for key, value in parameters(self._config).items() if value is not None}
+        options = {key: _shown(value) for key, value in parameters(self._run).items() if value is not None}
         for summary in hparams(options, numbers):
             self._writer._get_file_writer().add_summary(summary)  # add_hparams would open a run of its own
         for name, value in numbers.items():
