@@ -104,7 +104,8 @@ class Sweep:
 
 def _only_how(word: str) -> bool:
     """Whether an argument says how the points are run and not what they are."""
-    return word.startswith(("-m", "--multirun", "hydra.launcher", "hydra/launcher", "hydra.sweep", "hydra.mode"))
+    of_hydra = ("hydra.launcher", "hydra/launcher", "hydra.sweep", "hydra.mode")
+    return word.startswith(("-m", "--multirun", *of_hydra)) or override_key(word).split(".")[0] == "logger"
 
 
 def _file_name(text: str) -> str:

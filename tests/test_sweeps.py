@@ -53,7 +53,7 @@ def test_the_same_sweep_goes_on_in_the_same_folder_also_with_more_values(kd) -> 
     baseline = ("train-baseline", *RUN[1:])
     first = kd(*baseline, "seed=0,1", "student.hidden=[8]")
     assert "holds this sweep" not in first.out
-    again = kd(*baseline, "student.hidden=[8]", "seed=1,2")
+    again = kd(*baseline, "student.hidden=[8]", "seed=1,2", "logger=none")
     assert "holds this sweep" in again.out
     assert again.out.count("is complete already") == 1
     record = json.loads((only_sweep("train-baseline") / "sweep.json").read_text())
