@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import subprocess
 import sys
 import warnings
 from collections.abc import Mapping
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import SMALL
+from conftest import HERE, SMALL
 from safetensors.torch import load_file
 from small import CPU, make_data, make_student, read_yaml, yaml_names
 
@@ -22,6 +23,21 @@ from kd_cli.loggers.base import LOGGERS, make_loggers
 from kd_cli.recipe import Recipe
 from kd_cli.rundir import RunDir, read_metrics
 from kd_cli.task import Supervised
+
+LOG_EPOCHS = """
+import sys
+from pathlib import Path
+from kd_cli.loggers.base import make_loggers
+from kd_cli.rundir import RunDir
+
+config = {"logger": {"name": "mlflow", "tracking_uri": "sqlite:///outputs/mlflow.db"}}
+with RunDir.open(Path(sys.argv[1]), {"command": "distill"}, config, exact=True) as run:
+    (logger,) = make_loggers(config, run)
+    logger.begin([])
+    for epoch in range(1, 11):
+        logger.epoch({"epoch": epoch, "train_loss": 1 / epoch})
+    logger.close("completed")
+"""
 
 
 class Interruption:
@@ -81,17 +97,10 @@ def mlflow_client() -> Any:
         return MlflowClient(f"sqlite:///{Path('outputs/mlflow.db').absolute()}")
 
 
-def all_mlflow_runs() -> list[Any]:
+def mlflow_runs() -> list[Any]:
     """What MLflow's own client reads back."""
     client = mlflow_client()
     return list(client.search_runs([client.get_experiment_by_name("kd").experiment_id]))
-
-
-def mlflow_runs() -> dict[str, Any]:
-    """Likewise, by the name of the run."""
-    found = all_mlflow_runs()
-    assert len({run.info.run_name for run in found}) == len(found)
-    return {run.info.run_name: run for run in found}
 
 
 def history(run: Any, name: str) -> list[tuple[int, float]]:
@@ -140,61 +149,54 @@ def test_tensorboard_gets_the_epochs_before_it_was_asked_for(tmp_path: Path) -> 
     assert curve(tmp_path / "run", "val_top1") == recorded(tmp_path / "run", "val_top1")
 
 
-def test_mlflow_has_a_comparison_with_its_three_trainings_below_it(kd) -> None:
-    shown = kd("run", *SMALL, "logger=mlflow", "hydra.run.dir=there")
+def test_mlflow_has_the_points_of_a_sweep_their_parts_below_them_and_shared_parts_beside_them(kd) -> None:
+    shown = kd("run", "-m", HERE, *SMALL, "loss.temperature=1,2", "logger=mlflow", "hydra.sweep.dir=swept")
     assert "mlflow" not in (shown.out + shown.err).lower()
-    runs, result = mlflow_runs(), json.loads(Path("there/result.json").read_text())
-    assert set(runs) == {"there", "teacher", "baseline", "distilled"}
-    whole, student = runs["there"], runs["distilled"]
-    assert {run.info.status for run in runs.values()} == {"FINISHED"}
-    assert student.data.tags["mlflow.parentRunId"] == whole.info.run_id
-    assert "mlflow.parentRunId" not in whole.data.tags
-    assert whole.data.metrics["gain"] == result["gain"]
-    assert whole.data.metrics["distilled.test_top1"] == student.data.metrics["test_top1"]
-    assert student.data.metrics["test_top1"] == result["distilled"]["test_top1"]
-    assert history(student, "val_top1") == recorded(Path("there/distilled"), "val_top1")
-    assert student.data.params["loss.temperature"] == "4.0"
-    assert not any(key.startswith("logger") for key in student.data.params)
-    wanted = {"kd.run": str(Path("there/distilled").absolute()), "kd.stage": "distilled", "kd.seed": "0"}
-    assert wanted.items() <= student.data.tags.items()
+    sweep, points = Path("swept").absolute(), ("loss.temperature=1", "loss.temperature=2")
+    found = {run.data.tags["kd.run"]: run for run in mlflow_runs()}
+    shared = [str(part) for part in (sweep / "parts").iterdir()]
+    assert set(found) == {*shared, *(f"{sweep}/{point}{part}" for point in points for part in ("", "/distilled"))}
+    assert {run.info.status for run in found.values()} == {"FINISHED"}
+    for point in points:
+        whole, student = found[f"{sweep}/{point}"], found[f"{sweep}/{point}/distilled"]
+        result = json.loads((sweep / point / "result.json").read_text())
+        assert student.data.tags["mlflow.parentRunId"] == whole.info.run_id
+        assert student.data.tags["kd.point"] == whole.data.tags["kd.point"] == point
+        assert whole.data.metrics["gain"] == result["gain"]
+        assert whole.data.metrics["distilled.test_top1"] == result["distilled"]["test_top1"]
+        assert student.data.metrics["test_top1"] == result["distilled"]["test_top1"]
+        assert student.data.params["loss.temperature"] == point.partition("=")[2]
+        assert not any(key.startswith("logger") for key in student.data.params)
+        assert history(student, "val_top1") == recorded(sweep / point / "distilled", "val_top1")
+    for part in shared:
+        assert not {"mlflow.parentRunId", "kd.point"} & set(found[part].data.tags)
+        assert found[part].data.tags["kd.sweep"] == str(sweep)
+        assert not any(key.startswith("loss") for key in found[part].data.params)
 
 
 def test_mlflow_goes_on_with_the_run_of_a_resumed_one_and_has_each_epoch_once(tmp_path: Path) -> None:
     options = {"name": "mlflow", "tracking_uri": "sqlite:///outputs/mlflow.db"}
     with pytest.raises(Interrupted):
         train(tmp_path / "run", options, Interruption(epoch=2))
-    stopped = mlflow_runs()["run"]
+    (stopped,) = mlflow_runs()
     assert (stopped.info.status, stopped.data.tags["kd.status"]) == ("KILLED", "interrupted")
     train(tmp_path / "run", options)
-    resumed = mlflow_runs()["run"]
+    (resumed,) = mlflow_runs()
     assert resumed.info.run_id == stopped.info.run_id
     assert (resumed.info.status, resumed.data.tags["kd.status"]) == ("FINISHED", "completed")
     assert history(resumed, "train_loss") == recorded(tmp_path / "run", "train_loss")
 
 
-@pytest.mark.slow  # three processes, each of which imports torch and MLflow
-def test_points_of_a_sweep_write_to_one_new_database_at_the_same_time(kd) -> None:
-    words = ("loss.temperature=1,2,3", "logger=mlflow", "hydra.launcher.n_jobs=3", "hydra.sweep.dir=swept")
-    kd("run", "-m", *SMALL, *words)
-    points = [f"loss.temperature={value}" for value in (1, 2, 3)]
-    assert not any("logger=" in Path("swept", point, "log.txt").read_text() for point in points)
-    found = {run.data.tags["kd.run"]: run for run in all_mlflow_runs()}
-    sweep = Path("swept").absolute()
-    shared = [*(sweep / "parts").iterdir()]
-    assert set(found) == {
-        *map(str, shared),
-        *(f"{sweep}/{point}{part}" for point in points for part in ("", "/distilled")),
-    }
-    for point in points:
-        whole, student = found[f"{sweep}/{point}"], found[f"{sweep}/{point}/distilled"]
-        assert student.data.tags["mlflow.parentRunId"] == whole.info.run_id
-        assert student.data.tags["kd.point"] == whole.data.tags["kd.point"] == point
-        assert history(student, "train_loss") == recorded(sweep / point / "distilled", "train_loss")
-    for part in shared:
-        run = found[str(part)]
-        assert not {"mlflow.parentRunId", "kd.point"} & set(run.data.tags)
-        assert run.data.tags["kd.sweep"] == str(sweep)
-        assert not any(key.startswith("loss") for key in run.data.params)
+def test_processes_that_begin_at_the_same_time_make_one_database(tmp_path: Path) -> None:
+    names = ("first", "second")
+    processes = [
+        subprocess.Popen([sys.executable, "-c", LOG_EPOCHS, name], stderr=subprocess.PIPE, text=True) for name in names
+    ]
+    assert [process.communicate()[1] for process in processes] == ["", ""]
+    found = {run.info.run_name: run for run in mlflow_runs()}
+    assert set(found) == set(names)
+    for run in found.values():
+        assert [step for step, _ in history(run, "train_loss")] == list(range(1, 11))
 
 
 def test_a_logger_that_fails_costs_its_log_and_not_the_run(kd) -> None:
