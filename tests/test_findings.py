@@ -106,14 +106,18 @@ def test_a_better_teacher_is_compared_with_the_weakest_where_the_baseline_is_the
 def test_the_chosen_epoch_is_told_where_the_length_varies() -> None:
     numbers = {"baseline": BASE, "distilled": [91.0, 92.0, 93.0]}
     said = findings(results({"trainer.epochs=5": numbers}))
-    assert any("trainer.epochs=5: epoch 3.0 of 5, where the last epoch has -0.50 ± 0.00 points" in each for each in said)
+    assert any(
+        "trainer.epochs=5: epoch 3.0 of 5, where the last epoch has -0.50 ± 0.00 points" in each for each in said
+    )
     assert not any("epoch 3.0" in each for each in findings(results({"t=5": numbers})))
 
 
 def test_costs_are_ratios_to_the_teacher() -> None:
     costs = {"teacher_speed": {"bytes": 800, "flops_per_image": 50, "latency_ms": 2.0}}
     costs |= {"distilled_speed": {"bytes": 200, "flops_per_image": 10, "latency_ms": 0.5}}
-    said = findings(results({"loss=kd": {"teacher": [95.0, 96.0], "baseline": BASE[:2], "distilled": BASE[:2], **costs}}))
+    said = findings(
+        results({"loss=kd": {"teacher": [95.0, 96.0], "baseline": BASE[:2], "distilled": BASE[:2], **costs}})
+    )
     assert "has 4.0 times fewer bytes, 5.0 times fewer FLOPs and 4.0 times less latency" in said[-1]
     assert "differs from the teacher's by -5.00 ± 0.00 points" in said[-1]
 
