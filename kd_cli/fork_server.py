@@ -31,7 +31,7 @@ def fork(target: Callable[..., None], *arguments: Any) -> tuple[ForkServerProces
     context.set_forkserver_preload(_PRELOAD)
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=target, args=(sender, *arguments))
-    with sender, _no_main_module():
+    with sender, no_main_module():
         with _server_surroundings():
             forkserver.ensure_running()
         process.start()
@@ -42,18 +42,28 @@ def fork(target: Callable[..., None], *arguments: Any) -> tuple[ForkServerProces
 def _server_surroundings() -> Iterator[None]:
     """For the server's start: signals are blocked, numpy makes no threads that a fork would lose, imports are ours."""
     resource_tracker.ensure_running()  # it would unblock the signals
-    mask, environment = signal.pthread_sigmask(signal.SIG_BLOCK, STOP), dict(os.environ)
+    environment = dict(os.environ)
     os.environ.update(OMP_NUM_THREADS="1", PYTHONPATH=os.pathsep.join(str(Path(path).absolute()) for path in sys.path))
     try:
-        yield
+        with stop_blocked():
+            yield
     finally:
         os.environ.clear()
         os.environ.update(environment)
+
+
+@contextmanager
+def stop_blocked() -> Iterator[None]:
+    """Blocks Ctrl-C and SIGTERM here, and for good in every process that is started meanwhile."""
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP)
+    try:
+        yield
+    finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 @contextmanager
-def _no_main_module() -> Iterator[None]:
+def no_main_module() -> Iterator[None]:
     """Python would import the main module again in each process: `kd`, pytest or whatever called us."""
     main = sys.modules["__main__"]
     sys.modules["__main__"] = ModuleType("__main__")

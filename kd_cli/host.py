@@ -78,15 +78,12 @@ def _run_sweep(job: Job, command: str, arguments: Sequence[str]) -> Sequence[Map
 
 
 def _extend_hydra(arguments: Sequence[str]) -> None:
-    from kd_cli.hydra_plugins import install_plugins
+    from kd_cli.hydra_plugins import check_launcher, install_plugins
 
     install_plugins(option_values(arguments, "--config-dir"))
     for word in arguments:
-        if word.startswith("hydra/launcher=") and word.partition("=")[2] not in ("process", "basic"):
-            raise ConfigError(
-                f"{word} is not possible yet; type hydra/launcher=process (as many points of a sweep at the same time "
-                "as there are cores) or hydra/launcher=basic (one after the other)"
-            )
+        if word.startswith("hydra/launcher="):
+            check_launcher(word.partition("=")[2])
 
 
 def _call_hydra(task: Callable[[Any], None], command: str, arguments: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""What kd adds to Hydra through its plugin API: users' folders of yaml, and `hydra/launcher=process`."""
+"""What kd adds to Hydra through its plugin API: users' folders of yaml, and launchers."""
 
 from __future__ import annotations
 
@@ -18,8 +18,10 @@ from hydra.plugins.launcher import Launcher
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import OmegaConf, open_dict
 
-from kd_cli.errors import ConfigError
-from kd_cli.launcher import check_n_jobs, divide, find_slots
+from kd_cli.errands import run_errands
+from kd_cli.errors import ConfigError, suggest
+from kd_cli.launcher import check_n_jobs, divide, find_slots, run_points
+from kd_cli.libraries import EXTRAS, make_library
 from kd_cli.machine import available_cores, given_threads
 from kd_cli.plugins import plugin_conf_dirs
 
@@ -60,28 +62,74 @@ class ProcessLauncher(Launcher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Hydra gets no results: what came of the points is with the task."""
         setup_globals()
-        points = [self._compose(overrides, initial_job_idx + i) for i, overrides in enumerate(job_overrides)]
+        points = _compose(self.context, self.config, job_overrides, initial_job_idx)
         cores, threads = available_cores(), given_threads()
         ask = partial(find_slots, str(self.config.device))
         share = divide(len(points), self.n_jobs, ask, cores=cores, threads=threads)
         if share.processes == 1:
-            return [self._run_here(point) for point in points]
-        self.task.run_apart(points, share)
+            return [_run_here(self.context, self.task, point) for point in points]
+        self.task.run_apart(points, lambda works, first: run_points(works, share, first))
         return [JobReturn(status=JobStatus.COMPLETED) for _ in points]
 
-    def _compose(self, overrides: Sequence[str], number: int) -> Any:
-        config = self.context.config_loader.load_sweep_config(self.config, list(overrides))
-        with open_dict(config):
-            config.hydra.job.id = config.hydra.job.num = number
-        return config
 
-    def _run_here(self, point: Any) -> JobReturn:
-        return run_job(
-            hydra_context=self.context,
-            task_function=self.task,
-            config=point,
-            job_dir_key="hydra.sweep.dir",
-            job_subdir_key="hydra.sweep.subdir",
+class LibraryLauncher(Launcher):
+    """Runs points of a sweep by joblib or submitit: their Hydra plugins' options, and our processes.
+
+    The plugins themselves would lose all results with the first process that dies.
+    """
+
+    __module__ = f"{_PACKAGE}.{_NAME}"
+
+    def __init__(self, **options: Any) -> None:
+        self.options = {key: _plain(value) for key, value in options.items()}
+
+    def setup(self, *, hydra_context: Any, task_function: Any, config: Any) -> None:
+        """Raises a ConfigError if the options are not possible."""
+        self.library = make_library(config.hydra.runtime.choices["hydra/launcher"], self.options)
+        self.context, self.task, self.config = hydra_context, task_function, config
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Hydra gets no results: what came of the points is with the task."""
+        setup_globals()
+        points = _compose(self.context, self.config, job_overrides, initial_job_idx)
+        if self.library.shares_devices and self.library.divide(len(points))[0] == 1:
+            return [_run_here(self.context, self.task, point) for point in points]
+        device = str(self.config.device)
+        self.task.run_apart(points, lambda works, first: run_errands(self.library, works, device, first))
+        return [JobReturn(status=JobStatus.COMPLETED) for _ in points]
+
+
+def _plain(value: Any) -> Any:
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+
+
+def _compose(context: Any, config: Any, job_overrides: Sequence[Sequence[str]], first: int) -> list[Any]:
+    points = [context.config_loader.load_sweep_config(config, list(overrides)) for overrides in job_overrides]
+    for number, point in enumerate(points, first):
+        with open_dict(point):
+            point.hydra.job.id = point.hydra.job.num = number
+    return points
+
+
+def _run_here(context: Any, task: Any, point: Any) -> JobReturn:
+    return run_job(
+        hydra_context=context,
+        task_function=task,
+        config=point,
+        job_dir_key="hydra.sweep.dir",
+        job_subdir_key="hydra.sweep.subdir",
+    )
+
+
+def check_launcher(name: str) -> None:
+    """Raises a ConfigError if there is no `hydra/launcher` of that name, or if it needs what is not installed."""
+    known = ("process", "basic", *EXTRAS)
+    if name not in known:
+        raise ConfigError(f"hydra/launcher: there is no launcher {name!r}{suggest(name, known)}")
+    if name in EXTRAS and f"{name}.yaml" not in ConfigStore.instance().list("hydra/launcher"):
+        raise ConfigError(
+            f"hydra/launcher={name} needs a package that is not installed: pip install 'kd-cli[{EXTRAS[name]}]'; "
+            "hydra/launcher=process needs none and runs as many points at a time as there are cores"
         )
 
 
@@ -95,10 +143,11 @@ def install_plugins(folders: Sequence[str]) -> None:
     if ProcessLauncher.__module__ not in sys.modules:
         Plugins.instance().register(UserFolders)
         Plugins.instance().register(ProcessLauncher)
-        _publish_launcher()
+        Plugins.instance().register(LibraryLauncher)
+        _publish_launchers()
 
 
-def _publish_launcher() -> None:
+def _publish_launchers() -> None:
     """Hydra looks the class up by name, in a package that is there only if another plugin is installed."""
     try:
         package = importlib.import_module(_PACKAGE)
@@ -107,5 +156,11 @@ def _publish_launcher() -> None:
         package.__path__ = []
     sys.modules[f"{_PACKAGE}.{_NAME}"] = sys.modules[__name__]
     setattr(package, _NAME, sys.modules[__name__])
-    node = {"_target_": f"{_PACKAGE}.{_NAME}.{ProcessLauncher.__name__}", "n_jobs": None}
-    ConfigStore.instance().store(group="hydra/launcher", name="process", node=node, provider="kd")
+    store = ConfigStore.instance()
+    node: Any = {"_target_": f"{_PACKAGE}.{_NAME}.{ProcessLauncher.__name__}", "n_jobs": None}
+    store.store(group="hydra/launcher", name="process", node=node, provider="kd")
+    for name in EXTRAS:
+        if f"{name}.yaml" in store.list("hydra/launcher"):  # its plugin has put it there
+            node = OmegaConf.create(store.load(f"hydra/launcher/{name}.yaml").node)
+            node._target_ = f"{_PACKAGE}.{_NAME}.{LibraryLauncher.__name__}"
+            store.store(group="hydra/launcher", name=name, node=node, provider="kd")

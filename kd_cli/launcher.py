@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,8 @@ from kd_cli.errors import ConfigError, KDError
 from kd_cli.fork_server import STOP, fork
 from kd_cli.sweep import Point, failed, not_started, numbers
 from kd_cli.worker import GRACE, Environment, Work
+
+_WATCH_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,9 @@ def find_slots(device: str) -> Sequence[Environment]:
     return slots
 
 
-def run_points(works: Sequence[Work], share: Share, first: int = 0) -> list[Point]:
+def run_points(
+    works: Sequence[Work], share: Share, first: int = 0, *, unwanted: Callable[[], bool] | None = None
+) -> list[Point]:
     """Runs every point in a process of its own.
 
     A point that fails, or whose process dies, does not stop the others. Ctrl-C and SIGTERM stop all of them: the
@@ -82,6 +87,7 @@ def run_points(works: Sequence[Work], share: Share, first: int = 0) -> list[Poin
 
     Args:
         first: how many points earlier batches of the sweep had.
+        unwanted: asked now and then, in a thread; once it says so, the points are stopped as by SIGTERM.
 
     Returns:
         What came of each, in the order of `works`.
@@ -92,7 +98,7 @@ def run_points(works: Sequence[Work], share: Share, first: int = 0) -> list[Poin
         f"{share.processes} points at a time, {threads} each; what they say is in {folder}/*/{works[0].log.name}"
     )
     crew = _Crew(works, share, first)
-    with _requests() as requests, console.live_line("the points start"):
+    with _requests(unwanted) as requests, console.live_line("the points start"):
         try:
             while crew.start():
                 console.live(f"running: {', '.join(child.work.label for child in crew.running)}")
@@ -105,18 +111,32 @@ def run_points(works: Sequence[Work], share: Share, first: int = 0) -> list[Poin
 
 
 @contextmanager
-def _requests() -> Iterator[Connection]:
+def _requests(unwanted: Callable[[], bool] | None) -> Iterator[Connection]:
     """Ctrl-C and SIGTERM as messages to be received: none can break what is half done."""
     receiver, sender = Pipe(duplex=False)
+    over = threading.Event()
+    watchers = [threading.Thread(target=_watch, args=(unwanted, over, sender))] if unwanted else []
     heeded = [number for number in STOP if signal.getsignal(number) is not signal.SIG_IGN]  # `nohup` ignores one
     old = {number: signal.signal(number, lambda number, _: sender.send(number)) for number in heeded}
+    for watcher in watchers:
+        watcher.start()
     try:
         yield receiver
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
+        over.set()
+        for watcher in watchers:
+            watcher.join()
         receiver.close()
         sender.close()
+
+
+def _watch(unwanted: Callable[[], bool], over: threading.Event, sender: Connection) -> None:
+    while not over.wait(_WATCH_SECONDS):
+        if unwanted():
+            sender.send(signal.SIGTERM)
+            return
 
 
 class _Crew:
@@ -208,15 +228,25 @@ class _Child:
         return point
 
     def show(self, point: Point) -> None:
-        status, took = point["status"], f"({time.monotonic() - self._started:.0f} s)"
-        if status in ("failed", "diverged"):
-            text = f"{point['error']}\nlog: {console.short_path(self.work.log)}"
-            console.panel(f"{self.name} failed: {self.work.label}", text)
-            return
-        words = {"completed": "was complete already" if self._complete else "done"}
-        top1, _, _ = numbers(point)
-        accuracy = "" if top1 is None else f"  {top1:.2f} %"
-        console.say(f"{self.name} {words.get(status, status)}: {self.work.label}{accuracy}  {took}")
+        took = f"  ({time.monotonic() - self._started:.0f} s)"
+        show_point(self.name, self.work, point, already=self._complete, took=took)
+
+
+def show_point(name: str, work: Work, point: Point, *, already: bool, took: str = "") -> None:
+    """What came of a point, for a person.
+
+    Args:
+        name: `point 1 of 3`.
+        already: it was complete before it was started.
+    """
+    status = point["status"]
+    if status in ("failed", "diverged"):
+        console.panel(f"{name} failed: {work.label}", f"{point['error']}\nlog: {console.short_path(work.log)}")
+        return
+    words = {"completed": "was complete already" if already else "done"}
+    top1, _, _ = numbers(point)
+    accuracy = "" if top1 is None else f"  {top1:.2f} %"
+    console.say(f"{name} {words.get(status, status)}: {work.label}{accuracy}{took}")
 
 
 def _obituary(code: int | None) -> str:

@@ -11,7 +11,6 @@ from typing import Any
 from kd_cli import console
 from kd_cli.arguments import flags, typed_overrides
 from kd_cli.config import hydra_quote, override_key
-from kd_cli.launcher import Share, run_points
 from kd_cli.provenance import provenance, rerun_line
 from kd_cli.sweep import LOG, Point, Sweep, not_started
 from kd_cli.sweepdir import SweepDir
@@ -61,20 +60,22 @@ class Points:
         if self._folder is not None:
             self._folder.close(self.records)
 
-    def run_apart(self, configs: Sequence[Any], share: Share) -> None:
-        """Runs every point in a process of its own.
+    def run_apart(self, configs: Sequence[Any], run: Callable[[Sequence[Work], int], Sequence[Point]]) -> None:
+        """Has every point run in a process of its own.
 
         Args:
             configs: as Hydra composed them, `hydra` included.
+            run: runs them, and is told how many points earlier batches had.
         """
         self._open(configs[0].hydra)
         works = [self._work(config.hydra) for config in configs]
         if self._sweep.stopped:  # in an earlier batch; Hydra would go on
             points = [not_started(work.label) for work in works]
         else:
-            points = run_points(works, share, len(self.records))
+            points = list(run(works, len(self.records)))
         self._add([config.hydra for config in configs], points)
-        self._sweep.stopped = any(point["status"] in ("interrupted", "not started") for point in self.records)
+        over = ("interrupted", "not started", "running")  # the last: on a cluster, and the user did not wait
+        self._sweep.stopped = any(point["status"] in over for point in points)
 
     def _work(self, hydra: Any) -> Work:
         folder = _folder(hydra)

@@ -48,6 +48,8 @@ FLOORS = (
     {"sweep"},
     {"worker"},
     {"launcher"},
+    {"errands"},
+    {"libraries"},
     {"hydra_plugins", "points"},
     {"host", "experiment", "completion", "saved"},
     {"networks"},
@@ -77,6 +79,8 @@ LIGHT = {
     "fork_server",
     "worker",
     "launcher",
+    "errands",
+    "libraries",
     "points",
 }
 
