@@ -126,7 +126,7 @@ def test_other_data_have_their_own_verdict() -> None:
     gain = {"mean": 0.5, "std": 0.1, "margin": 0.2, "p_value": 0.25, "seeds": 3, "verdict": "helped"}
     tried = {"dataset": "digits", "roles": {}, "gain": {"probe": gain}}
     said = findings(results({"loss=kd": {"baseline": BASE, "distilled": BASE}}, transfer=tried))
-    assert said[-1].startswith("On digits: Over 3 seeds distillation helped: +0.50 ± 0.20 points of probe top-1")
+    assert said[-1].startswith("On digits: Over 3 seeds distillation helped: +0.50 ± 0.20 points of linear probe top-1")
 
 
 def test_nothing_compared_is_nothing_found() -> None:

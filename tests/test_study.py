@@ -17,7 +17,7 @@ FAST = (*SMALL, HERE, "trainer.epochs=1", "dataset.num_train=200")
 
 
 def only_study() -> Path:
-    (record,) = Path("outputs/sweeps/run").glob("*/sweep.json")
+    (record,) = Path("outputs/studies").glob("*/*/sweep.json")
     return record.parent
 
 

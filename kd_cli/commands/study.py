@@ -62,9 +62,26 @@ def _answer(name: str, points: Sequence[Mapping[str, Any]]) -> None:
     if str(study["then"]).startswith("transfer="):
         _transfer(folder, study["then"], points)
     results, paths = write([folder], folder, command=["study", name], speed=study["then"] == "profile")
+    paths |= _draw(results, study["picture"], folder)
     console.say(f"\n{study['question']}", style="bold")
     present(results, paths)
     console.emit({"points": points, **results})
+
+
+def _draw(results: Mapping[str, Any], picture: str, folder: Path) -> dict[str, Path]:
+    """The study's picture: one of the report's charts."""
+    from kd_cli.pictures.saving import save_picture
+    from kd_cli.report.charts import charts_of
+    from kd_cli.report.readable import readable
+
+    charts = {chart.id: chart for chart in charts_of(readable(results))}
+    if picture not in charts:
+        console.notice(f"study.picture: there is no chart {picture!r} of these runs{suggest(picture, charts)}")
+        return {}
+    paths = {name: folder / name for name in ("study.png", "study.svg")}
+    for path in paths.values():
+        save_picture(charts[picture], path)
+    return paths
 
 
 def _transfer(folder: Path, transfer: str, points: Sequence[Mapping[str, Any]]) -> None:

@@ -13,11 +13,11 @@ from kd_cli.config import override_key
 from kd_cli.errors import ConfigError
 from kd_cli.options import ConfigDir, Device, Json, WhichEpoch, split_targets
 from kd_cli.registry import convert
+from kd_cli.report.transferred import METRIC_NAMES
 from kd_cli.statistics import PairedGain
 
 PANEL = "Results"
 
-_HEADS = {"zero_shot": "zero-shot", "zero_shot_open": "zero-shot, all classes", "probe": "linear probe"}
 _USELESS = ("dataset.mean", "dataset.std", "dataset.augment")
 
 
@@ -92,8 +92,13 @@ def transfer_runs(
     if not rows:
         raise ConfigError("no network is left; name a run that is no specialist: kd list runs")
     found = summary(rows, settings)
-    gains = {metric: vars(gain) | {"verdict": gain.verdict} for metric, gain in found.get("gain", {}).items()}
-    return {"dataset": data.name, "networks": rows, "roles": found.get("roles", {}), "gain": gains}
+    known = _metrics(rows[0])
+    gains = {key: vars(gain) | {"verdict": gain.verdict} for key, gain in found.get("gain", {}).items() if key in known}
+    roles = {
+        name: {key: value for key, value in role.items() if key in known or key not in METRIC_NAMES}
+        for name, role in found.get("roles", {}).items()
+    }
+    return {"dataset": data.name, "networks": rows, "roles": roles, "gain": gains}
 
 
 def present(found: Mapping[str, Any]) -> None:
@@ -129,7 +134,7 @@ def _show(rows: Sequence[Mapping[str, Any]], dataset: str) -> None:
 def _columns(row: Mapping[str, Any]) -> dict[str, Any]:
     from kd_cli.transfer import value
 
-    found: dict[str, Any] = {_HEADS[metric]: value(row, metric) for metric in _metrics(row)}
+    found: dict[str, Any] = {METRIC_NAMES[metric]: value(row, metric) for metric in _metrics(row)}
     if "probe" in row:
         found |= {"features": row["probe"]["features"], "penalty": f"{row['probe']['penalty']:g}"}
     return found
@@ -139,7 +144,7 @@ def _metrics(row: Mapping[str, Any]) -> list[str]:
     """What a row has; the answers among all classes only where these are not the shared ones."""
     said = row.get("zero_shot", {})
     missing = {"zero_shot": not said, "zero_shot_open": said.get("chance_open") == said.get("chance")}
-    return [metric for metric in _HEADS if not missing.get(metric, metric not in row)]
+    return [metric for metric in METRIC_NAMES if not missing.get(metric, metric not in row)]
 
 
 def _show_summary(rows: Sequence[Mapping[str, Any]], found: Mapping[str, Any]) -> None:
@@ -148,12 +153,12 @@ def _show_summary(rows: Sequence[Mapping[str, Any]], found: Mapping[str, Any]) -
         return
     metrics = _metrics(rows[0])
     cells = [[name, role["seeds"], *(_spread(role.get(metric)) for metric in metrics)] for name, role in roles.items()]
-    heads = [_HEADS[metric] for metric in metrics]
+    heads = [METRIC_NAMES[metric] for metric in metrics]
     console.table("Over seeds, mean ± std", ["role", "seeds", *heads], cells, left=("role",))
     for metric in metrics:
         if metric in found["gain"]:
             gain = {key: value for key, value in found["gain"][metric].items() if key != "verdict"}
-            console.say(PairedGain(**gain).sentence(f"{_HEADS[metric]} top-1"))
+            console.say(PairedGain(**gain).sentence(f"{METRIC_NAMES[metric]} top-1"))
 
 
 def _spread(found: Mapping[str, Any] | None) -> str | None:

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from kd_cli.report.transferred import METRIC_NAMES
+
 _STAGES = ("teacher", "baseline", "distilled")
 
 
@@ -72,14 +74,13 @@ def cost_table(results: Mapping[str, Any]) -> Table:
 def transfer_table(results: Mapping[str, Any]) -> Table:
     """Top-1 on other data, where that was tried."""
     found = results["transfer"] or {"roles": {}, "dataset": ""}
-    heads = {"zero_shot": "zero-shot", "zero_shot_open": "zero-shot, all classes", "probe": "linear probe"}
-    metrics = [metric for metric in heads if any(metric in role for role in found["roles"].values())]
+    metrics = [metric for metric in METRIC_NAMES if any(metric in role for role in found["roles"].values())]
     rows = [
         [name, str(role["seeds"]), *(_mean(role.get(each)) for each in metrics)]
         for name, role in found["roles"].items()
     ]
-    columns = ("network", "seeds", *(heads[metric] for metric in metrics))
-    return Table(f"Top-1 in percent on {found['dataset']} (mean ± std over seeds)", columns, rows, ("network",))
+    columns = ("network", "seeds", *(METRIC_NAMES[metric] for metric in metrics))
+    return Table(f"Top-1 % on {found['dataset']}, mean ± std", columns, rows, ("network",))
 
 
 def loose_table(results: Mapping[str, Any]) -> Table:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
 
+from kd_cli.report.transferred import METRIC_NAMES
 from kd_cli.statistics import PairedGain, paired_gain
 
 Results = Mapping[str, Any]
@@ -186,15 +187,10 @@ def _costs(settings: Sequence[Setting]) -> list[str]:
 def _transfer(results: Results) -> list[str]:
     """What the networks are worth on other data, where that was tried."""
     found = results.get("transfer") or {}
-    names = {
-        "zero_shot": "zero-shot top-1",
-        "zero_shot_open": "zero-shot top-1 among all classes",
-        "probe": "probe top-1",
-    }
     sentences = []
     for metric, gain in (found.get("gain") or {}).items():
         numbers = PairedGain(**{key: gain[key] for key in ("mean", "std", "margin", "p_value", "seeds")})
-        sentences.append(f"On {found['dataset']}: {numbers.sentence(names[metric])}")
+        sentences.append(f"On {found['dataset']}: {numbers.sentence(f'{METRIC_NAMES[metric]} top-1')}")
     return sentences
 
 

@@ -25,6 +25,7 @@ _LISTED = 6  # runs named for one value; more are counted
 _SECTIONS = {
     "comparison": "Did distillation help?",
     "sweep": "Along the sweep",
+    "transfer": "On other data",
     "curves": "Learning curves",
     "costs": "Accuracy and cost",
     "agreement": "Agreement with the teacher",

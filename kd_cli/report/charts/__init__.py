@@ -13,7 +13,7 @@ from kd_cli.report.charts.confusion import confusion_charts
 from kd_cli.report.charts.costs import cost_charts
 from kd_cli.report.charts.curves import curves_chart
 from kd_cli.report.charts.reliability import error_chart, reliability_chart
-from kd_cli.report.charts.side_by_side import gain_chart
+from kd_cli.report.charts.side_by_side import gain_chart, transfer_chart
 from kd_cli.report.charts.sweep import axis_chart
 from kd_cli.report.readable import readable
 
@@ -25,6 +25,7 @@ def charts_of(results: Mapping[str, Any]) -> list[Chart]:
     charts = [
         axis_chart(results),
         gain_chart(results),
+        transfer_chart(results),
         curves_chart(results),
         *cost_charts(results),
         agreement_chart(results),

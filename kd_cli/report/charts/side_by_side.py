@@ -1,4 +1,4 @@
-"""Groups side by side: their accuracies, and their gains."""
+"""Groups side by side: their accuracies, their gains, and what the networks are worth on other data."""
 
 from __future__ import annotations
 
@@ -22,25 +22,17 @@ from kd_cli.report.charts.groups import (
     words,
 )
 from kd_cli.report.charts.theme import INK, MUTED, STAGE_COLOURS
+from kd_cli.report.transferred import METRIC_NAMES
 
 
 def dots(groups: Sequence[Mapping[str, Any]]) -> Chart:
     """Test accuracy, a row of dots with error bars for each group."""
-    import altair as alt
-
     rows = rounded(
         {"group": name, "network": stage, **spread(score)}
         for name, group in named(groups)
         for stage in STAGES
         if (score := top1(group, stage))
     )
-    stages = [stage for stage in STAGES if any(row["network"] == stage for row in rows)]
-    y = row_axis(rows)
-    offset = alt.YOffset("network:N", sort=stages, scale=alt.Scale(domain=stages, paddingOuter=0.4))
-    x = alt.X("mean:Q", title=ACCURACY, scale=alt.Scale(zero=False, padding=10))
-    base = alt.Chart(named_rows()).encode(y=y, yOffset=offset, color=stage_colour(stages), tooltip=tips("group"))
-    errors = base.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=2).encode(x="low:Q", x2="high:Q")
-    points = base.mark_point(size=70, filled=True, opacity=1).encode(x=x, shape=stage_shape(stages))
     return Chart(
         id="axis",
         section="sweep",
@@ -48,11 +40,45 @@ def dots(groups: Sequence[Mapping[str, Any]]) -> Chart:
         alt=f"Dots with error bars. {words(rows, 'group', 'group')}",
         headings={"group": "Group", **SCORE_HEADINGS},
         rows=rows,
-        drawing=alt.layer(errors, points).properties(
-            width=520, height=(16 * len(stages) + 12) * len({row["group"] for row in rows}) + 12
-        ),
+        drawing=_dots(rows, ACCURACY),
         note=left_out(len(groups)),
     )
+
+
+def transfer_chart(results: Mapping[str, Any]) -> Chart | None:
+    """What the networks are worth on other data; None where that was not tried."""
+    found = results.get("transfer")
+    if not found or not found["roles"]:
+        return None
+    rows = rounded(
+        {"group": name, "network": stage, **spread({**score, "n": role["seeds"]})}
+        for key, name in METRIC_NAMES.items()
+        for stage, role in found["roles"].items()
+        if stage in STAGES and (score := role.get(key))
+    )
+    return Chart(
+        id="transfer",
+        section="transfer",
+        title=f"Accuracy on {found['dataset']} (mean ± std over the seeds)",
+        alt=f"Dots with error bars. {words(rows, 'group', 'group')}",
+        headings={"group": "How", **SCORE_HEADINGS},
+        rows=rows,
+        drawing=_dots(rows, f"accuracy on {found['dataset']}, %"),
+    )
+
+
+def _dots(rows: Sequence[Mapping[str, Any]], title: str) -> Any:
+    import altair as alt
+
+    stages = [stage for stage in STAGES if any(row["network"] == stage for row in rows)]
+    y = row_axis(rows)
+    offset = alt.YOffset("network:N", sort=stages, scale=alt.Scale(domain=stages, paddingOuter=0.4))
+    x = alt.X("mean:Q", title=title, scale=alt.Scale(zero=False, padding=10))
+    base = alt.Chart(named_rows()).encode(y=y, yOffset=offset, color=stage_colour(stages), tooltip=tips("group"))
+    errors = base.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=2).encode(x="low:Q", x2="high:Q")
+    points = base.mark_point(size=70, filled=True, opacity=1).encode(x=x, shape=stage_shape(stages))
+    height = (16 * len(stages) + 12) * len({row["group"] for row in rows}) + 12
+    return alt.layer(errors, points).properties(width=520, height=height)
 
 
 def gain_chart(results: Mapping[str, Any]) -> Chart | None:
