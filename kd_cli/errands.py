@@ -45,6 +45,9 @@ class Errand:
     def __call__(self) -> Point:
         if self._unwanted():
             return not_started(self.work.label)
+        if self.lease is not None:
+            for number in STOP:  # a terminal's Ctrl-C reaches this process, too; the sweep decides
+                signal.signal(number, signal.SIG_IGN)
         multiprocessing.set_start_method("forkserver", force=True)  # joblib's own is unknown to Python
         slots = find_slots(self.device) if self.device else ()
         slot = slots[self.number % len(slots)] if slots else {}
@@ -52,6 +55,8 @@ class Errand:
         work = replace(self.work, environment=_surroundings(self.work.environment))
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):  # the sweep says what there is to say
             (point,) = run_points([work], share, unwanted=self._unwanted)
+        if self.lease is not None and self.lease.exists() and self._unwanted():
+            os._exit(1)  # the sweep was killed; joblib's processes would wait for another
         return point
 
     def checkpoint(self) -> Any:
@@ -113,11 +118,13 @@ def run_errands(library: Library, works: Sequence[Work], device: str, first: int
         try:
             for number, point in library.run(errands):
                 post.receive(number, point)
-        except _NotWaited:
+        except (_NotWaited, KeyboardInterrupt):
             pass
         except Exception as error:
             text = str(error).strip() or type(error).__name__
             post.reason = KDError(f"{library.name} ended before the point did: {text}")
+    if post.stopped:
+        console.notice("the same command goes on with what is not done")
     return [post.points.get(number) or post.missing(number) for number in range(len(works))]
 
 
@@ -154,7 +161,7 @@ class _Post:
         """Ctrl-C and SIGTERM end the lease, so that what comes in is complete; a second time nothing is waited for."""
 
         def stop(number: int, _frame: FrameType | None) -> None:
-            again, self._exit_code = self._exit_code is not None, 128 + number
+            again, self._exit_code = self.stopped, 128 + number
             if again or not self._local:
                 raise _NotWaited
             lease.close()
@@ -169,8 +176,12 @@ class _Post:
             for number, handler in old.items():
                 signal.signal(number, handler)
 
+    @property
+    def stopped(self) -> bool:
+        return self._exit_code is not None
+
     def receive(self, number: int, point: Point) -> None:
-        if self._exit_code is not None and point["status"] != "completed":
+        if self.stopped and point["status"] != "completed":
             point = self._stopped(number, started=point["status"] != "not started")
         self.points[number] = point
         show_point(self._names[number], self._works[number], point, already=self._already[number])
@@ -181,7 +192,7 @@ class _Post:
         result = read_json(work.folder / "result.json")
         if result is not None:
             return {"point": work.label, "status": "completed", **result}
-        if self.reason is not None:
+        if self.reason is not None and not self.stopped:
             return failed(work.label, self.reason)
         return self._stopped(number, started=(work.folder / "run.json").exists())
 

@@ -106,7 +106,7 @@ def run_points(
         finally:
             crew.kill()
     if crew.stopped:
-        console.notice(f"the same command with hydra.sweep.dir={folder} goes on with what is not done")
+        console.notice("the same command goes on with what is not done")
     return [crew.points[name] for name in crew.names]
 
 

@@ -57,7 +57,9 @@ class _Joblib:
 
     def run(self, errands: Sequence[Errand]) -> Iterator[tuple[int, Point]]:
         from joblib import Parallel, delayed
+        from joblib.externals.loky.backend import resource_tracker
 
+        resource_tracker.ensure_running()  # it would unblock the signals
         with stop_blocked(), no_main_module():
             calls = [delayed(_numbered)(errand) for errand in errands]
             results = Parallel(**self._options, return_as="generator_unordered")(calls)
