@@ -71,6 +71,14 @@ def started(*words: str, **options: Any) -> Iterator[subprocess.Popen[str]]:
         process.communicate()
 
 
+def wait_for(process: subprocess.Popen[str], *paths: str) -> None:
+    """Until there are files of these names or patterns; the cores are left to the process."""
+    while not all(list(Path().glob(path)) for path in paths):
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=0.05)
+        assert process.returncode is None
+
+
 @pytest.fixture(autouse=True)
 def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A working directory, a cache and an environment that no other test sees."""

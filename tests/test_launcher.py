@@ -10,14 +10,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import HERE, SMALL, started
+from conftest import HERE, SMALL, started, wait_for
 
 from kd_cli.launcher import Share, divide, run_points
 from kd_cli.worker import Work
@@ -43,14 +42,6 @@ def read(path: str) -> Any:
 
 def work(label: str, start: Callable[[], dict[str, Any]]) -> Work:
     return Work(label, Path("swept", label), dict(os.environ), start)
-
-
-def wait_for(process: subprocess.Popen[str], *paths: str) -> None:
-    """Until the files are there; the cores are left to the process."""
-    while not all(Path(path).exists() for path in paths):
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=0.05)
-        assert process.returncode is None
 
 
 def surroundings() -> dict[str, Any]:

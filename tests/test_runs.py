@@ -7,17 +7,16 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from conftest import HERE, SMALL, started
+from conftest import HERE, SMALL, started, wait_for
 from safetensors.torch import load_file, save_file
 
 from kd_cli.predictions import read_predictions
+from kd_cli.rundir import RunDir
 
 TEACHER = "teacher.hidden=[32]"
 
@@ -153,30 +152,27 @@ def test_a_method_without_a_teacher_needs_none(kd) -> None:
     assert kd("distill", *SMALL, "loss=label_smoothing", "--json").json["stage"] == "distilled"
 
 
-@pytest.mark.parametrize("how", ["resume", "again"])
-def test_a_killed_comparison_goes_on_and_ends_with_the_same_bits(kd, how: str) -> None:
+def test_a_killed_comparison_goes_on_and_ends_with_the_same_bits(kd) -> None:
     command = ["run", *SMALL, "trainer.epochs=12", "dataset.augment=flip"]
     with started(*command, "hydra.run.dir=killed", stdout=subprocess.DEVNULL) as process:
-        deadline = time.monotonic() + 60
-        while not list(Path("killed/baseline/checkpoints").glob("epoch-0003")) and process.poll() is None:
-            assert time.monotonic() < deadline
+        wait_for(process, "killed/baseline/checkpoints/epoch-0003")
     assert not Path("killed/result.json").exists()
     assert kd("list", "runs", "--outputs", ".", "--json").json["runs"][-1]["status"] == "interrupted"
-    again = ["resume", "killed"] if how == "resume" else [*command, "hydra.run.dir=killed"]
-    resumed = kd(*again, "--json").json
+    shutil.copytree("killed", "again")
     whole = kd(*command, "hydra.run.dir=whole", "--json").json
-    for stage in ("teacher", "baseline", "distilled"):
-        assert same(weights(f"killed/{stage}", 12), weights(f"whole/{stage}", 12))
-        assert resumed[stage]["test_top1"] == whole[stage]["test_top1"]
-    assert len(Path("killed/baseline/metrics.jsonl").read_text().splitlines()) == 12
+    for folder, words in (("killed", ["resume", "killed"]), ("again", [*command, "hydra.run.dir=again"])):
+        resumed = kd(*words, "--json").json
+        for stage in ("teacher", "baseline", "distilled"):
+            assert same(weights(f"{folder}/{stage}", 12), weights(f"whole/{stage}", 12))
+            assert resumed[stage]["test_top1"] == whole[stage]["test_top1"]
+        assert len(Path(folder, "baseline/metrics.jsonl").read_text().splitlines()) == 12
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_stopped_run_says_how_to_go_on(kd, number: signal.Signals, code: int) -> None:
     command = ["train-baseline", *SMALL, "trainer.epochs=2000", "hydra.run.dir=stopped"]
     with started(*command, stderr=subprocess.PIPE) as process:
-        while not Path("stopped/metrics.jsonl").exists():
-            assert process.poll() is None
+        wait_for(process, "stopped/metrics.jsonl")
         process.send_signal(number)
         _, printed = process.communicate(timeout=60)
     assert process.returncode == code
@@ -196,18 +192,12 @@ def test_a_resumed_student_keeps_its_teacher(kd) -> None:
     assert newer["run"] not in json.loads(Path("whole/run.json").read_text())["teacher"]["sources"]
 
 
-def test_the_same_second_gives_two_folders(kd) -> None:
-    command = [sys.executable, "-m", "kd_cli", "train-baseline", *SMALL, "--json"]
-    where = "hydra.run.dir=outputs/now"  # what ${now:} would give to both
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    first = subprocess.Popen([*command, where], stdout=subprocess.PIPE, text=True, env=environment)
-    second = subprocess.Popen(
-        [*command, where], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-    )
-    codes = sorted(process.wait() for process in (first, second))
-    first.communicate()
-    second.communicate()
-    assert codes in ([0, 0], [0, 2])  # one after the other, or refused because the folder is in use
+def test_a_folder_in_which_another_run_is_at_work_is_refused(kd) -> None:
+    with RunDir.open(Path("outputs/now"), {}, {}, exact=True):
+        refused = kd("train-baseline", *SMALL, "hydra.run.dir=outputs/now", code=2)
+    assert "in use by another run" in refused.message
+    assert [path.name for path in Path("outputs").iterdir()] == ["now"]
+    assert not Path("outputs/now/metrics.jsonl").exists()
 
 
 def test_a_folder_of_another_configuration_is_refused(kd) -> None:
@@ -240,8 +230,8 @@ def test_the_recorded_configuration_is_what_ran(kd) -> None:
     assert "epochs=${" not in (run / "run.json").read_text()  # what is typed again is what was typed
 
 
-def test_evaluate_repeats_the_recorded_accuracy_and_takes_other_data(kd) -> None:
-    result = kd("run", *SMALL, "--json").json
+def test_evaluate_repeats_the_recorded_accuracy_and_takes_other_data(kd, comparison: Path) -> None:
+    result = json.loads((comparison / "result.json").read_text())
     rows = kd("evaluate", result["run"], "--json").json["evaluations"]
     assert [row["top1"] for row in rows] == [
         result[stage]["test_top1"] for stage in ("teacher", "baseline", "distilled")
@@ -345,8 +335,7 @@ def test_a_stopped_sweep_stops_and_says_what_is_done(number: signal.Signals, cod
         "--json",
     ]
     with started(*command, stdout=subprocess.PIPE) as process:
-        while not Path("swept/seed=0/metrics.jsonl").exists():
-            assert process.poll() is None
+        wait_for(process, "swept/seed=0/metrics.jsonl")
         process.send_signal(number)
         printed, _ = process.communicate(timeout=60)
     assert process.returncode == code
