@@ -111,19 +111,23 @@ def kd(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> C
     return run
 
 
-@pytest.fixture(scope="session")
-def comparison(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished `kd run` of small networks, to be read and not changed."""
-    folder = tmp_path_factory.mktemp("comparison")
+def run_in(folder: Path, *words: str) -> Path:
+    """Runs `kd …` for a fixture that several tests share; the run is in the folder `run` of `folder`."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("KD_CACHE", str(folder / "cache"))
-        colours = ("dataset.mean=[0.4,0.5,0.6]", "dataset.std=[0.2,0.3,0.25]")
-        patch.setattr(sys, "argv", ["kd", "run", *SMALL, *colours, "loss=kd", f"hydra.run.dir={folder / 'run'}"])
+        patch.setattr(sys, "argv", ["kd", *words, f"hydra.run.dir={folder / 'run'}"])
         with pytest.raises(SystemExit) as left:
             main()
     assert not left.value.code
     return folder / "run"
+
+
+@pytest.fixture(scope="session")
+def comparison(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished `kd run` of small networks, to be read and not changed."""
+    colours = ("dataset.mean=[0.4,0.5,0.6]", "dataset.std=[0.2,0.3,0.25]")
+    return run_in(tmp_path_factory.mktemp("comparison"), "run", *SMALL, *colours, "loss=kd")
 
 
 @pytest.fixture

@@ -8,11 +8,12 @@ import shutil
 import signal
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import yaml
-from conftest import HERE, SMALL, started, wait_for
+from conftest import HERE, SMALL, run_in, started, wait_for
 from safetensors.torch import load_file, save_file
 
 from kd_cli.predictions import read_predictions
@@ -27,6 +28,19 @@ def weights(run: str | Path, epoch: int = 2) -> dict[str, torch.Tensor]:
 
 def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished `kd train-teacher`, to be read and not changed."""
+    return run_in(tmp_path_factory.mktemp("trained"), "train-teacher", *SMALL)
+
+
+@pytest.fixture
+def teacher(trained: Path, tmp_path: Path) -> dict[str, Any]:
+    """A copy of it where teachers are looked for; its result."""
+    run = shutil.copytree(trained, tmp_path / "outputs" / "trained")
+    return json.loads((run / "result.json").read_text()) | {"run": str(run)}
 
 
 def test_run_compares_three_networks_and_its_json_is_what_the_screen_says(kd) -> None:
@@ -92,8 +106,7 @@ def test_distill_takes_the_newest_teacher_that_fits_and_says_so(kd) -> None:
     assert f"{newest['val_top1']:.2f} % on validation" in line
 
 
-def test_distill_is_the_same_whether_the_teacher_is_found_or_named(kd) -> None:
-    teacher = kd("train-teacher", *SMALL, "--json").json
+def test_distill_is_the_same_whether_the_teacher_is_found_or_named(kd, teacher) -> None:
     file = Path(teacher["run"]) / "checkpoints" / f"epoch-{teacher['best_epoch']:04d}" / "model.safetensors"
     runs = [kd("distill", *SMALL, *named, "--json").json for named in ([], [f"teacher.checkpoint={teacher['run']}"])]
     runs.append(kd("distill", *SMALL, f"teacher.checkpoint={file}", "--json").json)
@@ -101,14 +114,12 @@ def test_distill_is_the_same_whether_the_teacher_is_found_or_named(kd) -> None:
     assert same(weights(runs[0]["run"]), weights(runs[2]["run"]))
 
 
-def test_a_bare_weights_file_is_taken_with_a_notice(kd) -> None:
-    teacher = kd("train-teacher", *SMALL, "--json").json
+def test_a_bare_weights_file_is_taken_with_a_notice(kd, teacher) -> None:
     save_file(weights(teacher["run"], teacher["best_epoch"]), "weights.safetensors")
     assert "cannot be checked" in kd("distill", *SMALL, "teacher.checkpoint=weights.safetensors").err
 
 
-def test_a_teacher_whose_weights_are_damaged_is_refused(kd) -> None:
-    teacher = kd("train-teacher", *SMALL, "--json").json
+def test_a_teacher_whose_weights_are_damaged_is_refused(kd, teacher) -> None:
     file = Path(teacher["run"]) / "checkpoints" / f"epoch-{teacher['best_epoch']:04d}" / "model.safetensors"
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
@@ -116,22 +127,19 @@ def test_a_teacher_whose_weights_are_damaged_is_refused(kd) -> None:
     assert "SHA-256" in kd("distill", *SMALL, code=3).message
 
 
-def test_a_teacher_whose_checkpoint_was_exchanged_is_refused(kd) -> None:
-    teacher = kd("train-teacher", *SMALL, "--json").json
+def test_a_teacher_whose_checkpoint_was_exchanged_is_refused(kd, teacher) -> None:
     record = Path(teacher["run"]) / "result.json"
     teacher["weights_sha256"]["best"] = "0" * 64
     record.write_text(json.dumps(teacher))
     assert "not what its record says" in kd("distill", *SMALL, code=3).message
 
 
-def test_a_teacher_of_other_classes_is_refused(kd) -> None:
-    teacher = kd("train-teacher", *SMALL, "--json").json
+def test_a_teacher_of_other_classes_is_refused(kd, teacher) -> None:
     failed = kd("distill", *SMALL, "dataset.num_classes=5", f"teacher.checkpoint={teacher['run']}", code=3)
     assert "knows 10 classes" in failed.message
 
 
-def test_a_teacher_of_another_architecture_is_refused(kd) -> None:
-    teacher = kd("train-teacher", *SMALL, "--json").json
+def test_a_teacher_of_another_architecture_is_refused(kd, teacher) -> None:
     failed = kd("distill", *SMALL, TEACHER, f"teacher.checkpoint={teacher['run']}", code=2)
     assert "kd show" in failed.message
 
@@ -304,10 +312,9 @@ def test_the_trainers_options_reach_a_run(kd, option: str) -> None:
     assert evaluated["top1"] == pytest.approx(changed["test_top1"], abs=1)  # bf16 is evaluated in fp32
 
 
-def test_a_given_teacher_is_in_the_comparison(kd) -> None:
-    teacher = kd("train-teacher", *SMALL, "--json").json
-    result = kd("run", *SMALL, f"teacher.checkpoint={teacher['run']}", "--json").json
-    assert result["teacher"] == teacher
+def test_a_given_teacher_is_in_the_comparison(kd, trained: Path) -> None:
+    result = kd("run", *SMALL, f"teacher.checkpoint={trained}", "--json").json
+    assert result["teacher"] == json.loads((trained / "result.json").read_text())
     assert not (Path(result["run"]) / "teacher").exists()
 
 
