@@ -25,8 +25,13 @@ def without_option(arguments: Sequence[str], option: str) -> list[str]:
 
 def typed_overrides(arguments: Sequence[str], hydra: Any) -> list[str]:
     """The overrides of one run that the user typed, and none that `winning_overrides` added."""
+    return without_added(arguments, hydra.overrides.task)
+
+
+def without_added(arguments: Sequence[str], overrides: Sequence[str]) -> list[str]:
+    """Those of a run's overrides that `winning_overrides` did not add to the arguments."""
     added = {override_key(override) for override in winning_overrides(arguments)}  # by key: Hydra resolves the values
-    return [override for override in hydra.overrides.task if override_key(override) not in added]
+    return [override for override in overrides if override_key(override) not in added]
 
 
 def flags(arguments: Sequence[str]) -> list[str]:

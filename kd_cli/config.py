@@ -32,6 +32,7 @@ class Launch:
         given: the keys of the overrides among them: `{"trainer.epochs", "loss"}`.
         folder: where the run is to be.
         exact: the user named that folder.
+        trial: the address of the trial of a search that this is (see pruning).
     """
 
     command: str
@@ -39,6 +40,7 @@ class Launch:
     given: frozenset[str]
     folder: Path
     exact: bool
+    trial: str | None = None
 
 
 def stage_recipe(config: Config, stage: Stage) -> Recipe:

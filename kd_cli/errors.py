@@ -4,6 +4,7 @@ KDError            1  the run failed
 ├── ConfigError    2  usage or configuration
 ├── DataError      3  data missing, unreadable or not fitting
 ├── DivergedError  4  the loss is not finite
+├── Pruned         0  a search saw no hope in it
 ├── Interrupted  130  Ctrl-C
 └── Terminated   143  SIGTERM
 """
@@ -42,6 +43,20 @@ class DivergedError(KDError):
     exit_code = 4
 
 
+class Pruned(KDError):
+    """A search ended a training that the ones before it were better than.
+
+    Args:
+        val_top1: its accuracy on validation images, percent.
+    """
+
+    exit_code = 0
+
+    def __init__(self, text: str, val_top1: float) -> None:
+        super().__init__(text)
+        self.val_top1 = val_top1
+
+
 class Interrupted(KDError):
     """The user pressed Ctrl-C."""
 
@@ -55,11 +70,11 @@ class Terminated(KDError):
 
 
 def status_after(error: BaseException | None) -> str:
-    """The status of a run that ended with this error: completed, failed, diverged or interrupted."""
+    """The status of a run that ended with this error: completed, failed, diverged, pruned or interrupted."""
     if error is None:
         return "completed"
-    if isinstance(error, DivergedError):
-        return "diverged"
+    if isinstance(error, DivergedError | Pruned):
+        return "diverged" if isinstance(error, DivergedError) else "pruned"
     return "interrupted" if isinstance(error, KeyboardInterrupt | Interrupted | Terminated | SystemExit) else "failed"
 
 

@@ -37,6 +37,7 @@ from kd_cli.models.base import MODELS
 from kd_cli.parts import open_part
 from kd_cli.plan import Training, check_procedure, model_options, plan, procedures, single
 from kd_cli.provenance import provenance
+from kd_cli.pruning import pruners
 from kd_cli.rundir import RunDir
 from kd_cli.source import copy_body, recorded_result
 from kd_cli.task import Supervised
@@ -58,7 +59,7 @@ def train(config: Config, launch: Launch, stage: Stage) -> Result:
         if run.result is not None:
             return _already(run)
         _say_unused(config, launch, stage)
-        return _supervised(config, single(config, stage), run, open_data(config))
+        return _supervised(config, launch, single(config, stage), run, open_data(config))
 
 
 def distill(config: Config, launch: Launch) -> Result:
@@ -157,14 +158,14 @@ def _learn(
     config: Config, launch: Launch, training: Training, run: RunDir, data: Data, teachers: Sequence[Known]
 ) -> Result:
     if training.group is not None:
-        return _specialist(config, training, run, data, teachers[0])
+        return _specialist(config, launch, training, run, data, teachers[0])
     if training.stage == "distilled":
         return _distilled(config, launch, training, run, data, teachers)
-    return _supervised(config, training, run, data)
+    return _supervised(config, launch, training, run, data)
 
 
 def _supervised(
-    config: Config, training: Training, run: RunDir, data: Data, generalist: nn.Module | None = None
+    config: Config, launch: Launch, training: Training, run: RunDir, data: Data, generalist: nn.Module | None = None
 ) -> Result:
     recipe, device = stage_recipe(config, training.stage), pick_device(config["device"])
     role = "teacher" if training.stage == "teacher" else "student"
@@ -174,10 +175,13 @@ def _supervised(
     note_model(run, training.model)
     task = Supervised(network, recipe.label_smoothing)
     facts = {"stage": training.name, "seed": training.seed}
-    return fit(task, data, run, recipe, facts, device=device, followers=make_loggers(config, run))
+    followers = [*make_loggers(config, run), *pruners(launch, training.name, recipe.epochs)]
+    return fit(task, data, run, recipe, facts, device=device, followers=followers)
 
 
-def _specialist(config: Config, training: Training, run: RunDir, data: Data, generalist: Known) -> Result:
+def _specialist(
+    config: Config, launch: Launch, training: Training, run: RunDir, data: Data, generalist: Known
+) -> Result:
     """A copy of the teacher learns to tell a group of classes apart that the teacher confuses."""
     device, wanted = pick_device(config["device"]), config["specialists"]
     network, _ = handover.load_teacher(generalist, data, batch_size=_EVAL_BATCH, device=device)
@@ -187,7 +191,7 @@ def _specialist(config: Config, training: Training, run: RunDir, data: Data, gen
         classes = confusable_groups(confusion, wanted["groups"], wanted["classes"])[training.group or 0]
     console.say(f"{training.name} tells apart {', '.join(data.spec.class_names[label] for label in classes)}")
     run.note(specialist=classes)
-    return _supervised(config, training, run, data.narrowed(classes), network)
+    return _supervised(config, launch, training, run, data.narrowed(classes), network)
 
 
 def _distilled(
@@ -208,7 +212,8 @@ def _distilled(
         remember_teacher(config, task, network, data, recipe, training.seed, device)
     run.note(grafted=task.deployed is not student)
     facts = {"stage": training.name, "seed": training.seed, "loss": config["loss"]["name"], "weight": task.mix.weight}
-    return fit(task, data, run, recipe, facts, device=device, followers=make_loggers(config, run))
+    followers = [*make_loggers(config, run), *pruners(launch, training.name, recipe.epochs)]
+    return fit(task, data, run, recipe, facts, device=device, followers=followers)
 
 
 def _take_teacher(

@@ -110,9 +110,10 @@ def _best_is_whole(run: RunDir, epoch: int) -> bool:
 def _train(epochs: Iterator[Record], trainer: Trainer, run: RunDir, watchers: Sequence[Watcher | Follower]) -> None:
     for record in epochs:
         run.log(record)
+        over = _save(run, trainer, record, trainer.recipe)
         for watcher in watchers:
             watcher.epoch(record)
-        if _save(run, trainer, record, trainer.recipe):
+        if over:
             return
 
 

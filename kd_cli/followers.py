@@ -23,13 +23,13 @@ class Follower(Protocol):
         """
 
     def epoch(self, record: Mapping[str, float]) -> None:
-        """After an epoch (`epoch`, `lr`, `train_loss`, `val_top1`, …), before its checkpoint is written."""
+        """After an epoch (`epoch`, `lr`, `train_loss`, `val_top1`, …), when it is saved."""
 
     def finish(self, result: Mapping[str, Any]) -> None:
         """The training is complete and judged on the test images: result.json."""
 
     def close(self, status: str) -> None:
-        """The end: completed, failed, diverged or interrupted."""
+        """The end: completed, failed, diverged, pruned or interrupted."""
 
 
 @contextmanager

@@ -14,7 +14,8 @@ from kd_cli.arguments import flags, option_values, typed_overrides, without_opti
 from kd_cli.config import Config, Launch, check_config, override_key, winning_overrides
 from kd_cli.errors import ConfigError
 from kd_cli.points import Points
-from kd_cli.sweep import Sweep
+from kd_cli.pruning import TRIAL
+from kd_cli.sweep import Sweep, Swept
 
 Job = Callable[[Config, Launch], Mapping[str, Any]]
 
@@ -26,7 +27,7 @@ def conf_dir() -> Path:
     return packaged if packaged.is_dir() else here.parent / "conf"
 
 
-def run_hydra(job: Job, command: str, arguments: Sequence[str]) -> Mapping[str, Any] | Sequence[Mapping[str, Any]]:
+def run_hydra(job: Job, command: str, arguments: Sequence[str]) -> Mapping[str, Any] | Swept:
     """Lets Hydra compose the configuration and call `job`, once or for every point of a sweep.
 
     Args:
@@ -34,7 +35,7 @@ def run_hydra(job: Job, command: str, arguments: Sequence[str]) -> Mapping[str, 
         arguments: Hydra's own command line: flags and overrides.
 
     Returns:
-        What `job` returned; a list of that for a sweep; nothing where Hydra only printed (`--cfg`, `--info`).
+        What `job` returned; for a sweep what came of its points; nothing where Hydra only printed (`--cfg`, `--info`).
 
     Raises:
         KDError: what went wrong in a job. In a sweep it is in the point's record instead.
@@ -63,7 +64,7 @@ def _run_once(job: Job, command: str, arguments: Sequence[str]) -> Mapping[str, 
     return results[-1]
 
 
-def _run_sweep(job: Job, command: str, arguments: Sequence[str]) -> Sequence[Mapping[str, Any]]:
+def _run_sweep(job: Job, command: str, arguments: Sequence[str]) -> Swept:
     _extend_hydra(arguments)
     sweep, study = _make_sweep(command, arguments)
     arguments = sweep.asked
@@ -74,7 +75,7 @@ def _run_sweep(job: Job, command: str, arguments: Sequence[str]) -> Sequence[Map
         _call_hydra(points, command, sweep.arguments)
     finally:
         points.close()
-    return [*sweep.failures, *points.records]
+    return Swept([*sweep.failures, *points.records], points.found)
 
 
 def _extend_hydra(arguments: Sequence[str]) -> None:
@@ -183,6 +184,7 @@ def _prepared(command: str, arguments: Sequence[str], composed: Any, hydra: Any,
         given=frozenset(override_key(override) for override in overrides),
         folder=folder,
         exact=named or hydra.mode == RunMode.MULTIRUN,
+        trial=os.environ.get(TRIAL),
     )
     return config, launch
 

@@ -130,11 +130,12 @@ def launch(
     from kd_cli.host import run_hydra
 
     result = run_hydra(job, name, arguments)
-    if not isinstance(result, Mapping):
-        sweep.summarize(result)
-        sweep.list_unfinished(result)
-        console.emit({"points": result})
-        sweep.check_points(result)
+    if isinstance(result, sweep.Swept):
+        sweep.summarize(result.points)
+        sweep.present_search(result.found)
+        sweep.list_unfinished(result.points)
+        console.emit({"points": result.points} | ({"optuna_results": result.found} if result.found else {}))
+        sweep.check_points(result.points)
     elif result:
         present(result)
         console.emit(result)

@@ -1,10 +1,11 @@
-"""What kd adds to Hydra through its plugin API: users' folders of yaml, and launchers."""
+"""What kd adds to Hydra through its plugin API: users' folders of yaml, launchers, and `hydra/sweeper=optuna`."""
 
 from __future__ import annotations
 
 import importlib
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -20,10 +21,12 @@ from omegaconf import OmegaConf, open_dict
 
 from kd_cli.errands import run_errands
 from kd_cli.errors import ConfigError, suggest
-from kd_cli.launcher import check_n_jobs, divide, find_slots, run_points
+from kd_cli.launcher import Share, check_n_jobs, divide, find_slots, run_points
 from kd_cli.libraries import EXTRAS, make_library
 from kd_cli.machine import available_cores, given_threads
 from kd_cli.plugins import plugin_conf_dirs
+from kd_cli.search_options import Options
+from kd_cli.sweeper import OptunaSweeper
 
 _PACKAGE, _NAME = "hydra_plugins", "kd_cli"  # Hydra starts no launcher that is called otherwise
 
@@ -63,13 +66,19 @@ class ProcessLauncher(Launcher):
         """Hydra gets no results: what came of the points is with the task."""
         setup_globals()
         points = _compose(self.context, self.config, job_overrides, initial_job_idx)
-        cores, threads = available_cores(), given_threads()
-        ask = partial(find_slots, str(self.config.device))
-        share = divide(len(points), self.n_jobs, ask, cores=cores, threads=threads)
+        share = self._divide(len(points))
         if share.processes == 1:
             return [_run_here(self.context, self.task, point) for point in points]
         self.task.run_apart(points, lambda works, first: run_points(works, share, first))
         return [JobReturn(status=JobStatus.COMPLETED) for _ in points]
+
+    def at_once(self, points: int) -> int:
+        """How many of so many points run at the same time."""
+        return self._divide(points).processes
+
+    def _divide(self, points: int) -> Share:
+        ask = partial(find_slots, str(self.config.device))
+        return divide(points, self.n_jobs, ask, cores=available_cores(), threads=given_threads())
 
 
 class LibraryLauncher(Launcher):
@@ -97,6 +106,10 @@ class LibraryLauncher(Launcher):
         device = str(self.config.device)
         self.task.run_apart(points, lambda works, first: run_errands(self.library, works, device, first))
         return [JobReturn(status=JobStatus.COMPLETED) for _ in points]
+
+    def at_once(self, points: int) -> int:
+        """How many of so many points a search asks for together: a queue takes any number, and would learn nothing."""
+        return self.library.divide(points)[0] if self.library.shares_devices else min(points, available_cores())
 
 
 def _plain(value: Any) -> Any:
@@ -144,11 +157,12 @@ def install_plugins(folders: Sequence[str]) -> None:
         Plugins.instance().register(UserFolders)
         Plugins.instance().register(ProcessLauncher)
         Plugins.instance().register(LibraryLauncher)
-        _publish_launchers()
+        Plugins.instance().register(OptunaSweeper)
+        _publish()
 
 
-def _publish_launchers() -> None:
-    """Hydra looks the class up by name, in a package that is there only if another plugin is installed."""
+def _publish() -> None:
+    """Hydra looks classes up by name, in a package that is there only if another plugin is installed."""
     try:
         package = importlib.import_module(_PACKAGE)
     except ImportError:
@@ -159,6 +173,8 @@ def _publish_launchers() -> None:
     store = ConfigStore.instance()
     node: Any = {"_target_": f"{_PACKAGE}.{_NAME}.{ProcessLauncher.__name__}", "n_jobs": None}
     store.store(group="hydra/launcher", name="process", node=node, provider="kd")
+    node = {"_target_": f"{_PACKAGE}.{_NAME}.{OptunaSweeper.__name__}", **asdict(Options()), "params": {}}
+    store.store(group="hydra/sweeper", name="optuna", node=node, provider="kd")
     for name in EXTRAS:
         if f"{name}.yaml" in store.list("hydra/launcher"):  # its plugin has put it there
             node = OmegaConf.create(store.load(f"hydra/launcher/{name}.yaml").node)

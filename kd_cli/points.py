@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from kd_cli import console
-from kd_cli.arguments import flags, typed_overrides
+from kd_cli.arguments import flags, typed_overrides, without_added
 from kd_cli.config import hydra_quote, override_key
 from kd_cli.provenance import provenance, rerun_line
+from kd_cli.pruning import TRIAL
 from kd_cli.sweep import LOG, Point, Sweep, not_started
 from kd_cli.sweepdir import SweepDir
 from kd_cli.worker import Work
@@ -36,6 +37,8 @@ class Points:
         alone: Callable[[Sequence[str]], Point],
     ) -> None:
         self.records: list[Point] = []
+        self.found: Mapping[str, Any] | None = None  # by a search
+        self.unknown = sweep.failures  # points of a group's choices that are not there
         self._sweep, self._study, self._command, self._arguments = sweep, study, command, arguments
         self._here, self._alone = here, alone
         self._environment = dict(os.environ)
@@ -45,10 +48,10 @@ class Points:
         from hydra.core.hydra_config import HydraConfig
 
         hydra = HydraConfig.get()
-        self._open(hydra)
+        self.open(hydra)
         self._add([hydra], [self._sweep.guard(partial(self._here, config), _folder(hydra) / LOG)])
 
-    def _open(self, hydra: Any) -> None:
+    def open(self, hydra: Any) -> None:
         """Takes the sweep's folder, whose name Hydra knows."""
         if self._folder is None:
             facts = {**provenance(self._command, self._arguments), "keys": sorted(self._sweep.keys)}
@@ -67,7 +70,7 @@ class Points:
             configs: as Hydra composed them, `hydra` included.
             run: runs them, and is told how many points earlier batches had.
         """
-        self._open(configs[0].hydra)
+        self.open(configs[0].hydra)
         works = [self._work(config.hydra) for config in configs]
         if self._sweep.stopped:  # in an earlier batch; Hydra would go on
             points = [not_started(work.label) for work in works]
@@ -77,10 +80,16 @@ class Points:
         over = ("interrupted", "not started", "running")  # the last: on a cluster, and the user did not wait
         self._sweep.stopped = any(point["status"] in over for point in points)
 
+    def command_for(self, overrides: Sequence[str]) -> str:
+        """What to type to run one point by itself, in a folder of its own."""
+        typed = without_added(self._arguments, overrides)
+        return rerun_line({"command": self._command, "arguments": [*flags(self._arguments), *typed]})
+
     def _work(self, hydra: Any) -> Work:
         folder = _folder(hydra)
+        environment = {**self._environment, **{name: str(value) for name, value in hydra.job.env_set.items()}}
         start = partial(self._alone, _alone(self._arguments, hydra, str(folder)))
-        return Work(self._sweep.label(hydra.overrides.task), folder, self._environment, start)
+        return Work(self._sweep.label(hydra.overrides.task), folder, environment, start)
 
     def _add(self, hydras: Sequence[Any], points: Sequence[Point]) -> None:
         """Keeps what came of points, with where they wrote and what to type to run one of them by itself."""
@@ -100,6 +109,7 @@ def _folder(hydra: Any) -> Path:
 def _alone(arguments: Sequence[str], hydra: Any, folder: str) -> list[str]:
     """What to type to run one point of a sweep by itself, in the folder that it has in the sweep."""
     whole = ("hydra.mode", "hydra.sweep", "hydra.run", "hydra.launcher", "hydra/launcher", "hydra/sweeper")
-    of_hydra = [override for override in hydra.overrides.hydra if not override_key(override).startswith(whole)]
+    search = f"hydra.job.env_set.{TRIAL}"
+    of_hydra = [word for word in hydra.overrides.hydra if not override_key(word).startswith((*whole, search))]
     place = f"hydra.run.dir={hydra_quote(folder)}"
     return [*flags(arguments), *typed_overrides(arguments, hydra), *of_hydra, place]

@@ -1,6 +1,6 @@
 """A run's folder: who owns it, what made it, its metrics and its checkpoints. Nothing in it is ever half written.
 
-run.json             identity and status: running, completed, failed, diverged, interrupted
+run.json             identity and status: running, completed, failed, diverged, pruned, interrupted
 config.yaml          the resolved configuration
 git.diff             uncommitted changes of the working directory's repository, where there are any
 metrics.jsonl, .csv  one line per epoch

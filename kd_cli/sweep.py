@@ -8,12 +8,13 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kd_cli import console
 from kd_cli.config import override_key
-from kd_cli.errors import Interrupted, KDError, Terminated, describe_error, suggest
+from kd_cli.errors import Interrupted, KDError, Pruned, Terminated, describe_error, suggest
 
 Point = Mapping[str, Any]
 
@@ -24,6 +25,19 @@ LOG = "log.txt"  # in the folder of a point: what it said, or, where it said it 
 _MOST_LISTED = 20  # points that did not finish; the records have all of them
 
 _LONGEST_NAME = 120  # characters; most file systems stop at 255 bytes
+
+
+@dataclass(frozen=True)
+class Swept:
+    """What came of a sweep.
+
+    Args:
+        points: one record each.
+        found: by a search (`hydra/sweeper=optuna`): see `Search.summary`.
+    """
+
+    points: Sequence[Point]
+    found: Mapping[str, Any] | None = None
 
 
 class Sweep:
@@ -53,10 +67,10 @@ class Sweep:
             if "=" not in argument or argument.startswith("-") or self.asked[place - 1] in _VALUE_FOLLOWS:
                 continue
             override = parser.parse_override(argument)
-            if override.is_sweep_override() and override.is_discrete_sweep():
+            if override.is_sweep_override():
                 self.keys.add(override_key(argument))
                 known = loader.get_group_options(override.key_or_group)
-                if known:
+                if known and override.is_discrete_sweep():
                     self._drop_unknown(place, override, known)
 
     def _drop_unknown(self, place: int, override: Any, known: Sequence[str]) -> None:
@@ -134,6 +148,8 @@ def attempt(label: str, start: Callable[[], Point]) -> Point:
         return {"point": label, "status": "completed", **start()}
     except (Interrupted, Terminated) as error:
         return {**failed(label, error), "status": "interrupted"}
+    except Pruned as error:
+        return {"point": label, "status": "pruned", "error": str(error), "val_top1": error.val_top1}
     except Exception as error:
         return failed(label, error)
 
@@ -210,7 +226,7 @@ def _gains(groups: Mapping[str, Mapping[int, Point]], name: str) -> list[float |
 
 def list_unfinished(points: Sequence[Point]) -> None:
     """Each point that did not finish: why, where it says more, and what to type to run it by itself."""
-    bad = [point for point in points if point["status"] not in ("completed", "not started")]
+    bad = [point for point in points if point["status"] not in ("completed", "pruned", "not started")]
     if bad:
         console.say("Not finished; the last line of each goes on with it by itself:")
     for point in bad[:_MOST_LISTED]:
@@ -226,7 +242,7 @@ def list_unfinished(points: Sequence[Point]) -> None:
 
 def check_points(points: Sequence[Point]) -> None:
     """Raises a KDError if a point failed, so that the exit code says so."""
-    bad = [point for point in points if point["status"] != "completed"]
+    bad = [point for point in points if point["status"] not in ("completed", "pruned")]
     if bad:
         counts = Counter(point["status"] for point in bad)
         kinds = ", ".join(f"{count} {status}" for status, count in counts.items())
@@ -239,3 +255,25 @@ def numbers(point: Point) -> tuple[Any, Any, Any]:
     """Test and validation accuracy in percent, and the gain over the baseline; None where there is none."""
     chosen = point.get("distilled", point)
     return chosen.get("test_top1"), chosen.get("val_top1"), point.get("gain")
+
+
+def present_search(found: Mapping[str, Any] | None) -> None:
+    """What a search found, and what its best number is worth."""
+    if not found or not found["best"]:
+        return
+    best = found["best"]
+    console.say(f"\nBest of {_counted(found['trials'])}: trial {best['trial']}, {best['point']}", style="bold")
+    console.say(f"{best['val_top1']:.2f} % on validation, {best['test_top1']:.2f} % of the test images")
+    console.say(
+        "Chosen for its accuracy on validation, which is therefore optimistic; the test images chose nothing. "
+        "Whether it is better than another choice, new seeds tell (with -m seed=1,2,3 behind it):"
+    )
+    console.say(f"  {best['command']}")
+    if found["importances"]:
+        shares = ", ".join(f"{key} {100 * value:.0f} %" for key, value in found["importances"].items())
+        console.say(f"What the difference between good and bad trials hangs on (PED-ANOVA): {shares}")
+
+
+def _counted(states: Mapping[str, int]) -> str:
+    named = [f"{count} {'failed' if state == 'fail' else state}" for state, count in states.items()]
+    return f"{sum(states.values())} trials ({', '.join(named)})"

@@ -37,7 +37,7 @@ def command(
     console.setup(as_json=json)
     from kd_cli.commands.list import choices
     from kd_cli.host import run_hydra
-    from kd_cli.sweep import check_points
+    from kd_cli.sweep import Swept, check_points
 
     known = [choice["name"] for choice in choices("study", config_dir or [])]
     if name not in known:
@@ -45,8 +45,9 @@ def command(
     from kd_cli.commands.run import job
 
     folders = [word for folder in config_dir or [] for word in ("--config-dir", folder)]
-    points = run_hydra(job, "run", ["--multirun", *folders, f"study={name}", *(overrides or [])])
-    assert isinstance(points, Sequence)
+    swept = run_hydra(job, "run", ["--multirun", *folders, f"study={name}", *(overrides or [])])
+    assert isinstance(swept, Swept)
+    points = swept.points
     if any(point["status"] == "completed" for point in points):
         _answer(name, points)
     check_points(points)
