@@ -29,7 +29,14 @@ def empty() -> dict[str, Any]:
         "examples",
     )
     head = {"title": "outputs", "made": "2026-03-01T10:00:00", "kd": "0.1.0", "command": "kd report outputs"}
-    return {**head, "sources": ["outputs"], "study": None, "classes": None, **{name: [] for name in lists}}
+    return {
+        **head,
+        "sources": ["outputs"],
+        "study": None,
+        "transfer": None,
+        "classes": None,
+        **{name: [] for name in lists},
+    }
 
 
 def results(

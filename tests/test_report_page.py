@@ -150,6 +150,18 @@ def test_nothing_in_the_page_points_outside_of_it() -> None:
     assert "unsafe" not in written
 
 
+def test_what_networks_are_worth_on_other_data_has_its_section() -> None:
+    results = samples.results({}, seeds=1, epochs=1)
+    assert "On other data" not in page(results)
+    results["transfer"] = {
+        "dataset": "digits",
+        "roles": {"teacher": {"seeds": 3, "probe": {"mean": 91.5, "std": 0.25}}},
+    }
+    text = page(results)
+    assert "On other data" in text
+    assert "91.50 ± 0.25" in text
+
+
 def test_pictures_are_written_in_light_colours(tmp_path: Path) -> None:
     results = samples.results({}, seeds=1, epochs=1, classes=2)
     for name in ("reliability", "confusion", "per_class", "curves", "speed"):

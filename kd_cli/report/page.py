@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from kd_cli.pictures.saving import save_file
+from kd_cli.report.cells import transfer_table
 from kd_cli.report.charts import Chart, charts_of
 from kd_cli.report.charts.families import value_text
 from kd_cli.report.charts.theme import TOKENS
@@ -28,6 +29,7 @@ _SECTIONS = {
     "transfer": "On other data",
     "curves": "Learning curves",
     "costs": "Accuracy and cost",
+    "transfer": "On other data",
     "agreement": "Agreement with the teacher",
     "calibration": "Calibration",
     "confusion": "Confusions",
@@ -61,6 +63,7 @@ def page(results: Mapping[str, Any]) -> str:
         rows=_ROWS,
         sections={key: title for key, title in _SECTIONS.items() if key in filled},
         charts=_by_section(charts),
+        transfer=transfer_table(shown),
         differences=_differences(shown),
         examples=_examples(shown["examples"]),
         provenance=_provenance(shown["runs"]),
@@ -118,6 +121,7 @@ def _filled(results: Mapping[str, Any]) -> set[str]:
     """Sections that have something without a chart."""
     content = {
         "comparison": results["groups"],
+        "transfer": (results["transfer"] or {}).get("roles"),
         "examples": results["examples"],
         "undone": results["points_not_done"],
         "runs": results["runs"],
@@ -180,18 +184,24 @@ def _template() -> Any:
     environment = Environment(
         loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters.update(number=_number, signed=_signed)
+    environment.filters.update(number=_number, signed=_signed, time=_time)
     return environment.get_template("page.html.j2")
 
 
 def _number(value: float | None, digits: int = 2) -> str:
     if value is None:
         return "–"
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.{digits}f}"
+    return (f"{value:,}" if isinstance(value, int) else f"{value:,.{digits}f}").replace("-", "−")
 
 
 def _signed(value: float | None) -> str:
     return "–" if value is None else f"{value:+.2f}".replace("-", "−")
+
+
+def _time(written: str) -> str:
+    """To the minute: `2026-03-01 10:00 UTC`."""
+    zone = " UTC" if written.endswith(("+00:00", "Z")) else ""
+    return written[:16].replace("T", " ") + zone
 
 
 def _own(name: str) -> str:

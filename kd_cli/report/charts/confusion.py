@@ -15,6 +15,7 @@ _LABELLED = 25  # classes that have names and numbers in their cells
 _CELLS = 2_500  # of a larger matrix, those with most images
 _PAIRS = 20
 _NAME = 24  # letters
+_TWO_DIGITS = 5.5  # points; beyond that tenths have no room
 _SMALLEST = 6  # size of letters that can be read, in pixels
 
 Matrix = Sequence[Sequence[int]]
@@ -198,7 +199,8 @@ def _numbers(base: Any, classes: int, dark: float, *, signed: bool) -> Any:
     """In the cells, as large as fits; none where they could not be read."""
     import altair as alt
 
-    letters, least, number = (2.9, 0.05, "+.1f") if signed else (1.7, 0.5, ".0f")
+    digits = 1 if signed and dark < _TWO_DIGITS else 0
+    letters, least, number = (2.9, 0.5 / 10**digits, f"+.{digits}f") if signed else (1.7, 0.5, ".0f")
     room = f"width / {classes * letters}"
     size = alt.ExprRef(f"{room} < {_SMALLEST} ? 0 : min(10, {room})")
     test = f"datum.strength > {dark}" + ("" if signed else " && datum.row != datum.column")
