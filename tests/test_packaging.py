@@ -44,6 +44,13 @@ def test_the_wheel_brings_its_configuration_and_its_digits(installed: Path) -> N
     assert any("LICENSE" in path.name for path in digits.parent.iterdir())
 
 
+def test_the_wheel_brings_all_that_the_report_is_made_of(installed: Path) -> None:
+    here, there = ROOT / "kd_cli" / "report", installed / "kd_cli" / "report"
+    parts = [path for suffix in ("j2", "css", "js") for path in here.glob(f"*.{suffix}")]
+    assert len(parts) >= 5
+    assert all((there / path.name).read_bytes() == path.read_bytes() for path in parts)
+
+
 def test_the_wheel_runs_an_experiment(installed: Path) -> None:
     result = json.loads(run(installed, "run", *SMALL, "--json").stdout)
     assert result["distilled"]["parameters"] == result["baseline"]["parameters"]

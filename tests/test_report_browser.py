@@ -285,6 +285,8 @@ def test_paper_has_the_charts_in_light_colours_without_controls(show: Any) -> No
     assert not opened.page.locator(".controls").first.is_visible()
     assert not opened.page.locator("nav").is_visible()
     assert opened.page.locator("#axis svg").is_visible()
+    opened.page.set_viewport_size({"width": 720, "height": 1000})
+    assert opened.choose("document.documentElement.scrollWidth") <= 720
     colour = opened.choose("getComputedStyle(document.querySelector('#axis svg text')).fill")
     assert sum(map(int, re.findall(r"\d+", colour)[:3])) < 200
     assert opened.page.pdf(format="A4").count(b"/Type /Page\n") > 3
