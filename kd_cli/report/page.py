@@ -29,7 +29,6 @@ _SECTIONS = {
     "transfer": "On other data",
     "curves": "Learning curves",
     "costs": "Accuracy and cost",
-    "transfer": "On other data",
     "agreement": "Agreement with the teacher",
     "calibration": "Calibration",
     "confusion": "Confusions",
