@@ -62,7 +62,7 @@ def error_chart(results: Mapping[str, Any]) -> Chart | None:
         alt.Chart(named_rows())
         .mark_bar(size=14)
         .encode(
-            x=alt.X("ece:Q", title="expected calibration error, points", axis=alt.Axis(tickCount=6)),
+            x=alt.X("ece:Q", title="calibration error, points", axis=alt.Axis(tickCount=6)),
             y=row_axis(rows),
             color=alt.Color("group:N", scale=colours, legend=None),
             tooltip=[tip("group:N", "network"), tip("ece:Q", "error, points", ".2f"), tip("nll:Q", "NLL", ".3f")],
