@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -128,6 +129,19 @@ def comparison(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished `kd run` of small networks, to be read and not changed."""
     colours = ("dataset.mean=[0.4,0.5,0.6]", "dataset.std=[0.2,0.3,0.25]")
     return run_in(tmp_path_factory.mktemp("comparison"), "run", *SMALL, *colours, "loss=kd")
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished `kd train-teacher`, to be read and not changed."""
+    return run_in(tmp_path_factory.mktemp("trained"), "train-teacher", *SMALL)
+
+
+@pytest.fixture
+def teacher(trained: Path, tmp_path: Path) -> dict[str, Any]:
+    """A copy of it where teachers are looked for; its result."""
+    run = shutil.copytree(trained, tmp_path / "outputs" / "trained")
+    return json.loads((run / "result.json").read_text()) | {"run": str(run)}
 
 
 @pytest.fixture

@@ -88,25 +88,25 @@ def test_a_sweep_has_a_folder_per_point_and_says_whether_distillation_helped(kd)
     assert [point["seed"] for point in again.json["points"]] == [0, 1]
 
 
-def test_a_sweep_over_losses_and_seeds_compares_each_with_the_baseline_of_its_seed(kd) -> None:
-    kd("train-teacher", *SMALL)
-    sweep = ("distill", "-m", HERE, *SMALL, "loss=none,kd", "seed=0,1", "hydra.sweep.dir=swept")
-    shown, points = kd(*sweep), kd(*sweep, "--json").json["points"]
-    tops = {(point["point"].split()[0], point["seed"]): point["test_top1"] for point in points}
+def test_a_sweep_over_losses_and_seeds_compares_each_with_the_baseline_of_its_seed(kd, teacher) -> None:
+    swept = kd("distill", "-m", HERE, *SMALL, "loss=none,kd", "seed=0,1", "--json")
+    tops = {(point["point"].split()[0], point["seed"]): point["test_top1"] for point in swept.json["points"]}
     gains = [tops["loss=kd", seed] - tops["loss=none", seed] for seed in (0, 1)]
-    (line,) = [line for line in shown.out.splitlines() if line.split()[:2] == ["loss=kd", "2"]]
+    (line,) = [line for line in swept.err.splitlines() if line.split()[:2] == ["loss=kd", "2"]]
     assert f"{sum(gains) / 2:+.2f} ± " in line
-    (line,) = [line for line in shown.out.splitlines() if line.split()[:2] == ["loss=none", "2"]]
+    (line,) = [line for line in swept.err.splitlines() if line.split()[:2] == ["loss=none", "2"]]
     assert line.split()[-2:] == ["–", "–"]
 
 
 def test_a_sweep_of_groups_and_of_options(kd) -> None:
-    kd("train-teacher", *SMALL)
-    points = kd("distill", "-m", HERE, *SMALL, "loss=kd,soft_ce", "loss.temperature=1,2", "--json").json["points"]
+    small = [word for word in SMALL if not word.startswith("student")]
+    axes = ("student=linear,mlp", "trainer.lr=0.01,0.1")
+    points = kd("train-baseline", "-m", HERE, *small, "trainer.epochs=1", *axes, "--json").json["points"]
     assert [point["point"] for point in points] == [
-        f"loss={loss} loss.temperature={temperature}" for loss in ("kd", "soft_ce") for temperature in (1, 2)
+        f"student={student} trainer.lr={rate}" for student in ("linear", "mlp") for rate in ("0.01", "0.1")
     ]
     assert len({point["run"] for point in points}) == 4
+    assert len({point["weights_sha256"]["last"] for point in points}) == 4
 
 
 @pytest.mark.parametrize(

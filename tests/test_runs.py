@@ -8,12 +8,11 @@ import shutil
 import signal
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import yaml
-from conftest import HERE, SMALL, run_in, started, wait_for
+from conftest import HERE, SMALL, started, wait_for
 from safetensors.torch import load_file, save_file
 
 from kd_cli.predictions import read_predictions
@@ -28,19 +27,6 @@ def weights(run: str | Path, epoch: int = 2) -> dict[str, torch.Tensor]:
 
 def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished `kd train-teacher`, to be read and not changed."""
-    return run_in(tmp_path_factory.mktemp("trained"), "train-teacher", *SMALL)
-
-
-@pytest.fixture
-def teacher(trained: Path, tmp_path: Path) -> dict[str, Any]:
-    """A copy of it where teachers are looked for; its result."""
-    run = shutil.copytree(trained, tmp_path / "outputs" / "trained")
-    return json.loads((run / "result.json").read_text()) | {"run": str(run)}
 
 
 def test_run_compares_three_networks_and_its_json_is_what_the_screen_says(kd) -> None:
