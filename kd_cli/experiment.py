@@ -144,7 +144,7 @@ def check(config: Config) -> None:
 def _learn_all(
     config: Config, launch: Launch, trainings: Sequence[Training], run: RunDir, data: Data, given: Sequence[Known]
 ) -> dict[str, Result]:
-    """Every part of a comparison that is not there yet, in a folder of its own; their results by name."""
+    """The results of all parts of a comparison, by name; those that are not there yet are trained."""
     models = {training.name: training.model for training in trainings}
     results: dict[str, Result] = {}
     for training in trainings:
