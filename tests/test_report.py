@@ -126,6 +126,7 @@ def test_what_a_swept_key_stands_for_is_not_flagged(tmp_path: Path) -> None:
 def test_what_changes_no_number_parts_no_group(tmp_path: Path) -> None:
     for seed, root in enumerate(("here", "there")):
         options = {"dataset.root": root, "trainer.eval_batch_size": 10 + seed, "device": root, "outputs": root}
+        options |= {"teacher.checkpoint": root}
         write_comparison(tmp_path / root, 95.0, 90.0, 91.0, seed=seed, options=options)
     results = report(tmp_path)
     assert [group["seeds"] for group in results["groups"]] == [[0, 1]]
@@ -216,11 +217,19 @@ def test_the_teacher_of_a_loose_run_is_found_elsewhere_if_it_is_unchanged(tmp_pa
     assert report(*targets)["groups"][0]["recovered"]["mean"] == 40
     result = tmp_path / "teacher" / "result.json"
     write(result, json.loads(result.read_text()) | {"weights_sha256": {"best": "another"}})
-    assert report(*targets)["comparisons"][0]["teacher"] is None
+    changed = report(*targets)
+    assert changed["comparisons"][0]["teacher"] is None
+    assert len(changed["runs"]) == 2
 
 
 @pytest.mark.parametrize(
-    "other", [{"seed": 7}, {"options": {"baseline_trainer.lr": 0.5}}, {"record": {"model": {"name": "wide"}}}]
+    "other",
+    [
+        {"seed": 7},
+        {"options": {"baseline_trainer.lr": 0.5}},
+        {"record": {"model": {"name": "wide"}}},
+        {"record": {"data": {"name": "synthetic", "fingerprint": "f2"}}},
+    ],
 )
 def test_a_baseline_that_differs_is_no_partner(tmp_path: Path, other: dict[str, Any]) -> None:
     write_run(tmp_path / "kd", "distilled", 92.0)
@@ -408,6 +417,12 @@ def test_what_is_damaged_is_named_and_everything_is_written(
     paths = write_files(results, tmp_path / "out")
     assert json.loads(paths["results.json"].read_text()) == results
     assert paths["report.md"].read_text().startswith("# one")
+
+
+def test_a_run_whose_configuration_is_lost_is_compared_with_nothing(tmp_path: Path) -> None:
+    three_seeds(tmp_path)
+    (tmp_path / "seed=1" / "baseline" / "config.yaml").unlink()
+    assert [group["seeds"] for group in report(tmp_path)["groups"]] == [[0, 2]]
 
 
 def test_names_with_markup_and_control_characters_do_nothing(tmp_path: Path) -> None:

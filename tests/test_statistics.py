@@ -87,6 +87,7 @@ def test_the_recovered_share_is_a_ratio_of_means() -> None:
 def test_at_the_ends_of_its_interval_the_share_is_just_not_refuted(gains: list[float], gaps: list[float]) -> None:
     share = recovered_share(gains, gaps)
     assert share is not None
+    assert share.mean == pytest.approx(100 * sum(gains) / sum(gaps))
     assert share.low is not None
     assert share.high is not None
     assert share.low < share.mean < share.high
