@@ -121,9 +121,15 @@ def swept_keys(found: Collected, compared: Sequence[Comparison]) -> list[str] | 
 
 
 def study_of(found: Collected) -> dict[str, Any] | None:
-    """The study that made the sweep, where one did."""
-    studies = [dict(study) for sweep in found.sweeps.values() if (study := mapping(sweep.get("study")))]
-    return studies[0] if len(studies) == 1 else None
+    """`name`, `question`, `axis` and `then` of the study that made the sweep, where one did."""
+    studies = [study for sweep in found.sweeps.values() if (study := mapping(sweep.get("study")))]
+    if len(studies) != 1:
+        return None
+    words = {key: studies[0].get(key) for key in ("name", "question", "then")}
+    return {
+        **{key: None if word is None else str(word) for key, word in words.items()},
+        "axis": _listed(studies[0], "axis"),
+    }
 
 
 def transfer_of(found: Collected) -> dict[str, Any] | None:
