@@ -70,7 +70,7 @@ def _drawing(families: Sequence[Family], metrics: Mapping[str, str], single: boo
             high="datum[metric] + datum[metric + '_std']",
         )
         .encode(
-            x=alt.X("epoch:Q", title="epoch", axis=alt.Axis(tickMinStep=1, format="d"), scale=alt.Scale(nice=False)),
+            x=alt.X("epoch:Q", title="epoch", axis=_epoch_axis(families), scale=alt.Scale(nice=False)),
             y=alt.Y("value:Q", title=None, scale=alt.Scale(zero=False)),
             color=_colour(families),
         )
@@ -81,6 +81,15 @@ def _drawing(families: Sequence[Family], metrics: Mapping[str, str], single: boo
         layers.insert(1, each.encode(detail="run:N"))
     title = alt.TitleParams(alt.ExprRef(f"({_js(metrics)})[metric]"), fontSize=12)
     return alt.layer(*layers).add_params(*parameters).properties(width=680, height=340, title=title)
+
+
+def _epoch_axis(families: Sequence[Family]) -> Any:
+    """Whole numbers only, however short the training and however close the reader looks."""
+    import altair as alt
+
+    last = max((max(_epochs(family), default=1) for family in families), default=1)
+    whole = "datum.value % 1 ? '' : datum.label"
+    return alt.Axis(tickCount=max(1, min(10, last - 1)), format="d", labelExpr=whole)
 
 
 def _colour(families: Sequence[Family]) -> Any:

@@ -101,7 +101,9 @@ def gain_chart(results: Mapping[str, Any]) -> Chart | None:
         tip("high:Q", "to", "+.2f"),
         tip("n:Q", "seeds"),
     ]
-    bars = base.mark_bar(size=12).encode(x=alt.X("mean:Q", title="gain over the baseline, points"), y=y, color=colour)
+    bars = base.mark_bar(size=12).encode(
+        x=alt.X("mean:Q", title="gain over the baseline, points", axis=alt.Axis(tickCount=8)), y=y, color=colour
+    )
     errors = (
         base.transform_filter("isValid(datum.low)")
         .mark_rule(strokeWidth=2)
