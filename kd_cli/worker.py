@@ -26,6 +26,8 @@ from kd_cli.sweep import LOG, Point, attempt
 
 GRACE = 15.0  # seconds to end in, when asked; what a killed run has written is whole as well
 
+_AGAIN_SECONDS = 0.05  # after the destructor or callback in which a request to end was lost
+
 Environment = Mapping[str, str]
 
 
@@ -59,6 +61,7 @@ def run(sender: Connection, work: Work, threads: int, slot: Environment) -> None
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal; the launcher decides
     signal.signal(signal.SIGTERM, _end)
+    sys.unraisablehook = _end_again
     threading.Thread(target=_end_with_launcher, daemon=True).start()
     os.environ.clear()
     os.environ.update({**work.environment, "OMP_NUM_THREADS": str(threads), **slot})
@@ -133,6 +136,15 @@ def _write_to(log: Path) -> None:
 def _end(number: int, _frame: FrameType | None) -> None:
     signal.signal(number, signal.SIG_IGN)  # once: what is being saved now must not be stopped again
     raise Terminated("the process was asked to end (SIGTERM)")
+
+
+def _end_again(dropped: sys.UnraisableHookArgs) -> None:
+    """Python drops what is raised in a destructor or a callback; the request to end must not be lost with it."""
+    if not isinstance(dropped.exc_value, Terminated):
+        sys.__unraisablehook__(dropped)
+        return
+    signal.signal(signal.SIGTERM, _end)
+    threading.Timer(_AGAIN_SECONDS, os.kill, (os.getpid(), signal.SIGTERM)).start()
 
 
 def _end_with_launcher() -> None:

@@ -76,6 +76,25 @@ def ask_again(launcher: int, number: int) -> dict[str, Any]:
     return end_when_asked(launcher, number)
 
 
+class Deaf:
+    """Loses what is raised while it is taken down, as Python does it."""
+
+    def __del__(self) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.001)  # the handler runs before the destructor ends
+
+
+def end_in_a_destructor() -> dict[str, Any]:
+    Deaf()
+    time.sleep(20)  # more than it takes to be asked again
+    return {}
+
+
+def test_a_request_to_end_that_python_drops_in_a_destructor_is_not_lost() -> None:
+    (point,) = run_points([work("deaf", end_in_a_destructor)], Share(1, 1))
+    assert point["status"] == "interrupted"
+
+
 def test_a_point_is_the_same_in_its_own_process_and_one_after_the_other_and_by_itself(kd) -> None:
     kd(*BASELINE, "seed=0,1", TWO, "hydra.sweep.dir=apart")
     kd(*BASELINE, "seed=0,1", "hydra/launcher=basic", "hydra.sweep.dir=basic")
