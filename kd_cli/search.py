@@ -10,6 +10,7 @@ import hashlib
 import itertools
 import json
 import random
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,6 @@ class Search:
         axes: what is searched.
         fixed: the overrides that all points share.
         storage: the study's URL.
-        folder: the sweep's.
         owner: of several sweeps with one storage each takes up its own trials only.
         seed: of the sampler.
 
@@ -68,7 +68,7 @@ class Search:
         self._grid = _shuffled_grid(axes, seed) if options.sampler == "grid" else []
         self._size = size_of(axes)
         self._check_same()
-        done = [trial for trial in self._trials() if trial.state in _GOOD]
+        done = (trial for trial in self._trials() if trial.state in _GOOD)
         self._known: dict[tuple[str, ...], Point] = {self._point(trial): self._record(trial) for trial in done}
 
     @property
@@ -97,7 +97,6 @@ class Search:
         Args:
             command: what to type to run a point by itself, given its overrides.
         """
-        states = [trial.state.name.lower() for trial in self._trials()]
         return {
             "study": self.study.study_name,
             "storage": without_password(self._storage),
@@ -105,7 +104,7 @@ class Search:
             "pruner": self.options.pruner,
             "objective": "val_top1",
             "direction": "maximize",
-            "trials": {state: states.count(state) for state in sorted(set(states))},
+            "points": dict(Counter(point["status"] for point in self.points)),
             "best": self._best(command),
             "importances": self._importances(),
         }
@@ -241,6 +240,7 @@ class Search:
             "point": point["point"],
             "params": trial.params,
             "val_top1": val,
+            "as_good": sum(numbers(other)[1] == val for other in self.points if other["status"] == "completed") - 1,
             "test_top1": test,
             "gain": gain,
             "run": point.get("run"),
@@ -278,8 +278,8 @@ class _Short(BaseSampler):
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        values = self._sampler.sample_relative(study, trial, search_space)
-        return {key: _shortened(value, search_space[key]) for key, value in values.items()}
+        sampled = self._sampler.sample_relative(study, trial, search_space).items()
+        return {key: _shortened(value, search_space[key]) for key, value in sampled}
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution

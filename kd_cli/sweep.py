@@ -262,8 +262,13 @@ def present_search(found: Mapping[str, Any] | None) -> None:
     if not found or not found["best"]:
         return
     best = found["best"]
-    console.say(f"\nBest of {_counted(found['trials'])}: trial {best['trial']}, {best['point']}", style="bold")
+    counts = ", ".join(f"{count} {status}" for status, count in found["points"].items())
+    console.say(f"\nBest of {sum(found['points'].values())} points ({counts}): {best['point']}", style="bold")
     console.say(f"{best['val_top1']:.2f} % on validation, {best['test_top1']:.2f} % of the test images")
+    if best["as_good"]:
+        console.say(
+            f"As many on validation have {best['as_good']} other points: it is the first of them, and no better"
+        )
     console.say(
         "Chosen for its accuracy on validation, which is therefore optimistic; the test images chose nothing. "
         "Whether it is better than another choice, new seeds tell (with -m seed=1,2,3 behind it):"
@@ -272,8 +277,3 @@ def present_search(found: Mapping[str, Any] | None) -> None:
     if found["importances"]:
         shares = ", ".join(f"{key} {100 * value:.0f} %" for key, value in found["importances"].items())
         console.say(f"What the difference between good and bad trials hangs on (PED-ANOVA): {shares}")
-
-
-def _counted(states: Mapping[str, int]) -> str:
-    named = [f"{count} {'failed' if state == 'fail' else state}" for state, count in states.items()]
-    return f"{sum(states.values())} trials ({', '.join(named)})"

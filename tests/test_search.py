@@ -86,7 +86,7 @@ def states(folder: Path) -> list[TrialState]:
 def test_what_is_tried_is_what_is_run_shown_and_remembered_and_the_best_can_be_typed_again(kd) -> None:
     done = kd(*BASELINE, HERE, RATE, "hydra.sweeper.n_trials=3", "hydra.sweep.dir=swept", "--json")
     points, found = done.json["points"], done.json["optuna_results"]
-    assert len(points) == found["trials"]["complete"] == 3
+    assert len(points) == found["points"]["completed"] == 3
     for point in points:
         key, _, value = point["point"].partition("=")
         assert key == "trainer.lr"
@@ -101,7 +101,7 @@ def test_what_is_tried_is_what_is_run_shown_and_remembered_and_the_best_can_be_t
     chosen = next(point for point in points if point["point"] == best["point"])
     assert again.json["weights_sha256"] == chosen["weights_sha256"]
     assert again.json["run"] != chosen["run"]
-    for text in ("Best of 3 trials (3 complete)", "which is therefore optimistic", best["command"]):
+    for text in ("Best of 3 points (3 completed)", "which is therefore optimistic", best["command"]):
         assert text in done.err
 
 
@@ -194,7 +194,7 @@ def test_only_the_hopeless_distilled_student_of_a_comparison_is_ended(kd) -> Non
     assert (record["status"], record["error"]) == ("pruned", bad["error"])
     assert Path(folder, "distilled", "checkpoints", "epoch-0002").is_dir()
     assert "pruned" in next(line for line in done.err.splitlines() if line.startswith(" distill_trainer.lr=1e-09"))
-    assert done.json["optuna_results"]["trials"] == {"complete": 1, "pruned": 1}
+    assert done.json["optuna_results"]["points"] == {"completed": 1, "pruned": 1}
     kd("resume", str(folder))  # by hand it goes on to its end
     assert Path(folder, "result.json").exists()
 
