@@ -36,6 +36,7 @@ class Status(str, Enum):
     completed = "completed"
     failed = "failed"
     diverged = "diverged"
+    pruned = "pruned"
     interrupted = "interrupted"
 
 

@@ -92,7 +92,7 @@ def _seeds(groups: Sequence[Group]) -> Iterator[str]:
 
 
 def _unfinished(runs: Sequence[Run]) -> Iterator[str]:
-    for status in ("running", "interrupted", "failed", "diverged", "unknown"):
+    for status in ("running", "interrupted", "failed", "diverged", "pruned", "unknown"):
         names = [f"{run.path.parent.name}/{run.path.name}" for run in runs if run.status == status and not run.done]
         if names:
             yield f"{_count(len(names), 'run')} {status}, without a test accuracy: {_some(names)}"
