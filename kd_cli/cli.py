@@ -6,18 +6,17 @@ import functools
 import importlib
 import os
 import pkgutil
-import signal
 import sys
 from collections.abc import Callable
-from types import FrameType
 from typing import Annotated, Any
 
 import typer
 
 from kd_cli import __version__, commands, console
-from kd_cli.errors import ConfigError, Interrupted, Problem, Terminated, describe_error
+from kd_cli.errors import ConfigError, Interrupted, Problem, describe_error
 from kd_cli.hydra_command import Info
 from kd_cli.memory import keep_freed_memory
+from kd_cli.stopping import heeding
 
 app = typer.Typer(
     name="kd",
@@ -66,8 +65,12 @@ for _command in sorted(_modules, key=lambda module: (module.PANEL, module.__name
 
 def main() -> None:
     """Runs one command line and leaves with its exit code."""
-    signal.signal(signal.SIGTERM, _terminate)
     keep_freed_memory()
+    with heeding():
+        _run()
+
+
+def _run() -> None:
     full = os.environ.get("HYDRA_FULL_ERROR") == "1"
     try:
         app(_with_info_value(sys.argv[1:]))
@@ -105,7 +108,3 @@ def _with_info_value(arguments: list[str]) -> list[str]:
     for word, following in zip(arguments, [*arguments[1:], ""], strict=False):
         kept += [word, "all"] if word in ("--info", "-i") and following not in values else [word]
     return kept
-
-
-def _terminate(_number: int, _frame: FrameType | None) -> None:
-    raise Terminated("the process was asked to end (SIGTERM)")

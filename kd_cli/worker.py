@@ -22,11 +22,11 @@ from kd_cli import console
 from kd_cli.errors import ConfigError, KDError, Terminated, describe_error
 from kd_cli.fork_server import STOP
 from kd_cli.memory import keep_freed_memory
+from kd_cli.stopping import ask_again
 from kd_cli.sweep import LOG, Point, attempt
 
 GRACE = 15.0  # seconds to end in, when asked; what a killed run has written is whole as well
 
-_AGAIN_SECONDS = 0.05  # after the destructor or callback in which a request to end was lost
 
 Environment = Mapping[str, str]
 
@@ -139,12 +139,10 @@ def _end(number: int, _frame: FrameType | None) -> None:
 
 
 def _end_again(dropped: sys.UnraisableHookArgs) -> None:
-    """Python drops what is raised in a destructor or a callback; the request to end must not be lost with it."""
-    if not isinstance(dropped.exc_value, Terminated):
-        sys.__unraisablehook__(dropped)
-        return
-    signal.signal(signal.SIGTERM, _end)
-    threading.Timer(_AGAIN_SECONDS, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    """As `ask_again`, where the first request has made the process deaf to others."""
+    if isinstance(dropped.exc_value, Terminated):
+        signal.signal(signal.SIGTERM, _end)
+    ask_again(dropped)
 
 
 def _end_with_launcher() -> None:

@@ -76,7 +76,7 @@ def wait_for(process: subprocess.Popen[str], *paths: str) -> None:
     """Until there are files of these names or patterns; the cores are left to the process."""
     while not all(list(Path().glob(path)) for path in paths):
         with suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=0.05)
+            process.wait(timeout=0.01)
         assert process.returncode is None
 
 

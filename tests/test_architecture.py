@@ -15,7 +15,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # From the ground up. A module may import from its own floor and from those below.
 FLOORS = (
-    {"errors", "types", "seeds", "ranges", "memory", "machine"},
+    {"errors", "types", "seeds", "ranges", "memory", "machine", "stopping"},
     {
         "registry",
         "recipe",
@@ -80,6 +80,7 @@ LIGHT = {
     "sweep",
     "memory",
     "machine",
+    "stopping",
     "fork_server",
     "worker",
     "launcher",

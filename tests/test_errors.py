@@ -41,7 +41,7 @@ BEFORE_TORCH = {
     "plugins=null": ["plugins: None is not a list"],
     "teacher.checkpoint=a=b": ["needs quotes of its own"],
     "hydra.job.chdir=true": ["hydra.job.chdir: true is not possible"],
-    "hydra/launcher=joblib": ["hydra/launcher"],
+    "hydra/launcher=jobli": ["hydra/launcher", "joblib"],
     "seed=one": ["seed: 'one' is not a whole number"],
     "loss.temperature=[1": ["[1"],
     "plugins=[nothing_of_the_kind]": ["plugins: nothing_of_the_kind cannot be imported"],

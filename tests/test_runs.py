@@ -147,9 +147,9 @@ def test_a_method_without_a_teacher_needs_none(kd) -> None:
 
 
 def test_a_killed_comparison_goes_on_and_ends_with_the_same_bits(kd) -> None:
-    command = ["run", *SMALL, "trainer.epochs=12", "dataset.augment=flip"]
+    command = ["run", *SMALL, "trainer.epochs=20", "dataset.augment=flip"]
     with started(*command, "hydra.run.dir=killed", stdout=subprocess.DEVNULL) as process:
-        wait_for(process, "killed/baseline/checkpoints/epoch-0003")
+        wait_for(process, "killed/baseline/checkpoints/epoch-*")
     assert not Path("killed/result.json").exists()
     assert kd("list", "runs", "--outputs", ".", "--json").json["runs"][-1]["status"] == "interrupted"
     shutil.copytree("killed", "again")
@@ -157,9 +157,9 @@ def test_a_killed_comparison_goes_on_and_ends_with_the_same_bits(kd) -> None:
     for folder, words in (("killed", ["resume", "killed"]), ("again", [*command, "hydra.run.dir=again"])):
         resumed = kd(*words, "--json").json
         for stage in ("teacher", "baseline", "distilled"):
-            assert same(weights(f"{folder}/{stage}", 12), weights(f"whole/{stage}", 12))
+            assert same(weights(f"{folder}/{stage}", 20), weights(f"whole/{stage}", 20))
             assert resumed[stage]["test_top1"] == whole[stage]["test_top1"]
-        assert len(Path(folder, "baseline/metrics.jsonl").read_text().splitlines()) == 12
+        assert len(Path(folder, "baseline/metrics.jsonl").read_text().splitlines()) == 20
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
