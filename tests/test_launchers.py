@@ -24,7 +24,7 @@ pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
 
 BASELINE = ("train-baseline", "-m", *SMALL)
 JOBLIB = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
-LAUNCHERS = [JOBLIB, pytest.param(("hydra/launcher=submitit_local",), marks=pytest.mark.slow)]  # a start of torch each
+LAUNCHERS = [JOBLIB, ("hydra/launcher=submitit_local",)]
 
 
 @pytest.fixture(autouse=True)
@@ -45,6 +45,7 @@ def sweep(*words: str, **options: Any) -> Any:
     return json.loads(printed)["points"], said
 
 
+@pytest.mark.slow  # each process imports torch
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_a_point_that_dies_and_one_that_cannot_be_leave_the_others_as_they_are_alone(
     kd, launcher: tuple[str, ...]
@@ -66,7 +67,8 @@ def test_a_point_that_dies_and_one_that_cannot_be_leave_the_others_as_they_are_a
     assert (here["weights_sha256"], here["test_top1"]) == (done["weights_sha256"], done["test_top1"])
 
 
-@pytest.mark.parametrize("launcher", [pytest.param(JOBLIB, marks=pytest.mark.slow), *LAUNCHERS[1:]])
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_ctrl_c_ends_the_points_of_a_library_and_says_what_is_done(launcher: tuple[str, ...]) -> None:
     command = [*BASELINE, "trainer.epochs=20000", "seed=0,1", *launcher, "hydra.sweep.dir=swept", "--json"]
     with started(*command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:

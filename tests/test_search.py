@@ -199,6 +199,7 @@ def test_only_the_hopeless_distilled_student_of_a_comparison_is_ended(kd) -> Non
     assert Path(folder, "result.json").exists()
 
 
+@pytest.mark.slow  # two starts of processes that import torch
 def test_points_in_processes_of_their_own_outlive_a_kill_and_are_pruned_too(kd) -> None:
     """It takes as long as processes take to import torch and Optuna."""
     rates = ("trainer.lr=choice(1e-9,0.01,0.02)", "trainer.epochs=10", "hydra.sweeper.sampler=grid")

@@ -68,7 +68,8 @@ def test_the_study_of_efficiency_measures_what_the_networks_cost(kd) -> None:
 
 
 def test_the_study_of_transfer_tries_the_networks_on_other_data(kd) -> None:
-    digits = ("dataset=mnist_mini", "teacher=mlp", "student=linear", HERE, "trainer.epochs=1", "seed=0,1")
+    networks = ("teacher=mlp", "teacher.hidden=[8]", "student=mlp", "student.hidden=[8]")
+    digits = ("dataset=mnist_mini", *networks, HERE, "trainer.epochs=1", "seed=0,1")
     results = kd("study", "transfer", *digits, "trainer.limit_train_batches=5", "--json").json
     assert results["transfer"]["roles"]["distilled"]["seeds"] == 2
     assert any(sentence.startswith("On digits: Over 2 seeds distillation") for sentence in results["findings"])
