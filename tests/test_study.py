@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 from conftest import HERE, ROOT, SMALL
 
 from kd_cli.commands.list import choices
@@ -84,3 +85,9 @@ def test_a_study_whose_point_fails_answers_with_the_others_and_says_so(kd) -> No
     shown = kd("study", "temperature", *FAST, "loss.temperature=-1,2", "seed=0", code=1)
     assert "1 of 2 points did not finish" in shown.message
     assert "With one seed distillation changed test top-1" in shown.out
+
+
+@pytest.mark.parametrize(("name", "key"), [("loss_function", "loss"), ("student_capacity", "student")])
+def test_what_a_study_compares_works_on_its_own_pair(kd, name: str, key: str) -> None:
+    values = yaml.safe_load((ROOT / "conf" / "study" / f"{name}.yaml").read_text())["hydra"]["sweeper"]["params"][key]
+    kd("check", "-m", f"{key}={values}", "trainer.batch_size=8")
