@@ -119,7 +119,8 @@ class Sweep:
 def _only_how(word: str) -> bool:
     """Whether an argument says how the points are run and not what they are."""
     of_hydra = ("hydra.launcher", "hydra/launcher", "hydra.sweep", "hydra.mode")
-    return word.startswith(("-m", "--multirun", *of_hydra)) or override_key(word).split(".")[0] == "logger"
+    afterwards = ("logger", "study.")  # where it is logged, and what a study does with what came of it
+    return word.startswith(("-m", "--multirun", *of_hydra)) or override_key(word).startswith(afterwards)
 
 
 def _file_name(text: str) -> str:
@@ -213,8 +214,8 @@ def _over_seeds(groups: Mapping[str, Mapping[int, Point]], name: str) -> tuple[A
 
 def _gains(groups: Mapping[str, Mapping[int, Point]], name: str) -> list[float | None]:
     """Gain over the baseline of the same seed: a comparison's own, or the sweep's point whose loss has no weight."""
-    baselines = [seeds for other, seeds in groups.items() if other != name]
-    baseline = next((seeds for seeds in baselines if all(each.get("weight") == 0 for each in seeds.values())), {})
+    alike = [seeds for other, seeds in groups.items() if other != name and _but_loss(other) == _but_loss(name)]
+    baseline = next((seeds for seeds in alike if all(each.get("weight") == 0 for each in seeds.values())), {})
     gains = []
     for seed, point in groups[name].items():
         gain = point.get("gain")
@@ -222,6 +223,11 @@ def _gains(groups: Mapping[str, Mapping[int, Point]], name: str) -> list[float |
             gain = round(point["test_top1"] - baseline[seed]["test_top1"], 2)
         gains.append(gain)
     return gains
+
+
+def _but_loss(name: str) -> list[str]:
+    """What a point and its baseline share: another network or recipe is no baseline."""
+    return [word for word in name.split() if override_key(word).split(".")[0] != "loss"]
 
 
 def list_unfinished(points: Sequence[Point]) -> None:

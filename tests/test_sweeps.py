@@ -7,6 +7,8 @@ from pathlib import Path
 
 from conftest import HERE, SMALL
 
+from kd_cli.sweep import summarize
+
 RUN = ("run", "-m", HERE, *SMALL, "trainer.epochs=1", "teacher.hidden=[32]")
 
 
@@ -84,3 +86,22 @@ def test_a_preset_says_what_to_sweep_over_and_what_is_typed_wins(kd) -> None:
     assert [point["point"] for point in points] == ["loss.temperature=1", "loss.temperature=4"]
     assert {point["seed"] for point in points} == {2}
     assert only_sweep().name.startswith("loss.temperature-")
+
+
+def test_a_point_is_compared_with_the_baseline_of_its_own_network(capsys) -> None:
+    points = [
+        {
+            "point": f"student={student} loss.weight={weight} seed={seed}",
+            "status": "completed",
+            "seed": seed,
+            "weight": weight,
+            "test_top1": top1 + weight + 0.1 * seed * weight,
+        }
+        for student, top1 in (("large", 90.0), ("small", 50.0))
+        for weight in (0, 1)
+        for seed in (0, 1)
+    ]
+    summarize(points)
+    shown = capsys.readouterr().out
+    assert shown.count("+1.05 ± 0.64") == 2
+    assert "40" not in shown
