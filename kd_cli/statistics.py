@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 _EXACT_UP_TO = 16  # seeds; 2^16 sign patterns take a tenth of a second
 _DRAWS = 20_000
+_NO_SPREAD = 1e-6  # percentage points: rounding, and less than one of a million test images
 
 # Two-sided 95 % quantiles of Student's t for 1 … 30 degrees of freedom; beyond that the normal's 1.96 plus 2.4/df is
 # right to three digits.
@@ -41,8 +42,12 @@ class PairedGain:
 
     @property
     def verdict(self) -> str:
-        """`helped`, `hurt`, or that the interval holds 0."""
-        if abs(self.mean) <= self.margin:
+        """`helped`, `hurt`, or that the interval holds 0.
+
+        Equal differences of a few seeds are a coincidence of few test images, not an interval without width: nothing
+        is concluded from them.
+        """
+        if abs(self.mean) <= self.margin or self.std < _NO_SPREAD:
             return "did not differ beyond its noise"
         return "helped" if self.mean > 0 else "hurt"
 

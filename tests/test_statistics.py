@@ -57,6 +57,7 @@ def test_many_seeds_are_drawn_and_the_draw_is_always_the_same() -> None:
         ([-1.0, -1.2, -1.1], "Over 3 seeds distillation hurt: -1.10 ± 0.25 points"),
         ([1.0, -1.2, 0.5], "Over 3 seeds distillation did not differ beyond its noise: +0.10 ± "),
         ([0.0, 0.0], "Over 2 seeds distillation did not differ beyond its noise: +0.00 ± 0.00"),
+        ([0.1, 97.1 - 97.0, 0.1], "Over 3 seeds distillation did not differ beyond its noise: +0.10 ± 0.00"),
     ],
 )
 def test_the_verdict_is_plain(gains: list[float], verdict: str) -> None:
