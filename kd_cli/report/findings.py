@@ -130,22 +130,28 @@ def _choice(settings: Sequence[Setting]) -> list[str]:
 
 def _teachers(settings: Sequence[Setting]) -> list[str]:
     """Where the teachers differ: did the best teacher make the best student?"""
-    known = [setting for setting in settings if setting.mean("teacher") is not None]
-    ranked = sorted(known, key=lambda setting: setting.mean("teacher") or 0.0)
-    same_student = len({str(setting.mean("baseline")) for setting in known}) == 1
-    if len(known) < 2 or not same_student or ranked[0].mean("teacher") == ranked[-1].mean("teacher"):
+    known = [setting for setting in settings if setting.mean("teacher", "val_top1") is not None]
+    ranked = sorted(known, key=lambda setting: setting.mean("teacher", "val_top1") or 0.0)
+    same_student = all(_same(known[0], other, "baseline") for other in known[1:])
+    if len(known) < 2 or not same_student or _same(ranked[0], ranked[-1], "teacher"):
         return []
     weak, strong = ranked[0], ranked[-1]
     change = difference(strong.values("distilled"), weak.values("distilled"))
     head = (
-        f"From the weakest teacher ({weak.name}: {weak.said('teacher')}) to the strongest ({strong.name}: "
-        f"{strong.said('teacher')}) the student"
+        f"From the teacher that is weakest on validation ({weak.name}: {weak.said('teacher', 'val_top1')}) to the "
+        f"strongest ({strong.name}: {strong.said('teacher', 'val_top1')}) the student"
     )
     if change is None:
         return [f"{head} changes by {(strong.mean('distilled') or 0) - (weak.mean('distilled') or 0):+.2f} points."]
     if abs(change.mean) <= change.margin:
         return [f"{head} does not change beyond its noise ({_points(change)} points)."]
     return [f"{head} {'gains' if change.mean > 0 else 'loses'} ({_points(change)} points)."]
+
+
+def _same(one: Setting, other: Setting, role: str) -> bool:
+    """Whether two settings have the same network in a role, by the seeds that both have: a point may be missing."""
+    first, second = one.values(role), other.values(role)
+    return all(first[seed] == second[seed] for seed in first.keys() & second.keys())
 
 
 def _overfitting(settings: Sequence[Setting]) -> list[str]:
@@ -164,24 +170,20 @@ def _overfitting(settings: Sequence[Setting]) -> list[str]:
 
 
 def _costs(settings: Sequence[Setting]) -> list[str]:
-    """What the student saves, where that was measured."""
+    """What the student saves, or costs more, where that was measured."""
     first = settings[0]
     student, teacher = ({**next(iter(first.runs[role].values()), {})} for role in ("distilled", "teacher"))
     one, other = student.get("speed"), teacher.get("speed")
     if not one or not other:
         return []
-    ratios = [
-        f"{other[key] / one[key]:.1f} times {what}"
-        for key, what in (
-            ("bytes", "fewer bytes"),
-            ("flops_per_image", "fewer FLOPs"),
-            ("latency_ms", "less latency"),
-        )
+    shares = [
+        f"{100 * one[key] / other[key]:.3g} % of its {what}"
+        for key, what in (("bytes", "bytes"), ("flops_per_image", "FLOPs"), ("latency_ms", "latency"))
         if one.get(key) and other.get(key)
     ]
     lost = difference(first.values("distilled"), first.values("teacher"))
     price = "" if lost is None else f"; its test top-1 differs from the teacher's by {_points(lost)} points"
-    return [f"Against the teacher the student has {_list(ratios)}{price}."]
+    return [f"Against the teacher the student has {_list(shares)}{price}."]
 
 
 def _transfer(results: Results) -> list[str]:
