@@ -323,7 +323,8 @@ def test_points_that_did_not_finish_are_listed_with_a_way_back(tmp_path: Path) -
         {"point": "seed=7", "folder": "seed=7", "status": "failed", "error": "no", "log": "log.txt", "rerun": "kd run"},
         {"point": "seed=9", "folder": "seed=9", "status": "interrupted", "error": "Ctrl-C"},
     ]
-    write_sweep(tmp_path, ["seed"], [{"point": "seed=0", "folder": "seed=0", "status": "completed"}, *bad])
+    alone = {"point": "seed=1", "folder": "seed=1", "status": "failed"}  # it has gone on by itself since
+    write_sweep(tmp_path, ["seed"], [{"point": "seed=0", "folder": "seed=0", "status": "completed"}, *bad, alone])
     first, second = report(tmp_path)["points_not_done"]
     assert first == {key: each for key, each in bad[0].items() if key != "folder"}
     assert (second["status"], second["error"], second["rerun"]) == ("interrupted", "Ctrl-C", "kd distill seed=9")

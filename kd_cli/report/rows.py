@@ -110,26 +110,19 @@ def differences(runs: Sequence[Run], ids: Mapping[Path, str]) -> list[dict[str, 
 
 
 def swept_keys(found: Collected, compared: Sequence[Comparison]) -> list[str] | None:
-    """What the sweeps varied, a study's axis first; None unless sweeps made all comparisons."""
+    """What the sweeps varied; None unless sweeps made all comparisons."""
     if not all(found.sweep_of(each.folder) for each in compared):
         return None
-    keys = [
-        *_listed(study_of(found), "axis"),
-        *(key for sweep in found.sweeps.values() for key in _listed(sweep, "keys")),
-    ]
-    return list(dict.fromkeys(keys))
+    return list(dict.fromkeys(key for sweep in found.sweeps.values() for key in _listed(sweep, "keys")))
 
 
 def study_of(found: Collected) -> dict[str, Any] | None:
-    """`name`, `question`, `axis` and `then` of the study that made the sweep, where one did."""
+    """`name`, `question` and `then` of the study that made the sweep, where one did."""
     studies = [study for sweep in found.sweeps.values() if (study := mapping(sweep.get("study")))]
     if len(studies) != 1:
         return None
     words = {key: studies[0].get(key) for key in ("name", "question", "then")}
-    return {
-        **{key: None if word is None else str(word) for key, word in words.items()},
-        "axis": _listed(studies[0], "axis"),
-    }
+    return {key: None if word is None else str(word) for key, word in words.items()}
 
 
 def transfer_of(found: Collected) -> dict[str, Any] | None:
@@ -138,8 +131,8 @@ def transfer_of(found: Collected) -> dict[str, Any] | None:
     return tried[0] if len(tried) == 1 else None
 
 
-def _listed(found: Mapping[str, Any] | None, key: str) -> list[str]:
-    values = (found or {}).get(key)
+def _listed(found: Mapping[str, Any], key: str) -> list[str]:
+    values = found.get(key)
     return [str(value) for value in values] if isinstance(values, list) else []
 
 
@@ -166,8 +159,8 @@ def not_done(found: Collected) -> list[dict[str, Any]]:
 def _points(folder: Path, sweep: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     points = sweep.get("points")
     for point in map(mapping, points if isinstance(points, list) else []):
-        if point.get("status") != "completed":
-            path = folder / str(point.get("folder"))
+        path = folder / str(point.get("folder"))
+        if point.get("status") != "completed" and not (path / "result.json").exists():  # it may have gone on by itself
             row = {key: point.get(key) for key in ("point", "status", "error", "log", "rerun")}
             known = {"log": row["log"] or _log(path), "rerun": row["rerun"] or _rerun(path)}
             yield row | known | {"path": path.resolve()}
