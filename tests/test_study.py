@@ -65,7 +65,7 @@ def test_the_weights_of_the_two_words_sum_to_one_unless_both_are_typed(kd) -> No
 def test_the_study_of_efficiency_measures_what_the_networks_cost(kd) -> None:
     results = kd("study", "efficiency", *FAST, "seed=0", "--json").json
     assert {run["stage"] for run in results["runs"] if run["speed"]} == {"teacher", "baseline", "distilled"}
-    assert any("fewer FLOPs" in sentence for sentence in results["findings"])
+    assert any("% of its FLOPs" in sentence for sentence in results["findings"])
 
 
 def test_the_study_of_transfer_tries_the_networks_on_other_data(kd) -> None:
@@ -91,3 +91,20 @@ def test_a_study_whose_point_fails_answers_with_the_others_and_says_so(kd) -> No
 def test_what_a_study_compares_works_on_its_own_pair(kd, name: str, key: str) -> None:
     values = yaml.safe_load((ROOT / "conf" / "study" / f"{name}.yaml").read_text())["hydra"]["sweeper"]["params"][key]
     kd("check", "-m", f"{key}={values}", "trainer.batch_size=8")
+
+
+def test_the_study_of_epochs_gives_the_baseline_as_many_whatever_is_typed_for_all(kd) -> None:
+    kd("study", "epochs", *FAST, "distill_trainer.epochs=1,2", "seed=0")
+    results = [read_json(only_study() / f"distill_trainer.epochs={epochs}" / "result.json") for epochs in (1, 2)]
+    assert [(each["baseline"]["epochs"], each["distilled"]["epochs"]) for each in results] == [(1, 1), (2, 2)]
+
+
+def test_a_study_whose_other_data_do_not_fit_is_reported_and_trains_nothing_again(kd) -> None:
+    wrong = kd("study", "transfer", *FAST, "seed=0", code=2)
+    assert "study.then=transfer=mnist_to_digits: shared: '0' is none of the network's classes" in wrong.message
+    report = read_json(only_study() / "results.json")
+    assert len(report["comparisons"]) == 1
+    assert report["command"].startswith("kd study transfer dataset=synthetic")
+    again = kd("study", "transfer", *FAST, "seed=0", "study.then=null")
+    assert "is complete already" in again.out
+    only_study()

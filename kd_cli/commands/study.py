@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Optional
@@ -9,7 +10,7 @@ from typing import Annotated, Any, Optional
 import typer
 
 from kd_cli import console
-from kd_cli.errors import ConfigError, suggest
+from kd_cli.errors import ConfigError, KDError, suggest
 from kd_cli.options import ConfigDir, Json
 
 PANEL = "Experiments"
@@ -49,24 +50,26 @@ def command(
     assert isinstance(swept, Swept)
     points = swept.points
     if any(point["status"] == "completed" for point in points):
-        _answer(name, points)
+        _answer(points)
     check_points(points)
 
 
-def _answer(name: str, points: Sequence[Mapping[str, Any]]) -> None:
+def _answer(points: Sequence[Mapping[str, Any]]) -> None:
     from kd_cli.commands.report import present
     from kd_cli.report.write import write
     from kd_cli.sweepdir import read_sweep
 
     folder = Path(next(point["folder"] for point in points if "folder" in point)).parent
-    study = read_sweep(folder)["study"]
+    study, problem = read_sweep(folder)["study"], None
     if str(study["then"]).startswith("transfer="):
-        _transfer(folder, study["then"], points)
-    results, paths = write([folder], folder, command=["study", name], speed=study["then"] == "profile")
+        problem = _transfer(folder, study["then"], points)
+    results, paths = write([folder], folder, command=sys.argv[1:], speed=study["then"] == "profile")
     paths |= _draw(results, study["picture"], folder)
     console.say(f"\n{study['question']}", style="bold")
     present(results, paths)
-    console.emit({"points": points, **results})
+    console.emit({"points": points, **results, "files": {file: str(path) for file, path in paths.items()}})
+    if problem is not None:
+        raise problem
 
 
 def _draw(results: Mapping[str, Any], picture: str, folder: Path) -> dict[str, Path]:
@@ -85,11 +88,19 @@ def _draw(results: Mapping[str, Any], picture: str, folder: Path) -> dict[str, P
     return paths
 
 
-def _transfer(folder: Path, transfer: str, points: Sequence[Mapping[str, Any]]) -> None:
-    """Tries every network of the study on other data; the report finds what came of it in transfer.json."""
+def _transfer(folder: Path, transfer: str, points: Sequence[Mapping[str, Any]]) -> KDError | None:
+    """Tries every network of the study on other data; the report finds what came of it in transfer.json.
+
+    What goes wrong is returned, since what was trained has its report all the same.
+    """
     from kd_cli.commands.transfer import transfer_runs
     from kd_cli.files import write_json
     from kd_cli.saved import expand
 
     runs = [run for point in points if point["status"] == "completed" for run in expand(Path(point["run"]))]
-    write_json(folder / "transfer.json", transfer_runs(runs, [transfer]))
+    try:
+        write_json(folder / "transfer.json", transfer_runs(runs, [transfer]))
+    except KDError as error:
+        hint = "type study.then=transfer=NAME (kd list transfers); nothing is trained again"
+        return type(error)(f"study.then={transfer}: {error}\n{hint}")
+    return None
