@@ -23,7 +23,7 @@ class Options:
         n_warmup_epochs: of every training, after which none is ended.
         n_jobs: trials that are asked for together; None: as many as the launcher runs at the same time.
         storage: SQLAlchemy's URL; None: optuna.db in the sweep's folder.
-        study_name: None: kd-COMMAND.
+        study_name: None: made of what is searched.
 
     Raises:
         ConfigError: a value that is not possible.
