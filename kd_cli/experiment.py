@@ -29,7 +29,7 @@ from kd_cli.config import Config, Launch, Stage, recipe_differences, stage_recip
 from kd_cli.data.base import Data, check_dataset, load_dataset
 from kd_cli.errors import ConfigError, DataError, Interrupted, Terminated
 from kd_cli.evaluate import confusion_matrix
-from kd_cli.fit import Result, check_recipe, fit
+from kd_cli.fit import Result, check_recipe, finished, fit
 from kd_cli.followers import followed
 from kd_cli.handover import Known
 from kd_cli.loggers.base import check_logger, make_loggers
@@ -150,7 +150,7 @@ def _learn_all(
     for training in trainings:
         with open_part(run.path, training, _identity(launch, training.stage), config) as part:
             teachers = [Known(run.path / name, models[name]) for name in training.teachers] or given
-            results[training.name] = part.result or _learn(config, launch, training, part, data, teachers)
+            results[training.name] = finished(part, data) or _learn(config, launch, training, part, data, teachers)
     return results
 
 

@@ -44,11 +44,13 @@ def fit(
 
     Raises:
         ConfigError: as `check_recipe`.
+        DataError: the images have changed since the training was begun.
         DivergedError: the loss is not finite.
         KDError: the run's folder cannot be written.
     """
     stage, seed = facts["stage"], facts["seed"]
     check_recipe(recipe, data, device)
+    _check_same_images(run, data)
     run.note(data=_data_facts(data), device=str(device), threads=torch.get_num_threads(), seed=seed)
     if recipe.compile:
         task.deployed.compile()
@@ -74,6 +76,27 @@ def check_recipe(recipe: Recipe, data: Data, device: torch.device) -> None:
     if recipe.early_stopping and not data.size("val"):
         raise ConfigError("trainer.early_stopping needs validation images; type dataset.val_fraction=0.1")
     check_precision(recipe, device)
+
+
+def finished(run: RunDir, data: Data) -> Result | None:
+    """The result of a complete training; None while it is not.
+
+    Raises:
+        DataError: the images have changed since.
+    """
+    if run.result is not None and not run.record.get("specialist"):  # whose data are a part of these
+        _check_same_images(run, data)
+    return run.result
+
+
+def _check_same_images(run: RunDir, data: Data) -> None:
+    """What was begun on other images can neither go on nor be compared with what learns from these."""
+    known = run.record.get("data", {}).get("fingerprint")
+    if known not in (None, data.fingerprint):
+        raise DataError(
+            f"the images of {data.name} have changed since {run.path} was begun; choose another folder: "
+            "hydra.run.dir=DIR, of a sweep hydra.sweep.dir=DIR"
+        )
 
 
 def best_epoch(records: list[dict[str, Any]]) -> int:

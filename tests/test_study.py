@@ -85,6 +85,7 @@ def test_a_study_whose_point_fails_answers_with_the_others_and_says_so(kd) -> No
     shown = kd("study", "temperature", *FAST, "loss.temperature=-1,2", "seed=0", code=1)
     assert "1 of 2 points did not finish" in shown.message
     assert "With one seed distillation changed test top-1" in shown.out
+    assert "hydra.run.dir=" in shown.out.partition("Not finished")[2]
 
 
 @pytest.mark.parametrize(("name", "key"), [("loss_function", "loss"), ("student_capacity", "student")])

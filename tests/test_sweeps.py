@@ -105,3 +105,12 @@ def test_a_point_is_compared_with_the_baseline_of_its_own_network(capsys) -> Non
     shown = capsys.readouterr().out
     assert shown.count("+1.05 ± 0.64") == 2
     assert "40" not in shown
+
+
+def test_what_learned_from_other_images_is_no_part_of_a_point(kd) -> None:
+    kd(*RUN, "loss.temperature=1,2", "hydra.sweep.dir=swept")
+    (teacher,) = Path("swept/parts").glob("teacher-*/run.json")
+    record = json.loads(teacher.read_text())
+    teacher.write_text(json.dumps(record | {"data": record["data"] | {"fingerprint": "of other images"}}))
+    refused = kd(*RUN, "loss.temperature=4,8", "hydra.sweep.dir=swept", code=1)
+    assert refused.out.count("the images of synthetic have changed since") >= 2

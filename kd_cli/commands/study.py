@@ -38,7 +38,7 @@ def command(
     console.setup(as_json=json)
     from kd_cli.commands.list import choices
     from kd_cli.host import run_hydra
-    from kd_cli.sweep import Swept, check_points
+    from kd_cli.sweep import Swept, check_points, list_unfinished
 
     known = [choice["name"] for choice in choices("study", config_dir or [])]
     if name not in known:
@@ -51,6 +51,9 @@ def command(
     points = swept.points
     if any(point["status"] == "completed" for point in points):
         _answer(points)
+    else:
+        console.emit({"points": points})
+    list_unfinished(points)
     check_points(points)
 
 
