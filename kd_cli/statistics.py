@@ -41,13 +41,18 @@ class PairedGain:
     seeds: int
 
     @property
-    def verdict(self) -> str:
-        """`helped`, `hurt`, or that the interval holds 0.
+    def clear(self) -> bool:
+        """Whether the interval leaves out 0.
 
         Equal differences of a few seeds are a coincidence of few test images, not an interval without width: nothing
         is concluded from them.
         """
-        if abs(self.mean) <= self.margin or self.std < _NO_SPREAD:
+        return abs(self.mean) > self.margin and self.std >= _NO_SPREAD
+
+    @property
+    def verdict(self) -> str:
+        """`helped`, `hurt`, or neither."""
+        if not self.clear:
             return "did not differ beyond its noise"
         return "helped" if self.mean > 0 else "hurt"
 

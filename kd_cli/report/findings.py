@@ -119,7 +119,7 @@ def _choice(settings: Sequence[Setting]) -> list[str]:
         for other in known
         if other is not best and (gap := difference(other.values("distilled"), best.values("distilled")))
     }
-    clear = [f"{name} ({_points(gap)})" for name, gap in against.items() if abs(gap.mean) > gap.margin]
+    clear = [f"{name} ({_points(gap)})" for name, gap in against.items() if gap.clear]
     if not against:
         return [f"{head}; one seed cannot say whether another differs from it."]
     if not clear:
@@ -142,8 +142,9 @@ def _teachers(settings: Sequence[Setting]) -> list[str]:
         f"strongest ({strong.name}: {strong.said('teacher', 'val_top1')}) the student"
     )
     if change is None:
-        return [f"{head} changes by {(strong.mean('distilled') or 0) - (weak.mean('distilled') or 0):+.2f} points."]
-    if abs(change.mean) <= change.margin:
+        points = (strong.mean("distilled") or 0.0) - (weak.mean("distilled") or 0.0)
+        return [f"{head} changes by {points:+.2f} points; one seed proves little."]
+    if not change.clear:
         return [f"{head} does not change beyond its noise ({_points(change)} points)."]
     return [f"{head} {'gains' if change.mean > 0 else 'loses'} ({_points(change)} points)."]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from kd_cli.report.collect import teacher_digests
 from kd_cli.report.compare import Comparison, test_images
 from kd_cli.report.groups import Group, confounded
 from kd_cli.report.records import Run, mapping
@@ -88,7 +89,9 @@ def _seeds(groups: Sequence[Group]) -> Iterator[str]:
             yield f"{group.name}: all {len(gains)} seeds have the same gain, so its interval has no width: run more"
         if group.repeated:
             seeds = sorted({str(each.seed) for each in group.repeated})
-            yield f"{group.name}: seed {', '.join(seeds)} was run more than once; only the newest run of it counts"
+            taught = {str(teacher_digests(each.distilled)) for each in (*group.comparisons, *group.repeated)}
+            others = ", and its teachers are not the same" if len(taught) > len(group.comparisons) else ""
+            yield f"{group.name}: seed {', '.join(seeds)} was run more than once{others}; only the newest run counts"
 
 
 def _unfinished(runs: Sequence[Run]) -> Iterator[str]:
