@@ -53,6 +53,12 @@ def test_one_comparison_over_seeds_has_a_verdict(distilled: list[float], verdict
     assert f"Over 3 seeds distillation {verdict}" in said
 
 
+def test_a_gain_of_another_recipe_is_not_said_to_be_distillations_alone() -> None:
+    said = results({"loss=kd": {"baseline": BASE, "distilled": [91.0, 92.1, 92.9]}})
+    said["comparisons"][0]["recipe_differences"] = {"epochs": [6, 5], "lr": [0.1, 0.2]}
+    assert findings(said)[-1] == "These gains are not distillation's alone: the baseline's epochs and lr differ, too."
+
+
 def test_one_seed_is_no_verdict() -> None:
     (said,) = findings(results({"loss=kd": {"baseline": [90.0], "distilled": [93.0]}}))
     assert said == "With one seed distillation changed test top-1 by +3.00 points; one seed proves little."

@@ -59,7 +59,7 @@ def findings(results: Results) -> list[str]:
         return []
     sayings: Sequence[Callable[[Sequence[Setting]], list[str]]] = (_gains, _choice, _teachers, _overfitting)
     sentences = [sentence for say in sayings for sentence in say(settings)]
-    return [*sentences, *_costs(settings), *_transfer(results), *_caution(settings)]
+    return [*sentences, *_costs(settings), *_transfer(results), *_recipes(results), *_caution(settings)]
 
 
 def settings_of(results: Results) -> list[Setting]:
@@ -195,6 +195,11 @@ def _transfer(results: Results) -> list[str]:
         numbers = PairedGain(**{key: gain[key] for key in ("mean", "std", "margin", "p_value", "seeds")})
         sentences.append(f"On {found['dataset']}: {numbers.sentence(f'{METRIC_NAMES[metric]} top-1')}")
     return sentences
+
+
+def _recipes(results: Results) -> list[str]:
+    keys = sorted({key for each in results["comparisons"] for key in each.get("recipe_differences") or ()})
+    return [f"These gains are not distillation's alone: the baseline's {_list(keys)} differ, too."] if keys else []
 
 
 def _caution(settings: Sequence[Setting]) -> list[str]:
