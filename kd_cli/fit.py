@@ -16,7 +16,7 @@ from kd_cli.evaluate import predict
 from kd_cli.files import guard_disk
 from kd_cli.followers import Follower, followed
 from kd_cli.models.base import count_parameters
-from kd_cli.predictions import write_predictions
+from kd_cli.predictions import Predictions, write_predictions
 from kd_cli.recipe import Recipe
 from kd_cli.rundir import RunDir
 from kd_cli.scores import accuracy
@@ -168,11 +168,11 @@ def _judge(task: Task, data: Data, run: RunDir, recipe: Recipe, device: torch.de
         checkpoint = run.checkpoint(epoch)
         load_state(task.deployed, checkpoint.tensors("model"))
         digests[epoch] = checkpoint.model_digest
-        answers = predict(task.deployed, data, "test", batch_size=recipe.eval_batch_size, device=device)
-        scores[epoch] = accuracy(*answers)
+        said = predict(task.deployed, data, "test", batch_size=recipe.eval_batch_size, device=device)
+        scores[epoch] = accuracy(*said)
         if epoch == best:
             with guard_disk(run.path):
-                write_predictions(run.path, *answers)
+                write_predictions(run.path, Predictions(*said))
     chosen = next(row for row in records if row["epoch"] == best)
     return {
         "run": str(run.path),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -55,7 +56,8 @@ class Points:
         """Takes the sweep's folder, whose name Hydra knows."""
         if self._folder is None:
             facts = {**provenance(self._command, self._arguments), "keys": sorted(self._sweep.keys)}
-            facts.pop("git_diff", None)
+            diff = facts.pop("git_diff", "")
+            facts["git_diff_sha256"] = hashlib.sha256(diff.encode()).hexdigest() if diff else None
             self._folder = SweepDir(Path(str(hydra.sweep.dir)).absolute(), facts | {"study": self._study})
 
     def close(self) -> None:

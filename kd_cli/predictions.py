@@ -3,36 +3,44 @@
 from __future__ import annotations
 
 from pathlib import Path
-
-from torch import Tensor
+from typing import TYPE_CHECKING, NamedTuple
 
 from kd_cli.files import write_bytes
 
-NAME = "predictions.safetensors"
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FILE = "predictions.safetensors"
 
 
-def write_predictions(run: Path, logits: Tensor, labels: Tensor) -> None:
-    """Writes a run's answers to the test images, in the order of the test images.
+class Predictions(NamedTuple):
+    """What a network said of the test images, in their order: logits [N, K] in float32, labels [N]."""
 
-    Args:
-        logits: [N, K], of the epoch that was chosen.
-        labels: [N].
+    logits: Tensor
+    labels: Tensor
+
+
+def write_predictions(run: Path, said: Predictions) -> None:
+    """Writes what a run's chosen epoch said.
 
     Raises:
         OSError: the disk is full or cannot be written.
     """
     from safetensors.torch import save
 
-    write_bytes(run / NAME, save({"logits": logits.contiguous(), "labels": labels.contiguous()}))
+    write_bytes(run / FILE, save({"logits": said.logits.contiguous(), "labels": said.labels.contiguous()}))
 
 
-def read_predictions(run: Path) -> tuple[Tensor, Tensor] | None:
-    """Logits [N, K] and labels [N] of the test images; None where there are none that can be read."""
+def read_predictions(run: Path) -> Predictions | None:
+    """What a run said; None where there is nothing, or nothing that is whole."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
-        tensors = load_file(run / NAME)
-        return tensors["logits"], tensors["labels"]
-    except (OSError, SafetensorError, KeyError):
+        tensors = load_file(run / FILE)
+        logits, labels = tensors["logits"].float(), tensors["labels"].long()
+    except (OSError, ValueError, KeyError, SafetensorError):
         return None
+    whole = logits.ndim == 2 and labels.shape == logits.shape[:1] and len(labels) > 0 and bool(logits.isfinite().all())
+    fits = whole and bool(((labels >= 0) & (labels < logits.shape[1])).all())
+    return Predictions(logits, labels) if fits else None

@@ -24,7 +24,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from kd_cli import console
 from kd_cli.config import hydra_quote
 from kd_cli.errors import ConfigError
-from kd_cli.pruning import TRIAL, address, without_password
+from kd_cli.pruning import TRIAL, address, make_pruner, without_password
 from kd_cli.search_options import Options
 from kd_cli.search_space import Axis, grid_of, override_of, short, size_of
 from kd_cli.seeds import derive_seed
@@ -136,7 +136,7 @@ class Search:
         sampler: BaseSampler = RandomSampler(seed)
         if self.options.sampler == "tpe":
             sampler = TPESampler(seed=seed, n_startup_trials=self.options.n_startup_trials)
-        self.study.sampler = _Short(sampler)
+        self.study.sampler, self.study.pruner = _Short(sampler), make_pruner(**self.options.pruning)  # TPE asks it, too
         if not any(trial.state == TrialState.WAITING for trial in trials):
             self._enqueue_next({self._point(trial) for trial in trials})
         trial = self.study.ask({axis.key: axis.distribution for axis in self.axes})

@@ -183,7 +183,7 @@ def summarize(points: Sequence[Point]) -> None:
         if len(gains) > 1:
             console.say(paired_gain(gains).sentence())
     elif any(len(seeds) > 1 for seeds in groups.values()):
-        columns = ("point", "seeds", "test top-1 %, mean ± std", "gain, mean ± 95 % interval", "verdict")
+        columns = ("point", "seeds", "test top-1 %, mean ± std", "gain, mean ± 95 % interval", "p", "verdict")
         rows = [(name, *_over_seeds(groups, name)) for name in groups]
         console.table("Over seeds", columns, rows, left=("point", "verdict"))
 
@@ -207,9 +207,9 @@ def _over_seeds(groups: Mapping[str, Mapping[int, Point]], name: str) -> tuple[A
     gains = [gain for gain in _gains(groups, name) if gain is not None]
     said = f"{fmean(tops):.2f} ± {stdev(tops):.2f}" if len(tops) > 1 else f"{tops[0]:.2f}"
     if len(gains) < 2:
-        return len(tops), said, None, None
+        return len(tops), said, None, None, None
     gain = paired_gain(gains)
-    return len(tops), said, f"{gain.mean:+.2f} ± {gain.margin:.2f}", gain.verdict
+    return len(tops), said, f"{gain.mean:+.2f} ± {gain.margin:.2f}", f"{gain.p_value:.3f}", gain.verdict
 
 
 def _gains(groups: Mapping[str, Mapping[int, Point]], name: str) -> list[float | None]:

@@ -75,7 +75,7 @@ def _say_begun(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) ->
         f"{console.short_path(path)} holds this sweep, begun {str(before.get('started'))[:16].replace('T', ' ')} UTC"
     )
     console.say(f"{where}: what is complete there is not run again; hydra.sweep.dir=DIR makes a new one")
-    for key, what in (("git_commit", "commit"), ("git_dirty", "uncommitted changes"), ("packages", "packages")):
+    for key, what in (("git_commit", "commit"), ("git_diff_sha256", "uncommitted changes"), ("packages", "packages")):
         if before.get(key) != now.get(key):
             console.notice(f"{what}: {_brief(before.get(key))} then, {_brief(now.get(key))} now; results may differ")
 
@@ -83,4 +83,4 @@ def _say_begun(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) ->
 def _brief(value: Any) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{name} {version}" for name, version in value.items())
-    return str(value)[:12] if value not in (None, False, True) else {None: "none", False: "no", True: "yes"}[value]
+    return "none" if value is None else str(value)[:12]

@@ -81,6 +81,12 @@ def test_an_unknown_study_is_refused_with_the_nearest(kd) -> None:
     assert "there is no study 'temprature'; did you mean 'temperature'?" in refused.message
 
 
+def test_a_study_that_sets_options_of_its_loss_refuses_another_loss_before_anything_runs(kd) -> None:
+    refused = kd("study", "weights", *FAST, "loss=dkd", code=2)
+    assert "loss=dkd is not possible: study=weights sets options that only loss=kd has" in refused.message
+    assert not Path("outputs").exists()
+
+
 def test_a_study_whose_point_fails_answers_with_the_others_and_says_so(kd) -> None:
     shown = kd("study", "temperature", *FAST, "loss.temperature=-1,2", "seed=0", code=1)
     assert "1 of 2 points did not finish" in shown.message

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 
 from conftest import HERE, SMALL
 
+from kd_cli import console
 from kd_cli.sweep import summarize
 
 RUN = ("run", "-m", HERE, *SMALL, "trainer.epochs=1", "teacher.hidden=[32]")
@@ -101,6 +103,7 @@ def test_a_point_is_compared_with_the_baseline_of_its_own_network(capsys) -> Non
         for weight in (0, 1)
         for seed in (0, 1)
     ]
+    console.setup(as_json=False)
     summarize(points)
     shown = capsys.readouterr().out
     assert shown.count("+1.05 ± 0.64") == 2
@@ -114,3 +117,19 @@ def test_what_learned_from_other_images_is_no_part_of_a_point(kd) -> None:
     teacher.write_text(json.dumps(record | {"data": record["data"] | {"fingerprint": "of other images"}}))
     refused = kd(*RUN, "loss.temperature=4,8", "hydra.sweep.dir=swept", code=1)
     assert refused.out.count("the images of synthetic have changed since") >= 2
+
+
+def test_a_sweep_that_goes_on_with_other_code_says_so(kd, tmp_path: Path) -> None:
+    def git(*words: str) -> None:
+        subprocess.run(["git", "-c", "user.name=n", "-c", "user.email=e", *words], check=True, capture_output=True)
+
+    git("init")
+    Path("code.py").write_text("first = 1\n")
+    git("add", "code.py")
+    git("commit", "-m", "first")
+    baseline = ("train-baseline", *RUN[1:], "seed=0", "hydra.sweep.dir=swept")
+    assert "results may differ" not in kd(*baseline).err
+    assert "results may differ" not in kd(*baseline).err
+    for text in ("second = 2\n", "third = 3\n"):
+        Path("code.py").write_text(text)
+        assert "uncommitted changes" in kd(*baseline).err

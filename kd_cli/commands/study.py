@@ -10,6 +10,7 @@ from typing import Annotated, Any, Optional
 import typer
 
 from kd_cli import console
+from kd_cli.config import override_key
 from kd_cli.errors import ConfigError, KDError, suggest
 from kd_cli.options import ConfigDir, Json
 
@@ -43,6 +44,7 @@ def command(
     known = [choice["name"] for choice in choices("study", config_dir or [])]
     if name not in known:
         raise ConfigError(f"there is no study {name!r}{suggest(name, known)}; kd list studies says what they ask")
+    _check_loss(name, overrides or [], config_dir or [])
     from kd_cli.commands.run import job
 
     folders = [word for folder in config_dir or [] for word in ("--config-dir", folder)]
@@ -57,6 +59,19 @@ def command(
     check_points(points)
 
 
+def _check_loss(name: str, overrides: Sequence[str], config_dirs: Sequence[str]) -> None:
+    """A study that sets options of its loss cannot be asked about a loss without them."""
+    from kd_cli.host import compose
+
+    needed = compose([f"study={name}"], config_dirs=config_dirs)["study"].get("loss")
+    others = [word for word in overrides if override_key(word) == "loss" and word != f"loss={needed}"]
+    if needed and others:
+        raise ConfigError(
+            f"{others[0]} is not possible: study={name} sets options that only loss={needed} has; leave it out, or "
+            "type the sweep itself: kd run -m, then kd report"
+        )
+
+
 def _answer(points: Sequence[Mapping[str, Any]]) -> None:
     from kd_cli.commands.report import present
     from kd_cli.report.write import write
@@ -65,7 +80,7 @@ def _answer(points: Sequence[Mapping[str, Any]]) -> None:
     folder = Path(next(point["folder"] for point in points if "folder" in point)).parent
     study, problem = read_sweep(folder)["study"], None
     if str(study["then"]).startswith("transfer="):
-        problem = _transfer(folder, study["then"], points)
+        problem = _transfer(folder, study["then"])
     results, paths = write([folder], folder, command=sys.argv[1:], speed=study["then"] == "profile")
     paths |= _draw(results, study["picture"], folder)
     console.say(f"\n{study['question']}", style="bold")
@@ -91,7 +106,7 @@ def _draw(results: Mapping[str, Any], picture: str, folder: Path) -> dict[str, P
     return paths
 
 
-def _transfer(folder: Path, transfer: str, points: Sequence[Mapping[str, Any]]) -> KDError | None:
+def _transfer(folder: Path, transfer: str) -> KDError | None:
     """Tries every network of the study on other data; the report finds what came of it in transfer.json.
 
     What goes wrong is returned, since what was trained has its report all the same.
@@ -100,7 +115,7 @@ def _transfer(folder: Path, transfer: str, points: Sequence[Mapping[str, Any]]) 
     from kd_cli.files import write_json
     from kd_cli.saved import expand
 
-    runs = [run for point in points if point["status"] == "completed" for run in expand(Path(point["run"]))]
+    runs = [run for result in sorted(folder.glob("*/result.json")) for run in expand(result.parent)]
     try:
         write_json(folder / "transfer.json", transfer_runs(runs, [transfer]))
     except KDError as error:

@@ -95,7 +95,7 @@ class Comparison:
 
 
 def comparisons(found: Collected) -> list[Comparison]:
-    """All comparisons: those that were run as such, then what loose runs make together; the oldest first."""
+    """All comparisons, those that were run as such and those that loose runs make together; the oldest first."""
     by_weights = {run.weights: run for run in found.runs.values() if run.weights}
     whole, used = list(_whole(found, by_weights)), parts_of_comparisons(found)
     students = [run for run in found.runs.values() if run.record.get("stage") == "distilled" and run.done]
@@ -105,7 +105,8 @@ def comparisons(found: Collected) -> list[Comparison]:
         if run.done and _is_baseline(run):
             baselines.setdefault(pairing(run), []).append(run)
     made = [*whole, *(_loose(run, baselines.get(pairing(run), []), by_weights, found) for run in loose)]
-    return [each for each in made if all(run.config for run in each.runs)]
+    readable = [each for each in made if all(run.config for run in each.runs)]
+    return sorted(readable, key=lambda each: each.distilled.started)
 
 
 def _whole(found: Collected, by_weights: Mapping[str, Run]) -> Iterator[Comparison]:

@@ -5,27 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
-
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor
+from typing import Any
 
 from kd_cli import scores
+from kd_cli.predictions import FILE, Predictions, read_predictions
 from kd_cli.report.compare import Comparison
 from kd_cli.report.records import Run
-
-FILE = "predictions.safetensors"
 
 _MOST_RUNS = 300  # judged in detail; more would take minutes
 _MOST_COUNTS = 200_000  # numbers in the confusion matrices of single runs; those of groups come on top
 
-
-class Predictions(NamedTuple):
-    """What a network said of the test images: logits [N, K] in float32, labels [N]."""
-
-    logits: Tensor
-    labels: Tensor
+_read = lru_cache(maxsize=16)(read_predictions)  # a teacher is held against several students
 
 
 class Judge:
@@ -123,15 +113,3 @@ def with_teachers(judge: Judge, comparisons: Sequence[Comparison]) -> dict[Path,
         path: judge.agreement(students[path], next(iter(found.values()))) if len(found) == 1 else None
         for path, found in teachers.items()
     }
-
-
-@lru_cache(maxsize=16)  # a teacher is held against several students
-def _read(path: Path) -> Predictions | None:
-    try:
-        tensors = load_file(path / FILE)
-        logits, labels = tensors["logits"].float(), tensors["labels"].long()
-    except (OSError, ValueError, KeyError, SafetensorError):
-        return None
-    whole = logits.ndim == 2 and labels.shape == logits.shape[:1] and len(labels) > 0 and bool(logits.isfinite().all())
-    fits = whole and bool(((labels >= 0) & (labels < logits.shape[1])).all())
-    return Predictions(logits, labels) if fits else None

@@ -9,6 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from kd_cli import __version__
+from kd_cli.predictions import FILE
 from kd_cli.report.collect import Collected, collect
 from kd_cli.report.compare import Comparison, acts_as, comparisons, parts_of_comparisons
 from kd_cli.report.flags import flags
@@ -147,7 +148,7 @@ def add_details(
     results: Results, runs: Sequence[Run], compared: Sequence[Comparison], together: Sequence[Group]
 ) -> None:
     """What predictions say; PyTorch is imported only where there are some."""
-    if not any((run.path / "predictions.safetensors").exists() for run in runs):
+    if not any((run.path / FILE).exists() for run in runs):
         done = sum(run.done for run in runs)
         results["warnings"] += [f"none of the {done:,} tested runs has predictions.safetensors"] if done else []
         return

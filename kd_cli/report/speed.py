@@ -19,8 +19,9 @@ def add_speed(results: dict[str, Any]) -> None:
     from kd_cli import efficiency, profiling
     from kd_cli.build import pick_device
 
-    device = pick_device("auto")
-    alike = _alike([run for run in results["runs"] if run["test_top1"] is not None])
+    tested = [run for run in results["runs"] if run["test_top1"] is not None]
+    device = pick_device("cpu" if {run["provenance"].get("device") for run in tested} == {"cpu"} else "auto")
+    alike = _alike(tested)
     subjects, measured = [], []
     for runs in alike:
         try:
