@@ -73,7 +73,7 @@ def _dots(rows: Sequence[Mapping[str, Any]], title: str) -> Any:
     stages = [stage for stage in STAGES if any(row["network"] == stage for row in rows)]
     y = row_axis(rows)
     offset = alt.YOffset("network:N", sort=stages, scale=alt.Scale(domain=stages, paddingOuter=0.4))
-    x = alt.X("mean:Q", title=title, scale=alt.Scale(zero=False, padding=10))
+    x = alt.X("mean:Q", title=title, scale=alt.Scale(zero=False, padding=10), axis=alt.Axis(tickCount=8))
     base = alt.Chart(named_rows()).encode(y=y, yOffset=offset, color=stage_colour(stages), tooltip=tips("group"))
     errors = base.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=2).encode(x="low:Q", x2="high:Q")
     points = base.mark_point(size=70, filled=True, opacity=1).encode(x=x, shape=stage_shape(stages))
