@@ -12,8 +12,15 @@ from conftest import ROOT
 
 README = (ROOT / "README.md").read_text()
 METHODS = (ROOT / "docs" / "methods.md").read_text()
-BLOCKS = re.findall(r"```sh\n(.*?)```", README + METHODS, flags=re.DOTALL)
-COMMANDS = [line.partition("#")[0].strip() for block in BLOCKS for line in block.splitlines() if line.startswith("kd ")]
+PAGES = [
+    README,
+    METHODS,
+    *((ROOT / "docs" / f"{name}.md").read_text() for name in ("studies", "sweeping", "searching")),
+]
+BLOCKS = re.findall(r"```(?:sh|bash)\n(.*?)```", "".join(PAGES).replace("\\\n", " "), flags=re.DOTALL)
+TRAINING = ("kd run", "kd distill", "kd train", "kd check", "kd study")
+LINES = [line.partition("#")[0].strip() for block in BLOCKS for line in block.splitlines()]
+COMMANDS = sorted({line for line in LINES if line.startswith(TRAINING)})
 
 
 def test_it_opens_with_one_line_for_users_and_one_for_developers() -> None:
@@ -31,7 +38,10 @@ def test_it_holds_no_gaps() -> None:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_of_the_documents_composes(kd, command: str) -> None:
     """Composed and checked, not run: with --cfg nothing is trained."""
-    words = [word for word in shlex.split(command)[1:] if word not in ("-m", "--cfg", "job", "--resolve", "--json")]
+    flags = ("-m", "--cfg", "job", "hydra", "-p", "hydra.launcher", "--resolve", "--json")
+    words = [word for word in shlex.split(command)[1:] if word not in flags]
+    if words[0] == "study":
+        words = ["run", f"study={words[1]}", *words[2:]]
     first_values = [word.split(",")[0] if "=" in word and "[" not in word else word for word in words]
     yaml.safe_load(kd(*first_values, "--cfg", "job", "--resolve").out)
 
