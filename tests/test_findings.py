@@ -90,6 +90,20 @@ def test_the_best_setting_is_chosen_on_validation_whatever_the_test_images_say()
     assert "Beyond its noise differs from that: t=1 (+4.03 ± 0.14)." in said
 
 
+def test_settings_that_are_equal_on_validation_are_both_named() -> None:
+    said = findings(
+        results(
+            {
+                "t=1": {"baseline": BASE, "distilled": [91.0, 92.0, 93.0], "val": [80.1, 80.2, 80.3]},
+                "t=2": {"baseline": BASE, "distilled": [92.0, 92.0, 92.0], "val": [80.3, 80.2, 80.1]},
+            }
+        )
+    )[1]
+    assert said.startswith(
+        "On validation t=1 and t=2 are best (80.20 ± 0.10 %); on the test images the first, t=1, has"
+    )
+
+
 def test_settings_within_their_noise_are_not_ranked() -> None:
     said = findings(
         results(

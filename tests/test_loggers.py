@@ -187,6 +187,7 @@ def test_mlflow_goes_on_with_the_run_of_a_resumed_one_and_has_each_epoch_once(tm
     assert history(resumed, "train_loss") == recorded(tmp_path / "run", "train_loss")
 
 
+@pytest.mark.slow  # both import MLflow
 def test_processes_that_begin_at_the_same_time_make_one_database(tmp_path: Path) -> None:
     names = ("first", "second")
     processes = [

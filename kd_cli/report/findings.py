@@ -15,6 +15,7 @@ from kd_cli.statistics import PairedGain, paired_gain
 
 Results = Mapping[str, Any]
 _VERDICTS = ("helped", "hurt", "did not differ beyond its noise")  # as PairedGain gives them
+_DIGITS = 6  # of a mean; beyond them lies what adding in another order changes
 _EPOCHS = ("distill_trainer.epochs", "trainer.epochs")
 
 
@@ -109,10 +110,16 @@ def _choice(settings: Sequence[Setting]) -> list[str]:
     known = [setting for setting in settings if setting.mean("distilled", "val_top1") is not None]
     if len(known) < 2:
         return []
-    best = max(known, key=lambda setting: setting.mean("distilled", "val_top1") or 0.0)
+    means = [round(setting.mean("distilled", "val_top1") or 0.0, _DIGITS) for setting in known]
+    ties = [setting for setting, mean in zip(known, means, strict=True) if mean == max(means)]
+    best, are, it = (
+        ties[0],
+        "is" if len(ties) == 1 else "are",
+        "it" if len(ties) == 1 else f"the first, {ties[0].name},",
+    )
     head = (
-        f"On validation {best.name} is best ({best.said('distilled', 'val_top1')}); "
-        f"on the test images it has {best.said('distilled')}"
+        f"On validation {_list([each.name for each in ties])} {are} best ({best.said('distilled', 'val_top1')}); "
+        f"on the test images {it} has {best.said('distilled')}"
     )
     against = {
         other.name: gap

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -89,7 +90,6 @@ def _gains(number: int, name: str, group: Mapping[str, Any]) -> Chart:
     )
     rows = rounded({"position": index, **row, "class": str(row["class"])} for index, row in enumerate(chosen))
     listed = [row["class"] if len(row["class"]) <= 24 else row["class"][:23] + "…" for row in rows]
-    import json
 
     label = f"{json.dumps(listed)}[datum.value]"
     base = alt.Chart(named_rows()).encode(
@@ -97,7 +97,8 @@ def _gains(number: int, name: str, group: Mapping[str, Any]) -> Chart:
     )
     colour = alt.condition("datum.gain >= 0", alt.value("var(--gain)"), alt.value("var(--loss)"))
     tips = [tip(f"{key}:{kind}", title, number) for key, kind, title, number in _TIPS]
-    bars = base.mark_bar().encode(x=alt.X("gain:Q", title="gain over the baseline, points"), color=colour, tooltip=tips)
+    x = alt.X("gain:Q", title="gain over the baseline, points", axis=alt.Axis(tickCount=8))
+    bars = base.mark_bar().encode(x=x, color=colour, tooltip=tips)
     zero = alt.Chart(named_rows()).mark_rule(color=MUTED).encode(x=alt.datum(0))
     return Chart(
         id=f"classes-{number}",
