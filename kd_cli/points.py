@@ -53,8 +53,8 @@ class Points:
         self._add([hydra], [self._sweep.guard(partial(self._here, config), _folder(hydra) / LOG)])
 
     def open(self, hydra: Any) -> None:
-        """Takes the sweep's folder, whose name Hydra knows."""
-        if self._folder is None:
+        """Takes the sweep's folder, whose name Hydra knows; `kd check` leaves nothing that could be gone on with."""
+        if self._folder is None and self._command != "check":
             facts = {**provenance(self._command, self._arguments), "keys": sorted(self._sweep.keys)}
             diff = facts.pop("git_diff", "")
             facts["git_diff_sha256"] = hashlib.sha256(diff.encode()).hexdigest() if diff else None

@@ -61,5 +61,13 @@ def test_many_pairs_are_checked_by_one_sweep(kd) -> None:
     assert "loss=at student=mlp" in shown.message
 
 
+def test_checks_are_made_anew_and_are_nothing_to_search_with(kd) -> None:
+    pairs = ("check", *SMALL, "-m", HERE, "loss=kd,dkd")
+    for _ in range(2):
+        shown = kd(*pairs)
+        assert "holds this sweep" not in shown.out
+    assert "needs an accuracy" in kd(*pairs, "hydra/sweeper=optuna", code=2).message
+
+
 def test_a_loss_without_a_teacher_is_checked_without_one(kd) -> None:
     assert set(kd("check", *SMALL, "loss=label_smoothing", "--json").json["networks"]) == {"student"}
