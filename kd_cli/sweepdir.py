@@ -1,6 +1,6 @@
 """A sweep's folder: what was asked, what came of each point, and the trainings that its points share.
 
-sweep.json  the command, the keys that vary, the study; each point with its folder, status, log and rerun line
+sweep.json  the command, the keys that vary, the study, every start; each point with its status, log and rerun line
 parts/      teachers and baselines, each trained once for all points that have it
 """
 
@@ -19,6 +19,8 @@ from kd_cli.rundir import now, try_lock
 
 _RECORD, _PARTS = "sweep.json", "parts"
 _KEPT = ("point", "folder", "status", "error", "exit_code", "log", "rerun")  # of a point; its result is in its folder
+
+_OF_A_START = ("arguments", "git_commit", "git_diff_sha256", "packages")
 
 
 class SweepDir:
@@ -40,8 +42,15 @@ class SweepDir:
         before = read_sweep(path)
         if before:
             _say_begun(path, before, facts)
-        started = {"started": before.get("started", now()), "ended": None}
-        self._record = {**facts, **started, "points": before.get("points", [])}
+        start = {"at": now(), **{key: facts.get(key) for key in _OF_A_START}}
+        self._record = {
+            **facts,
+            "keys": sorted({*before.get("keys", []), *facts["keys"]}),
+            "started": before.get("started", start["at"]),
+            "ended": None,
+            "starts": [*before.get("starts", []), start],
+            "points": before.get("points", []),
+        }
         self._write()
 
     def close(self, points: Sequence[Mapping[str, Any]]) -> None:

@@ -62,6 +62,7 @@ def test_the_same_sweep_goes_on_in_the_same_folder_also_with_more_values(kd) -> 
     assert again.out.count("is complete already") == 1
     record = json.loads((only_sweep("train-baseline") / "sweep.json").read_text())
     assert record["keys"] == ["seed"]
+    assert ["seed=0,1" in start["arguments"] for start in record["starts"]] == [True, False]
     assert [(point["folder"], point["status"]) for point in record["points"]] == [
         (f"seed={seed}", "completed") for seed in (0, 1, 2)
     ]
