@@ -19,7 +19,7 @@ def command(
     targets: Annotated[
         Optional[list[Path]],  # noqa: UP045 - Typer reads it on Python 3.10
         typer.Argument(
-            metavar="[RUN|SWEEP|FOLDER]…",
+            metavar="RUN|SWEEP|FOLDER",
             help="Runs, comparisons, sweeps, or folders that hold some.",
             show_default="outputs",
         ),

@@ -26,11 +26,16 @@ def _complete(incomplete: str) -> list[str]:
 def command(
     name: Annotated[
         str,
-        typer.Argument(help="temperature, weights, …: kd list studies", show_default=False, autocompletion=_complete),
+        typer.Argument(
+            metavar="NAME",
+            help="temperature, weights, …: kd list studies",
+            show_default=False,
+            autocompletion=_complete,
+        ),
     ],
     overrides: Annotated[
         Optional[list[str]],  # noqa: UP045 - Typer reads it on Python 3.10
-        typer.Argument(metavar="[OVERRIDE]…", help="As of kd run -m: seed=0,1,2,3,4 dataset=…", show_default=False),
+        typer.Argument(metavar="OVERRIDE", help="As of kd run -m: seed=0,1,2,3,4 dataset=…", show_default=False),
     ] = None,
     config_dir: ConfigDir = None,
     json: Json = False,

@@ -66,7 +66,7 @@ def collect(targets: Sequence[Path]) -> Collected:
     found = Collected()
     for target in targets:
         if not target.exists():
-            raise ConfigError(f"there is no {target}; kd list runs shows what is there")
+            raise ConfigError(f"there is no folder {target}; kd list runs shows what is there")
         _search(target, found)
     if not found.runs and not found.compared and not found.sweeps:
         names = ", ".join(map(str, targets))
