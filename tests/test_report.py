@@ -484,8 +484,8 @@ def test_kd_report_shows_the_comparison_and_writes_its_files(kd: Callable[..., O
 def test_kd_report_says_what_is_missing(kd: Callable[..., Outcome], tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert "there is no run in empty" in kd("report", "empty", code=2).message
-    assert "there is no gone" in kd("report", "gone", code=2).message
-    assert "there is no outputs" in kd("report", code=2).message
+    assert "there is no folder gone" in kd("report", "gone", code=2).message
+    assert "there is no folder outputs" in kd("report", code=2).message
 
 
 def test_what_follows_from_a_swept_key_is_not_flagged_within_one_sweep(tmp_path: Path) -> None:
