@@ -34,6 +34,7 @@ def empty() -> dict[str, Any]:
         "sources": ["outputs"],
         "study": None,
         "transfer": None,
+        "examples_rule": None,
         "classes": None,
         **{name: [] for name in lists},
     }
