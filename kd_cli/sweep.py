@@ -87,8 +87,8 @@ class Sweep:
                 self.failures.append(failed(f"{group}={choice}", KDError(text), exit_code=2))
 
     def label(self, overrides: Sequence[str]) -> str:
-        """What makes one point different from the others: `seed=1 loss.temperature=4`."""
-        return " ".join(override for override in overrides if override_key(override) in self.keys)
+        """What makes one point different from the others: `seed=1 loss.temperature=4`; `point` where there is one."""
+        return " ".join(override for override in overrides if override_key(override) in self.keys) or "point"
 
     @property
     def name(self) -> str:
@@ -98,7 +98,7 @@ class Sweep:
 
     def folder(self, overrides: Sequence[str]) -> str:
         """`${kd_point:}`: a folder's name, the same at every start of the same sweep."""
-        return _file_name(",".join(sorted(self.label(overrides).split(" "))) or "point")
+        return _file_name(",".join(sorted(self.label(overrides).split(" "))))
 
     def guard(self, start: Callable[[], Point], log: Path) -> Point:
         """Runs one point in this process. A failure is shown and written to its log, and the sweep goes on."""
