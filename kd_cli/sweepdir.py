@@ -42,11 +42,11 @@ class SweepDir:
         before = read_sweep(path)
         if before:
             _say_begun(path, before, facts)
-        start = {"at": now(), **{key: facts.get(key) for key in _OF_A_START}}
+        start = {"time": now(), **{key: facts.get(key) for key in _OF_A_START}}
         self._record = {
             **facts,
             "keys": sorted({*before.get("keys", []), *facts["keys"]}),
-            "started": before.get("started", start["at"]),
+            "started": before.get("started", start["time"]),
             "ended": None,
             "starts": [*before.get("starts", []), start],
             "points": before.get("points", []),
