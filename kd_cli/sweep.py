@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import shlex
 import traceback
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -172,7 +173,8 @@ def summarize(points: Sequence[Point]) -> None:
     from kd_cli.statistics import paired_gain
 
     columns: tuple[str, ...] = ("point", "status", "test top-1 %", "val top-1 %", "gain over baseline")
-    if not any("test_top1" in point.get("distilled", point) for point in points):  # nothing was trained
+    trained = any("test_top1" in point.get("distilled", point) for point in points)
+    if not trained:
         columns = columns[:2]
     rows = [(point["point"], point["status"], *numbers(point))[: len(columns)] for point in points]
     console.say()
@@ -186,6 +188,9 @@ def summarize(points: Sequence[Point]) -> None:
         columns = ("point", "seeds", "test top-1 %, mean ± std", "gain, mean ± 95 % interval", "p", "verdict")
         rows = [(name, *_over_seeds(groups, name)) for name in groups]
         console.table("Over seeds", columns, rows, left=("point", "verdict"))
+    folders = [Path(point["folder"]).parent for point in points if "folder" in point]
+    if trained and folders:
+        console.say(f"kd report {shlex.quote(console.short_path(folders[0]))} draws it")
 
 
 def _by_seed(points: Sequence[Point]) -> dict[str, dict[int, Point]]:

@@ -83,6 +83,7 @@ def test_a_sweep_has_a_folder_per_point_and_says_whether_distillation_helped(kd)
     shown = kd(*sweep)
     assert sorted(path.name for path in Path("swept").iterdir() if path.is_dir()) == ["parts", "seed=0", "seed=1"]
     assert "Over 2 seeds distillation" in shown.out
+    assert "kd report swept draws it" in shown.out
     again = kd(*sweep, "--json")
     assert "nothing was trained again" in again.err
     assert [point["seed"] for point in again.json["points"]] == [0, 1]

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,18 +22,9 @@ from kd_cli.launcher import Share, divide, run_points
 from kd_cli.worker import Work
 
 BASELINE = ("train-baseline", "-m", *SMALL)
+pytestmark = pytest.mark.usefixtures("one_thread")
 TWO = "hydra.launcher.n_jobs=2"
 GPUS = [{"CUDA_VISIBLE_DEVICES": str(index)} for index in range(4)]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Here and in the processes: sums depend on how many threads share them."""
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def read(path: str) -> Any:

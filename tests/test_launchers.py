@@ -7,13 +7,11 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from conftest import HERE, SMALL, started
 
 from kd_cli.libraries import make_library
@@ -22,19 +20,10 @@ from kd_cli.machine import available_cores
 pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
 pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 BASELINE = ("train-baseline", "-m", *SMALL)
 JOBLIB = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
 LAUNCHERS = [JOBLIB, ("hydra/launcher=submitit_local",)]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Here and in the processes: sums depend on how many threads share them."""
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def sweep(*words: str, **options: Any) -> Any:

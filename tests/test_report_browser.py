@@ -228,15 +228,18 @@ def test_curves_zoom_by_button_and_by_wheel_and_come_back(show: Any) -> None:
     span = "(() => { const d = kdViews.curves.scale('x').domain(); return d[1] - d[0] })()"
     whole = opened.choose(span)
     opened.page.get_by_role("button", name="Zoom in").press("Enter")
-    opened.page.wait_for_function(f"{span} < {0.7 * whole}")
+    opened.page.wait_for_function(f"{span} < {whole}")
+    assert opened.choose(span) < 0.7 * whole
     opened.page.get_by_role("button", name="Whole chart").click()
-    opened.page.wait_for_function(f"{span} === {whole}")
+    opened.page.wait_for_function(f"{span} >= {whole}")
+    assert opened.choose(span) == whole
     opened.page.locator("#curves .drawing").scroll_into_view_if_needed()
     opened.page.locator("#curves .drawing").hover()
     opened.page.keyboard.down("Control")
     opened.page.mouse.wheel(0, -400)
     opened.page.keyboard.up("Control")
-    opened.page.wait_for_function(f"{span} < {whole}")
+    opened.page.wait_for_function(f"{span} !== {whole}")
+    assert opened.choose(span) < whole
 
 
 def test_pointing_at_a_bar_shows_its_numbers(show: Any) -> None:

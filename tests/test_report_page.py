@@ -13,7 +13,7 @@ import report_samples as samples
 from PIL import Image
 
 from kd_cli.report.charts import axis_chart, charts_of, save_pictures
-from kd_cli.report.charts.theme import TOKENS
+from kd_cli.report.charts.theme import TOKENS, WRITTEN_ON
 from kd_cli.report.page import json_for_html, page
 from kd_cli.report.readable import readable
 
@@ -25,12 +25,25 @@ def brightness(colour: str) -> float:
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
 
+def contrast(one: str, other: str) -> float:
+    """As WCAG 2 defines it; 4.5 is enough for small text."""
+    light, dark = sorted((brightness(one), brightness(other)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
 @pytest.mark.parametrize("mode", [0, 1], ids=["light", "dark"])
 @pytest.mark.parametrize("name", ["ink", "muted", "accent", "good", "bad", "warn"])
 @pytest.mark.parametrize("behind", ["page", "raised"])
 def test_text_stands_out_from_what_is_behind_it(name: str, behind: str, mode: int) -> None:
-    light, dark = sorted((brightness(TOKENS[name][mode]), brightness(TOKENS[behind][mode])), reverse=True)
-    assert (light + 0.05) / (dark + 0.05) >= 4.5
+    assert contrast(TOKENS[name][mode], TOKENS[behind][mode]) >= 4.5
+
+
+@pytest.mark.parametrize("mode", [0, 1], ids=["light", "dark"])
+@pytest.mark.parametrize("colour", ["heat", "gain", "loss"])
+def test_numbers_stand_out_from_the_strongest_cell_they_are_written_on(colour: str, mode: int) -> None:
+    page, cell = ([int(TOKENS[name][mode][place : place + 2], 16) for place in (1, 3, 5)] for name in ("page", colour))
+    mixed = [round((1 - WRITTEN_ON) * back + WRITTEN_ON * front) for back, front in zip(page, cell, strict=True)]
+    assert contrast(TOKENS["ink"][mode], "#{:02x}{:02x}{:02x}".format(*mixed)) >= 4.5
 
 
 def test_json_in_the_page_ends_no_script_and_comes_back_whole() -> None:

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from kd_cli.report.charts.chart import Chart, named_rows, rounded
-from kd_cli.report.charts.theme import INK
+from kd_cli.report.charts.theme import INK, WRITTEN_ON
 
 _GROUPS = 2  # whose matrices are drawn
 _LABELLED = 25  # classes that have names and numbers in their cells
 _CELLS = 2_500  # of a larger matrix, those with most images
 _PAIRS = 20
 _NAME = 24  # letters
-_TWO_DIGITS = 5.5  # points; beyond that tenths have no room
+_TWO_DIGITS = 10  # points; from there on tenths have no room
 _SMALLEST = 6  # size of letters that can be read, in pixels
 
 Matrix = Sequence[Sequence[int]]
@@ -178,11 +178,11 @@ def _heat_map(rows: Sequence[Mapping[str, Any]], names: Sequence[str], *, signed
     )
     # A cell of a large matrix is smaller than what can be seen: a square of its own size, never quite pale.
     cells = base.mark_rect() if labelled else base.mark_square(size=max(12, (320 / len(names)) ** 2))
-    scale = alt.Scale(domain=[0, most], range=[0 if labelled else 0.35, 1], clamp=True)
+    scale = alt.Scale(domain=[0, most], range=[0, WRITTEN_ON] if labelled else [0.35, 1], clamp=True)
     cells = cells.encode(opacity=alt.Opacity("strength:Q", scale=scale, legend=None), color=_fill(signed))
     if not signed:
         cells = cells.transform_filter("datum.row != datum.column")
-    layers = [cells, _numbers(base, len(names), 0.55 * most, signed=signed)] if labelled else [cells]
+    layers = [cells, _numbers(base, len(names), most, signed=signed)] if labelled else [cells]
     return alt.layer(*layers).properties(width=320, height=320)
 
 
@@ -195,23 +195,16 @@ def _fill(signed: bool) -> Any:
     return alt.Color("effect:N", scale=scale, legend=alt.Legend(title=None, symbolOpacity=1))
 
 
-def _numbers(base: Any, classes: int, dark: float, *, signed: bool) -> Any:
+def _numbers(base: Any, classes: int, most: float, *, signed: bool) -> Any:
     """In the cells, as large as fits; none where they could not be read."""
     import altair as alt
 
-    digits = 1 if signed and dark < _TWO_DIGITS else 0
+    digits = 1 if signed and most < _TWO_DIGITS else 0
     letters, least, number = (2.9, 0.5 / 10**digits, f"+.{digits}f") if signed else (1.7, 0.5, ".0f")
     room = f"width / {classes * letters}"
     size = alt.ExprRef(f"{room} < {_SMALLEST} ? 0 : min(10, {room})")
-    test = f"datum.strength > {dark}" + ("" if signed else " && datum.row != datum.column")
-    return (
-        base.transform_filter(f"abs(datum.share) >= {least}")
-        .mark_text(fontSize=size)
-        .encode(
-            text=alt.Text("share:Q", format=number),
-            color=alt.condition(test, alt.value("var(--on-heat)"), alt.value(INK)),
-        )
-    )
+    written = base.transform_filter(f"abs(datum.share) >= {least}").mark_text(fontSize=size)
+    return written.encode(text=alt.Text("share:Q", format=number), color=alt.value(INK))
 
 
 def _cells(

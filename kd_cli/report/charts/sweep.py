@@ -20,7 +20,7 @@ from kd_cli.report.charts.groups import (
     words,
 )
 from kd_cli.report.charts.side_by_side import dots
-from kd_cli.report.charts.theme import INK, STAGE_DASHES
+from kd_cli.report.charts.theme import INK, STAGE_DASHES, WRITTEN_ON
 from kd_cli.report.readable import readable
 
 _FAR = 10  # times as much: from there on an axis is logarithmic
@@ -108,13 +108,14 @@ def _heat_map(groups: Sequence[Mapping[str, Any]], axes: Sequence[str]) -> Chart
     order = {key: _ordered([group["settings"][axis] for group in groups]) for key, axis in zip("xy", axes, strict=True)}
     x = alt.X("x:O", title=axes[0], sort=order["x"], axis=alt.Axis(labelAngle=0, labelOverlap=True))
     y = alt.Y("y:O", title=axes[1], sort=list(reversed(order["y"])))
-    middle = (min(means) + max(means)) / 2
-    scale = alt.Scale(domain=[min(means), max(means)], range=[0.12, 1.0] if max(means) > min(means) else [0.5, 0.5])
+    scale = alt.Scale(
+        domain=[min(means), max(means)], range=[0.05 if max(means) > min(means) else WRITTEN_ON, WRITTEN_ON]
+    )
     base = alt.Chart(named_rows()).encode(x=x, y=y, tooltip=[*tips(axes[0], "x:O"), tip("y:O", axes[1])])
     cells = base.mark_rect(color="var(--heat)").encode(opacity=alt.Opacity("mean:Q", scale=scale, legend=None))
     text = base.mark_text(fontSize=12).encode(
         text=alt.Text("mean:Q", format=".2f"),
-        color=alt.condition(alt.datum.mean > middle, alt.value("var(--on-heat)"), alt.value(INK)),
+        color=alt.value(INK),
     )
     layers = [cells, text] if len(order["x"]) <= 12 else [cells]
     best = max(rows, key=lambda row: row["mean"])

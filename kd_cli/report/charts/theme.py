@@ -24,10 +24,11 @@ TOKENS: Mapping[str, tuple[str, str]] = {
     "heat": ("#0072b2", "#4fa6de"),
     "gain": ("#0072b2", "#56b4e9"),
     "loss": ("#d55e00", "#ee7a2a"),
-    "on-heat": ("#ffffff", "#0b0e11"),
     **{f"series-{index}": (colour, colour) for index, colour in enumerate(COLOURS)},
     f"series-{COLOURS.index('#000000')}": ("#000000", "#f0f3f6"),
 }
+
+WRITTEN_ON = 0.55  # opacity of the strongest cell that holds a number: the ink keeps its contrast on it
 
 # Colours for what is neither a teacher nor a baseline, the distilled network's first.
 SERIES = tuple(f"var(--series-{index})" for index in range(2, len(COLOURS)))
