@@ -67,6 +67,15 @@ def test_one_numeric_axis_is_drawn_as_lines_with_what_never_changes_as_a_referen
     assert chart.alt.startswith("Line plot")
 
 
+def test_labels_leave_out_the_groups_of_keys_so_that_what_differs_is_not_cut_off(tmp_path: Path) -> None:
+    save_pictures(samples.results(seeds=2, epochs=1), tmp_path)
+    for name in ("gains", "cost-parameters"):
+        drawn = (tmp_path / f"{name}.svg").read_text()
+        texts = [text for text in re.findall(r"<text[^>]*>([^<]*)", drawn) if "temperature=" in text]
+        assert texts
+        assert not [text for text in texts if "loss.temperature" in text]
+
+
 def test_a_baseline_that_changes_along_the_axis_is_a_line_of_its_own() -> None:
     results = samples.results(seeds=2, epochs=1)
     for index, group in enumerate(results["groups"]):

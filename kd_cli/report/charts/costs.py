@@ -8,7 +8,7 @@ from typing import Any
 from kd_cli.pictures.costs import cost_scale, spread_out
 from kd_cli.report.charts.chart import Chart, named_rows, rounded
 from kd_cli.report.charts.families import Family, families_of, mean
-from kd_cli.report.charts.groups import tip
+from kd_cli.report.charts.groups import short, tip
 
 _ACCURACY = "test accuracy, %"
 _GAP = 0.06  # between names, of the range of accuracies
@@ -75,8 +75,9 @@ def _layers(rows: Sequence[Mapping[str, Any]], families: Sequence[Family], cost:
         return [points]
     layers = [points]
     for side, shift, test in (("left", 9, "<="), ("right", -9, ">")):
-        text = base.transform_filter(f"datum.cost {test} {middle}").mark_text(align=side, dx=shift, limit=190)
-        layers.append(text.encode(y=alt.Y("label:Q", title=_ACCURACY), text="network:N"))
+        text = base.transform_filter(f"datum.cost {test} {middle}").mark_text(align=side, dx=shift, limit=230)
+        text = text.transform_calculate(short=short("datum.network"))
+        layers.append(text.encode(y=alt.Y("label:Q", title=_ACCURACY), text="short:N"))
     return layers
 
 

@@ -18,7 +18,15 @@ def row_axis(rows: Sequence[Mapping[str, Any]]) -> Any:
     import altair as alt
 
     order = list(dict.fromkeys(row["group"] for row in rows))
-    return alt.Y("group:N", sort=order, title=None, axis=alt.Axis(labelLimit=200))
+    return alt.Y("group:N", sort=order, title=None, axis=alt.Axis(labelLimit=260, labelExpr=short("datum.label")))
+
+
+def short(text: str) -> str:
+    """Vega's expression for a name without the groups of its keys, so that what differs is not cut off.
+
+    `loss.kl_weight=0.1 loss.temperature=4` → `kl_weight=0.1 temperature=4`.
+    """
+    return f"replace({text}, regexp('(^| )[^ =]*\\\\.(?=[^ =.]*=)', 'g'), '$1')"
 
 
 def named(groups: Sequence[Mapping[str, Any]]) -> list[tuple[str, Mapping[str, Any]]]:
