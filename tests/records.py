@@ -13,6 +13,8 @@ from omegaconf import OmegaConf
 from safetensors.torch import save_file
 from torch import Tensor
 
+from kd_cli.report.results import results_of
+
 TRAINERS = ("trainer", "teacher_trainer", "baseline_trainer", "distill_trainer")
 CLASSES = ("ant", "bee", "cat")
 CONFIG: dict[str, Any] = {
@@ -147,3 +149,18 @@ def _result(folder: Path, stage: str, top1: float, seed: int, config: Mapping[st
         "stage": stage,
         "seed": seed,
     } | ({"loss": config["loss"]["name"], "weight": config["loss"]["weight"]} if stage == "distilled" else {})
+
+
+def report(*targets: str | Path) -> dict[str, Any]:
+    return results_of([Path(target) for target in targets], ["report"])
+
+
+def warned(results: dict[str, Any], *words: str) -> list[str]:
+    """The warnings with all of these words."""
+    return [text for text in results["warnings"] if all(word in text for word in words)]
+
+
+def three_seeds(folder: Path, **told: Any) -> None:
+    """Gaps of 5, gains of 1, 2 and 3."""
+    for seed in range(3):
+        write_comparison(folder / f"seed={seed}", 95.0 + seed, 90.0 + seed, 91.0 + 2 * seed, seed=seed, **told)
