@@ -1,0 +1,95 @@
+"""`kd …` in processes that start at once: forked from this one, which has imported torch."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import sys
+import traceback
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from kd_cli.cli import main
+from tests.conftest import Outcome
+
+for name in ("kd_cli.host", "kd_cli.trial", "torch._dynamo"):  # the first optimizer imports the last, a second's work
+    importlib.import_module(name)
+
+
+@dataclass
+class Forked:
+    """A process that runs one command line.
+
+    Args:
+        pid: its number.
+        printed: the files in memory that its standard output and standard error go to.
+    """
+
+    pid: int
+    printed: tuple[int, int]
+    outcome: Outcome | None = field(default=None)
+
+    def signal(self, number: signal.Signals) -> None:
+        """Sends it a signal."""
+        os.kill(self.pid, number)
+
+    def ended(self) -> Outcome:
+        """Waits for its end. The exit code is negative if a signal killed it."""
+        if self.outcome is None:
+            _, status = os.waitpid(self.pid, 0)
+            texts = []
+            for number in self.printed:
+                with os.fdopen(number) as stream:
+                    stream.seek(0)
+                    texts.append(stream.read())
+            self.outcome = Outcome(os.waitstatus_to_exitcode(status), *texts)
+        return self.outcome
+
+
+def fork(*words: str, before: Callable[[], object] | None = None) -> Forked:
+    """Starts `kd …` in the working directory of this process and with its environment.
+
+    Args:
+        before: called in the new process first.
+    """
+    printed = os.memfd_create("out"), os.memfd_create("err")
+    with warnings.catch_warnings():  # Python ≥ 3.12 warns of threads, of which pytest-xdist has some
+        warnings.simplefilter("ignore", DeprecationWarning)
+        pid = os.fork()
+    if pid == 0:
+        try:
+            os._exit(_run(words, before, printed))
+        finally:
+            os._exit(70)
+    return Forked(pid, printed)
+
+
+def run(*words: str, before: Callable[[], object] | None = None, code: int = 0) -> Outcome:
+    """`kd …` in a process of its own, to its end; the exit code must be the one that the test expects."""
+    outcome = fork(*words, before=before).ended()
+    assert outcome.code == code, f"exit code {outcome.code}\n{outcome.out}\n{outcome.err}"
+    return outcome
+
+
+def _run(words: tuple[str, ...], before: Callable[[], object] | None, printed: tuple[int, int]) -> int:
+    for number, file in zip((1, 2), printed, strict=True):
+        os.dup2(file, number)
+    sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    sys.argv = ["kd", *words]
+    try:
+        if before is not None:
+            before()
+        main()
+    except SystemExit as left:
+        return int(left.code or 0)
+    except BaseException:
+        traceback.print_exc()
+        return 70  # EX_SOFTWARE
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    return 0
