@@ -37,6 +37,11 @@ class Checkpoint:
         self.plain: dict[str, Any] = read_json(path / "state.json") or {}
 
     @property
+    def place(self) -> tuple[int, int]:
+        """Where the training stands: epochs done, and updates done in the epoch after them."""
+        return self.plain["epoch"], self.plain["step"]
+
+    @property
     def model_digest(self) -> str:
         """SHA-256 of the network's weights file."""
         assert self.manifest is not None

@@ -205,7 +205,7 @@ class _Post:
             return {"point": label, "status": "running", "error": error, "exit_code": self._exit_code}
         if not started:
             return {**not_started(label), "exit_code": self._exit_code}
-        error = "stopped; every finished epoch is kept"
+        error = "stopped; what was trained is kept"
         return {"point": label, "status": "interrupted", "error": error, "exit_code": self._exit_code}
 
 

@@ -286,7 +286,7 @@ def _opened(folder: Path, config: Config, launch: Launch, stage: Stage | None, *
         except (KeyboardInterrupt, Terminated) as error:
             kind = Interrupted if isinstance(error, KeyboardInterrupt) else Terminated
             command = f"kd resume {shlex.quote(console.short_path(run.path))}"
-            raise kind(f"stopped; every finished epoch is kept. Go on with:\n{command}") from None
+            raise kind(f"stopped; what was trained is kept. Go on with:\n{command}") from None
 
 
 def _identity(launch: Launch, stage: Stage | None) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import Any, get_args
 
 import torch
@@ -11,7 +12,7 @@ from kd_cli import console
 from kd_cli.checkpoint import load_state
 from kd_cli.console import Watcher
 from kd_cli.data.base import Data, Part
-from kd_cli.errors import ConfigError, DataError
+from kd_cli.errors import ConfigError, DataError, Terminated
 from kd_cli.evaluate import predict
 from kd_cli.files import guard_disk
 from kd_cli.followers import Follower, followed
@@ -20,8 +21,10 @@ from kd_cli.predictions import Predictions, write_predictions
 from kd_cli.recipe import Recipe
 from kd_cli.rundir import RunDir
 from kd_cli.scores import accuracy
+from kd_cli.stopping import patiently
 from kd_cli.task import Task
-from kd_cli.trainer import Record, Trainer, TrainState, check_precision
+from kd_cli.train_state import TrainState
+from kd_cli.trainer import Record, Trainer, check_precision
 
 Result = dict[str, Any]
 
@@ -55,12 +58,15 @@ def fit(
     if recipe.compile:
         task.deployed.compile()
     state = _resume(run, stage)
-    with followed(followers, run.metrics()):
-        if not _ended(run.metrics(), recipe):
+    records = state.plain["records"] if state else []
+    run.log(records)
+    with followed(followers, records):
+        if not _ended(records, recipe):
             with console.watching(stage, recipe.epochs, state.epoch if state else 0) as watcher:
-                trainer = Trainer(recipe, seed=seed, device=device, watch=watcher.batch)
-                _train(trainer.epochs(task, data, state), trainer, run, [watcher, *followers])
-        result = _judge(task, data, run, recipe, device) | facts
+                trainer = Trainer(recipe, seed=seed, device=device, watch=watcher.batch, save=partial(_save, run))
+                _train(trainer, task, data, state, run, [watcher, *followers])
+                records = trainer.records
+        result = _judge(task, data, run, recipe, device, records) | facts
         run.finish(result)
         for follower in followers:
             follower.finish(result)
@@ -99,7 +105,7 @@ def _check_same_images(run: RunDir, data: Data) -> None:
         )
 
 
-def best_epoch(records: list[dict[str, Any]]) -> int:
+def best_epoch(records: Sequence[Record]) -> int:
     """The epoch with the best validation accuracy (ties: the smaller validation loss, then the earlier epoch).
 
     Without validation images nothing is chosen: it is the last epoch.
@@ -110,48 +116,62 @@ def best_epoch(records: list[dict[str, Any]]) -> int:
 
 
 def _resume(run: RunDir, stage: str) -> TrainState | None:
-    checkpoint = run.latest()
-    if checkpoint is None or not _best_is_whole(run, checkpoint.plain["epoch"]):
-        run.rewind(0)
+    checkpoint = run.checkpoints.latest()
+    if checkpoint is None or not _best_is_whole(run, checkpoint.plain["records"]):
         return None
-    state = TrainState(checkpoint.plain["epoch"], checkpoint.tensors("training"), checkpoint.plain)
-    run.rewind(state.epoch)
-    console.say(f"{stage:<10} goes on after epoch {state.epoch} ({console.short_path(checkpoint.path)})")
+    plain = checkpoint.plain
+    state = TrainState(plain["epoch"], plain["step"], checkpoint.tensors("training"), plain)
+    step = f", step {state.step} of the next" if state.step else ""
+    console.say(f"{stage:<10} goes on after epoch {state.epoch}{step} ({console.short_path(checkpoint.path)})")
     return state
 
 
-def _best_is_whole(run: RunDir, epoch: int) -> bool:
+def _best_is_whole(run: RunDir, records: list[Record]) -> bool:
     """Without the best epoch's checkpoint the run could go on but never be judged."""
     try:
-        run.checkpoint(best_epoch([row for row in run.metrics() if row["epoch"] <= epoch]))
+        if records:
+            run.checkpoints.after(best_epoch(records))
     except DataError as error:
         console.notice(f"{error}; it was the best epoch's, so training begins again")
         return False
     return True
 
 
-def _train(epochs: Iterator[Record], trainer: Trainer, run: RunDir, watchers: Sequence[Watcher | Follower]) -> None:
-    for record in epochs:
-        run.log(record)
-        over = _save(run, trainer, record, trainer.recipe)
-        for watcher in watchers:
-            watcher.epoch(record)
-        if over:
-            return
+def _train(
+    trainer: Trainer,
+    task: Task,
+    data: Data,
+    state: TrainState | None,
+    run: RunDir,
+    watchers: Sequence[Watcher | Follower],
+) -> None:
+    """All epochs that are left. A request to end finds a checkpoint of the step at which it came."""
+    try:
+        for record in trainer.epochs(task, data, state):
+            run.log(trainer.records)
+            over = _ended(trainer.records, trainer.recipe)
+            due = trainer.epoch % trainer.recipe.checkpoint_every == 0
+            if over or due or best_epoch(trainer.records) == trainer.epoch:
+                _save(run, trainer)
+            for watcher in watchers:
+                watcher.epoch(record)
+            if over:
+                return
+    except (KeyboardInterrupt, Terminated):
+        if trainer.between_steps and run.checkpoints.newest() != (trainer.epoch, trainer.step):
+            with patiently():
+                _save(run, trainer)
+        raise
 
 
-def _save(run: RunDir, trainer: Trainer, record: Record, recipe: Recipe) -> bool:
-    """Writes a checkpoint where one is due; True if training is over."""
-    records = run.metrics()
-    epoch, best, over = int(record["epoch"]), best_epoch(records), _ended(records, recipe)
-    if over or best == epoch or epoch % recipe.checkpoint_every == 0:
-        state = trainer.state(epoch)
-        tensors = {"model": trainer.deployed.state_dict(), "training": state.tensors}
-        run.save_checkpoint(epoch, tensors, state.plain, best_epoch=best)
-    return over
+def _save(run: RunDir, trainer: Trainer) -> None:
+    state = trainer.state()
+    tensors = {"model": trainer.deployed.state_dict(), "training": state.tensors}
+    best = best_epoch(state.plain["records"]) if state.plain["records"] else None
+    run.checkpoints.save((state.epoch, state.step), tensors, state.plain, best_epoch=best)
 
 
-def _ended(records: list[dict[str, Any]], recipe: Recipe) -> bool:
+def _ended(records: Sequence[Record], recipe: Recipe) -> bool:
     if not records:
         return False
     epoch = records[-1]["epoch"]
@@ -159,13 +179,14 @@ def _ended(records: list[dict[str, Any]], recipe: Recipe) -> bool:
     return bool(epoch >= recipe.epochs or tired)
 
 
-def _judge(task: Task, data: Data, run: RunDir, recipe: Recipe, device: torch.device) -> Result:
+def _judge(
+    task: Task, data: Data, run: RunDir, recipe: Recipe, device: torch.device, records: Sequence[Record]
+) -> Result:
     """Evaluates the best and the last epoch on the test images, each once."""
-    records = run.metrics()
     best, last = best_epoch(records), int(records[-1]["epoch"])
     digests, scores = {}, {}
     for epoch in {best, last}:
-        checkpoint = run.checkpoint(epoch)
+        checkpoint = run.checkpoints.after(epoch)
         load_state(task.deployed, checkpoint.tensors("model"))
         digests[epoch] = checkpoint.model_digest
         said = predict(task.deployed, data, "test", batch_size=recipe.eval_batch_size, device=device)

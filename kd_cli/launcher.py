@@ -183,7 +183,7 @@ class _Crew:
     def _end(self, child: _Child) -> None:
         point = child.end(killed=self.stopped)
         if self.stopped and point["status"] == "interrupted":
-            point = {**point, "error": "stopped; every finished epoch is kept", "exit_code": self._exit_code}
+            point = {**point, "error": "stopped; what was trained is kept", "exit_code": self._exit_code}
         self.points[child.name] = point
         self.running.remove(child)
         child.show(point)

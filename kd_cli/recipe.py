@@ -40,6 +40,7 @@ class Recipe:
         early_stopping: epochs without a better validation accuracy after which training ends, ≥ 1; null: never.
         limit_train_batches: at most so many batches per epoch, for smoke runs; null: all.
         checkpoint_every: epochs between two checkpoints, ≥ 1 (the last epoch and a new best always have one).
+        checkpoint_minutes: between two checkpoints inside an epoch, ≥ 0 (0: one after every update); null: none.
 
     Raises:
         ValueError: a number outside its range.
@@ -69,6 +70,7 @@ class Recipe:
     early_stopping: int | None = None
     limit_train_batches: int | None = None
     checkpoint_every: int = 1
+    checkpoint_minutes: float | None = 10.0
 
     def __post_init__(self) -> None:
         for rule, fits, names in _RANGES:
@@ -83,7 +85,7 @@ class Recipe:
 _RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
     ("≥ 1", lambda value: value >= 1, ("epochs", "batch_size", "eval_batch_size", "accumulate", "checkpoint_every")),
     ("≥ 1", lambda value: value >= 1, ("step_size", "early_stopping", "limit_train_batches")),
-    ("≥ 0", lambda value: 0 <= value < math.inf, ("weight_decay", "warmup_epochs", "min_lr")),
+    ("≥ 0", lambda value: 0 <= value < math.inf, ("weight_decay", "warmup_epochs", "min_lr", "checkpoint_minutes")),
     ("> 0", lambda value: 0 < value < math.inf, ("lr", "gamma", "clip_grad_norm")),
     ("in [0, 1)", lambda value: 0 <= value < 1, ("momentum", "label_smoothing")),
     ("in (0, 1)", lambda value: 0 < value < 1, ("ema_decay",)),

@@ -5,37 +5,32 @@ config.yaml          the resolved configuration
 git.diff             uncommitted changes of the working directory's repository, where there are any
 metrics.jsonl, .csv  one line per epoch
 checkpoints/         epoch-0007/{model.safetensors, training.safetensors, state.json, manifest.json}
+                     epoch-0007-step-0012: twelve updates into the epoch after the seventh
 predictions.safetensors  the chosen epoch's logits of the test images, and their labels
 result.json          appears only when the run is complete
 """
 
 from __future__ import annotations
 
-import csv
 import fcntl
 import hashlib
 import io
 import json
 import logging
 import os
-import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from kd_cli.checkpoint import Checkpoint, write_checkpoint
+from kd_cli.checkpoints import Checkpoints
 from kd_cli.config import to_yaml
 from kd_cli.errors import ConfigError, DataError, KDError, status_after
 from kd_cli.files import guard_disk, read_json, write_json, write_text
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from kd_cli.metrics import read_metrics, write_metrics
 
 log = logging.getLogger("kd")
-
-_KEEP = 2  # checkpoints beside the best one
 
 
 class RunDir:
@@ -93,55 +88,20 @@ class RunDir:
         """The records of all epochs so far."""
         return read_metrics(self.path)
 
-    def log(self, record: Mapping[str, Any]) -> None:
-        """Appends one epoch to metrics.jsonl and metrics.csv; a row of the same or a later epoch is replaced."""
-        self._write_metrics([row for row in self.metrics() if row["epoch"] < record["epoch"]] + [dict(record)])
+    def log(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """Writes metrics.jsonl and metrics.csv: the records of all epochs so far."""
+        with guard_disk(self.path):
+            write_metrics(self.path, records)
 
     def finish(self, result: Mapping[str, Any]) -> None:
         """Writes result.json: from now on the run is complete."""
         with guard_disk(self.path):
             write_json(self.path / "result.json", result)
 
-    def save_checkpoint(
-        self, epoch: int, tensors: Mapping[str, Mapping[str, Tensor]], plain: Mapping[str, Any], *, best_epoch: int
-    ) -> None:
-        """Writes one checkpoint beside the others, then removes what is neither recent nor best.
-
-        Args:
-            epoch: epochs done.
-            tensors: file stem (`model`, `training`) → name → tensor.
-            plain: everything else, as plain JSON values.
-            best_epoch: the epoch whose checkpoint must stay.
-        """
-        folder = self.path / "checkpoints"
-        folder.mkdir(exist_ok=True)
-        with guard_disk(folder):
-            write_checkpoint(folder / _name(epoch), tensors, dict(plain) | {"epoch": epoch})
-        keep = {_name(best_epoch), *[path.name for path in _by_epoch(folder)[-_KEEP:]]}
-        for old in folder.iterdir():
-            if old.name not in keep:
-                shutil.rmtree(old, ignore_errors=True)
-
-    def latest(self) -> Checkpoint | None:
-        """The newest checkpoint that is whole; a damaged one is passed over with a notice."""
-        for folder in reversed(_by_epoch(self.path / "checkpoints")):
-            try:
-                return Checkpoint(folder)
-            except DataError as error:
-                log.warning("%s; the one before it is used", error)
-        return None
-
-    def checkpoint(self, epoch: int) -> Checkpoint:
-        """The checkpoint after `epoch` epochs.
-
-        Raises:
-            DataError: it is missing or damaged.
-        """
-        return Checkpoint(self.path / "checkpoints" / _name(epoch))
-
-    def rewind(self, epoch: int) -> None:
-        """Forgets the metrics of epochs after `epoch`."""
-        self._write_metrics([row for row in self.metrics() if row["epoch"] <= epoch])
+    @property
+    def checkpoints(self) -> Checkpoints:
+        """The checkpoints of this run."""
+        return Checkpoints(self.path / "checkpoints", str(self.record["config_digest"]))
 
     def __enter__(self) -> RunDir:
         return self
@@ -170,7 +130,7 @@ class RunDir:
         return self
 
     def _begin(self, identity: Mapping[str, Any], config: Mapping[str, Any]) -> None:
-        before = self.record
+        before = self._whole_record()
         digest = config_digest(config)
         if before and before.get("config_digest") != digest:
             raise ConfigError(
@@ -179,6 +139,8 @@ class RunDir:
         if self.result is not None:
             return
         with guard_disk(self.path):
+            for leftover in self.path.glob(".*.tmp"):  # of a process that was killed
+                leftover.unlink()
             identity = dict(identity)
             diff = identity.pop("git_diff", "")
             if diff:
@@ -189,15 +151,16 @@ class RunDir:
             begun = {**before, **identity, **started, **resumed, "status": "running", "pid": os.getpid()}
             write_json(self.path / "run.json", begun)
 
-    def _write_metrics(self, rows: list[dict[str, Any]]) -> None:
-        names = list(dict.fromkeys(name for row in rows for name in row))
-        table = io.StringIO()
-        writer = csv.DictWriter(table, names)
-        writer.writeheader()
-        writer.writerows(rows)
-        with guard_disk(self.path):
-            write_text(self.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-            write_text(self.path / "metrics.csv", table.getvalue())
+    def _whole_record(self) -> dict[str, Any]:
+        """run.json, or nothing where there is none yet."""
+        if not self.record and (self.path / "run.json").exists():
+            raise DataError(
+                f"{self.path / 'run.json'} is damaged, so what this run is cannot be known; choose another folder, "
+                "hydra.run.dir=DIR (its checkpoints can still be evaluated: kd evaluate FOLDER/checkpoints/epoch-…)"
+            )
+        if self.result is None and (self.path / "result.json").exists():
+            log.warning("%s is damaged; it is made again", self.path / "result.json")
+        return self.record
 
 
 def find_runs(root: Path) -> Iterator[Path]:
@@ -228,15 +191,6 @@ def status_of(path: Path, record: Mapping[str, Any] | None = None) -> str:
     return "interrupted"
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The records of metrics.jsonl, in the order of epochs."""
-    try:
-        lines = (path / "metrics.jsonl").read_text().splitlines()
-    except FileNotFoundError:
-        return []
-    return [json.loads(line) for line in lines]
-
-
 def config_digest(config: Mapping[str, Any]) -> str:
     """SHA-256 of a configuration, whatever the order of its keys and wherever its run is logged."""
     config = {key: value for key, value in config.items() if key != "logger"}
@@ -263,14 +217,6 @@ def try_lock(path: Path, *, wait: bool = False) -> io.TextIOWrapper | None:
         lock.close()
         return None
     return lock
-
-
-def _name(epoch: int) -> str:
-    return f"epoch-{epoch:04d}"
-
-
-def _by_epoch(folder: Path) -> list[Path]:
-    return sorted(folder.glob("epoch-*"), key=lambda path: int(path.name.removeprefix("epoch-")))
 
 
 def _difference(path: Path, config: Mapping[str, Any]) -> str:

@@ -14,8 +14,8 @@ from kd_cli.data.base import Data
 from kd_cli.errors import ConfigError, DataError
 from kd_cli.files import file_digest, read_json
 from kd_cli.losses.base import build_loss
+from kd_cli.metrics import read_metrics
 from kd_cli.models.base import MODELS
-from kd_cli.rundir import read_metrics
 from kd_cli.task import Distillation
 from kd_cli.types import DataSpec
 

@@ -13,6 +13,10 @@ from types import FrameType
 from kd_cli.errors import Terminated
 
 _AGAIN_SECONDS = 0.05  # after a request that was dropped
+_PATIENCE_SECONDS = 3.0  # for what is under way, before it is broken off
+
+_patient = False  # something is under way that a request to end must not break
+_asked: list[int] = []  # the request that waits for its end
 
 
 class CtrlC(KeyboardInterrupt):
@@ -24,10 +28,9 @@ class CtrlC(KeyboardInterrupt):
 @contextmanager
 def heeding() -> Iterator[None]:
     """Ctrl-C raises CtrlC, unless it is ignored (`nohup`), and SIGTERM raises Terminated."""
-    handlers = {signal.SIGTERM: _terminate}
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-        handlers[signal.SIGINT] = _interrupt
-    old = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    heeded = [signal.SIGTERM] if ignored else [signal.SIGTERM, signal.SIGINT]
+    old = {number: signal.signal(number, request) for number in heeded}
     hook, sys.unraisablehook = sys.unraisablehook, ask_again
     try:
         yield
@@ -35,6 +38,33 @@ def heeding() -> Iterator[None]:
         sys.unraisablehook = hook
         for number, before in old.items():
             signal.signal(number, before)
+
+
+def request(number: int, _frame: FrameType | None) -> None:
+    """The handler of a request to end: raises its exception now, or when what is under way is done."""
+    if not _patient or _asked:  # asked twice
+        raise _exception(number)
+    _asked.append(number)
+    signal.signal(signal.SIGALRM, _lose_patience)
+    signal.setitimer(signal.ITIMER_REAL, _PATIENCE_SECONDS)
+
+
+@contextmanager
+def patiently() -> Iterator[None]:
+    """A request to end that comes meanwhile is raised afterwards: what happens here is done whole.
+
+    It is broken off after a second request, and where it takes longer than a few seconds. Sections do not nest.
+    """
+    global _patient
+    _asked.clear()
+    _patient = True
+    try:
+        yield
+    finally:
+        _patient = False
+        if _asked:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            raise _exception(_asked[0])
 
 
 def ask_again(dropped: sys.UnraisableHookArgs) -> None:
@@ -46,9 +76,10 @@ def ask_again(dropped: sys.UnraisableHookArgs) -> None:
         sys.__unraisablehook__(dropped)
 
 
-def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    raise CtrlC
+def _lose_patience(_number: int, _frame: FrameType | None) -> None:
+    if _patient:
+        raise _exception(_asked[0])
 
 
-def _terminate(_number: int, _frame: FrameType | None) -> None:
-    raise Terminated("the process was asked to end (SIGTERM)")
+def _exception(number: int) -> CtrlC | Terminated:
+    return CtrlC() if number == signal.SIGINT else Terminated("the process was asked to end (SIGTERM)")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from math import prod
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,14 @@ from kd_cli.losses.base import Distiller, Mix
 from kd_cli.losses.common import at_least_float32
 from kd_cli.taps import Tapped
 from kd_cli.types import Batch, DataSpec, Outputs, Step
+
+
+class Answering(Protocol):
+    """Answers in a teacher's place."""
+
+    def begin(self, epoch: int) -> None: ...  # makes ready what an epoch needs
+
+    def __call__(self, batch: Batch) -> Outputs: ...
 
 
 class Task(nn.Module):
@@ -26,6 +35,9 @@ class Task(nn.Module):
     @property
     def deployed(self) -> nn.Module:
         raise NotImplementedError
+
+    def begin(self, epoch: int) -> None:
+        """What is to be done before the first step of an epoch, and again where a training goes on inside it."""
 
     def forward(self, batch: Batch) -> Step:
         """The loss of one batch."""
@@ -98,7 +110,7 @@ class Distillation(Task):
         self.name = name
         self.label_smoothing = label_smoothing
         self.ask_in = ask_in
-        self.cache: Callable[[Batch], Outputs] | None = None  # answers in the teacher's place
+        self.cache: Answering | None = None  # answers in the teacher's place
         self.peer = teacher if method.teacher == "trained" and mix.weight else None
         if teacher is not None and self.peer is None:
             teacher.eval().requires_grad_(False)
@@ -120,6 +132,10 @@ class Distillation(Task):
 
     def optimizers(self) -> Sequence[torch.optim.Optimizer]:
         return self.method.optimizers() if self.mix.weight else ()
+
+    def begin(self, epoch: int) -> None:
+        if self.cache is not None and self.mix.weight_at(epoch):
+            self.cache.begin(epoch)
 
     def forward(self, batch: Batch) -> Step:
         student = self._student(batch.images)

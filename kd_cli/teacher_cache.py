@@ -152,12 +152,17 @@ class CachedTeacher:
         self._live = False
         self._announced = False
 
+    def begin(self, epoch: int) -> None:
+        """Finds the answers for an epoch, or asks for them."""
+        name = f"seed-{self._seed}-epoch-{epoch:04d}.safetensors" if self._data.augmented else "train.safetensors"
+        if not self._live and name != self._name:
+            self._name, self._answers = "", None  # the last epoch's make room for this one's
+            self._answers = self._find(name, epoch)
+            self._name = name
+
     def __call__(self, batch: Batch) -> Outputs:
         """What the teacher says of a batch of training images."""
-        name = f"seed-{self._seed}-epoch-{batch.epoch:04d}.safetensors" if self._data.augmented else "train.safetensors"
-        if not self._live and name != self._name:
-            self._name, self._answers = name, None  # the last epoch's make room for this one's
-            self._answers = self._find(name, batch.epoch)
+        self.begin(batch.epoch)
         if self._answers is None:
             return self._ask(batch.images)
         taken = {tap: rows.take(batch.ids) for tap, rows in self._answers.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import islice
@@ -21,7 +21,9 @@ from kd_cli.evaluate import evaluate
 from kd_cli.optim import learning_rate, make_optimizer
 from kd_cli.recipe import Recipe
 from kd_cli.seeds import derive_seed
+from kd_cli.stopping import patiently
 from kd_cli.task import Task
+from kd_cli.train_state import TrainState, parameters_of, put_slots, split_slots
 from kd_cli.types import Batch, Step
 
 Record = dict[str, float]
@@ -48,21 +50,6 @@ class Progress:
     seen: int
 
 
-@dataclass(frozen=True)
-class TrainState:
-    """All that training needs to go on with the same bits.
-
-    Args:
-        epoch: epochs done.
-        tensors: name → tensor of the task, the optimizer, the moving average and the gradient scaler.
-        plain: everything else, as plain JSON values.
-    """
-
-    epoch: int
-    tensors: dict[str, Tensor]
-    plain: dict[str, Any]
-
-
 class Trainer:
     """Trains a task, epoch by epoch.
 
@@ -73,23 +60,40 @@ class Trainer:
         seed: of batches, augmentation and dropout.
         device: where the task and the batches are.
         watch: called after every batch; what it costs is part of the epoch's time.
+        save: called inside an epoch as often as the recipe wants a checkpoint there.
+
+    Attributes:
+        epoch: epochs done.
+        step: updates done in the epoch after them.
+        records: of the epochs done.
+        between_steps: nothing is half done: what `state` gives is whole.
 
     Raises:
         ConfigError: a precision that the device does not have.
     """
 
     def __init__(
-        self, recipe: Recipe, *, seed: int, device: torch.device, watch: Callable[[Progress], None] | None = None
+        self,
+        recipe: Recipe,
+        *,
+        seed: int,
+        device: torch.device,
+        watch: Callable[[Progress], None] | None = None,
+        save: Callable[[Trainer], None] | None = None,
     ) -> None:
         check_precision(recipe, device)
         self.recipe = recipe
         self.seed = seed
         self.device = device
         self.watch = watch
+        self.save = save
         self.images = 0
+        self.between_steps = False
 
     def epochs(self, task: Task, data: Data, state: TrainState | None = None) -> Iterator[Record]:
-        """Yields one record per epoch; starts after the epochs of `state` if one is given.
+        """Yields one record per epoch; goes on from `state` if one is given.
+
+        A request to end (see stopping) is raised between two steps, so that `state` can be saved there.
 
         Raises:
             DivergedError: the loss is not finite; the weights are those before that step.
@@ -97,14 +101,26 @@ class Trainer:
         self._prepare(task, data)
         if state is not None:
             self._restore(state)
-        for epoch in range(0 if state is None else state.epoch, self.recipe.epochs):
-            start = time.perf_counter()
-            record: Record = {"epoch": epoch + 1, **self._train(epoch)}
-            train_seconds = time.perf_counter() - start
-            record |= self._validate()
-            record["seconds"] = round(time.perf_counter() - start, 3)
-            record["images_per_second"] = round(self.seen / train_seconds, 1)
+        self.between_steps = True
+        while self.epoch < self.recipe.epochs:
+            record = self._run_epoch()
+            with patiently():
+                self.records.append(record)
+                self._begin_epoch(self.epoch + 1)
             yield record
+
+    def state(self) -> TrainState:
+        """The state as it is now; its tensors are the live ones, so save it before the next step."""
+        self.guard.check()
+        tensors = {f"task.{name}": tensor for name, tensor in self.task.state_dict().items()}
+        tensors |= {f"sums.{name}": total for name, total in self.sums.items()}
+        learned, plain_values = split_slots(self.optimizers)
+        tensors |= {f"optimizer.{name}": value for name, value in learned.items()}
+        if self.average is not None:
+            tensors |= {f"average.{name}": tensor for name, tensor in self.average.state_dict().items()}
+        seconds = time.perf_counter() - self._start if self.step else 0.0
+        plain = {"optimizer": plain_values, "scaler": self.scaler.state_dict(), "seen": self.seen, "seconds": seconds}
+        return TrainState(self.epoch, self.step, tensors, plain | {"records": list(self.records)})
 
     @property
     def deployed(self) -> nn.Module:
@@ -112,23 +128,10 @@ class Trainer:
         network: nn.Module = self.task.deployed if self.average is None else self.average.module
         return network
 
-    def state(self, epoch: int) -> TrainState:
-        """The state after `epoch` epochs; its tensors are the live ones, so save it before the next step."""
-        tensors = {f"task.{name}": tensor for name, tensor in self.task.state_dict().items()}
-        plain: dict[str, Any] = {"optimizer": {}, "scaler": self.scaler.state_dict()}
-        for name, value in self._slots():
-            if isinstance(value, Tensor):
-                tensors[f"optimizer.{name}"] = value
-            else:
-                plain["optimizer"][name] = value
-        if self.average is not None:
-            tensors |= {f"average.{name}": tensor for name, tensor in self.average.state_dict().items()}
-        return TrainState(epoch, tensors, plain)
-
     def _prepare(self, task: Task, data: Data) -> None:
         self.task, self.data = task, data
         others = task.optimizers()
-        elsewhere = {id(parameter) for optimizer in others for parameter in _parameters_of(optimizer)}
+        elsewhere = {id(parameter) for optimizer in others for parameter in parameters_of(optimizer)}
         learned = (parameter for parameter in task.parameters() if parameter.requires_grad)
         self.parameters = [parameter for parameter in learned if id(parameter) not in elsewhere]
         self.optimizers = [make_optimizer(self.parameters, self.recipe, self.device), *others]
@@ -140,61 +143,94 @@ class Trainer:
             self.average = AveragedModel(task.deployed, multi_avg_fn=average, use_buffers=True)
         self.batches = data.steps(self.recipe.batch_size, self.recipe.limit_train_batches)
         self.updates = -(-self.batches // self.recipe.accumulate)
+        self.records: list[Record] = []
+        self._begin_epoch(0)
 
-    def _slots(self) -> Iterator[tuple[str, Any]]:
-        """`optimizer.parameter.slot` by number → the value."""
-        for number, optimizer in enumerate(self.optimizers):
-            for index, values in optimizer.state_dict()["state"].items():
-                yield from ((f"{number}.{index}.{slot}", value) for slot, value in values.items())
+    def _begin_epoch(self, epoch: int) -> None:
+        self.epoch, self.step, self.seen = epoch, 0, 0
+        self.sums: dict[str, Tensor] = {}
+        self._spent = 0.0  # seconds that an earlier process was at work in this epoch
 
     def _restore(self, state: TrainState) -> None:
-        parts: dict[str, dict[str, Tensor]] = {"task": {}, "optimizer": {}, "average": {}}
+        parts: dict[str, dict[str, Tensor]] = {"task": {}, "optimizer": {}, "average": {}, "sums": {}}
         for key, tensor in state.tensors.items():
             part, _, name = key.partition(".")
             parts[part][name] = tensor
         load_state(self.task, parts["task"])
         if self.average is not None:
             load_state(self.average, parts["average"])
-        slots: list[dict[int, dict[str, Any]]] = [{} for _ in self.optimizers]
-        for name, value in {**parts["optimizer"], **state.plain["optimizer"]}.items():
-            number, index, slot = name.split(".", 2)
-            parameter = _parameters_of(self.optimizers[int(number)])[int(index)]
-            slots[int(number)].setdefault(int(index), {})[slot] = _laid_out_like(parameter, value)
-        for optimizer, values in zip(self.optimizers, slots, strict=True):
-            optimizer.load_state_dict({"state": values, "param_groups": optimizer.state_dict()["param_groups"]})
+        put_slots(self.optimizers, {**parts["optimizer"], **state.plain["optimizer"]})
         self.scaler.load_state_dict(state.plain["scaler"])
+        self.epoch, self.step, self.records = state.epoch, state.step, list(state.plain["records"])
+        self.sums = {name: total.to(self.device) for name, total in parts["sums"].items()}
+        self.seen, self._spent = state.plain["seen"], state.plain["seconds"]
 
-    def _train(self, epoch: int) -> Record:
-        """One pass over the training images: means of the losses (weighted by images) and accuracy in percent."""
+    def _run_epoch(self) -> Record:
+        self._start = time.perf_counter() - self._spent
+        self._train()
+        train_seconds = time.perf_counter() - self._start
+        rate = self._rate(self.updates - 1)
+        record: Record = {"epoch": self.epoch + 1, "lr": rate, **self._means(), **self._validate()}
+        record["seconds"] = round(time.perf_counter() - self._start, 3)
+        record["images_per_second"] = round(self.seen / train_seconds, 1)
+        return record
+
+    def _train(self) -> None:
+        """What is left of one pass over the training images."""
         self.task.train()
-        self.seen = 0
-        sums: dict[str, Tensor] = {}
+        with self._autocast():
+            self.task.begin(self.epoch)
+        self._saved = time.monotonic()
         batches = self.data.train_batches(
             seed=self.seed,
-            epoch=epoch,
+            epoch=self.epoch,
             batch_size=self.recipe.batch_size,
             device=self.device,
             limit=self.recipe.limit_train_batches,
+            first=self.step * self.recipe.accumulate,
         )
-        for update in range(self.updates):
-            self._set_step(epoch, update)
+        while self.step < self.updates:
             group = list(islice(batches, self.recipe.accumulate))
-            for position, batch in enumerate(group):
-                share = len(batch.labels) / sum(len(other.labels) for other in group)
-                step = self._backward(batch, share)
-                self._count(sums, step, batch)
-                self._report(epoch, update * self.recipe.accumulate + position + 1, sums)
-            self._update()
+            with patiently():
+                self.between_steps = False
+                self._learn(group)
+                self.step += 1
+                self.between_steps = True
+            self._save_if_due()
         self.guard.check()
-        means = {name: float(total) / self.seen for name, total in sums.items()}
-        top1 = round(100 * means.pop("correct"), 2)
-        return {"lr": self.lr, "train_top1": top1, **{f"train_{name}": mean for name, mean in means.items()}}
 
-    def _set_step(self, epoch: int, update: int) -> None:
-        self.lr = learning_rate(self.recipe, epoch * self.updates + update, self.updates)
+    def _learn(self, group: Sequence[Batch]) -> None:
+        """One update."""
+        self._set_step()
+        for position, batch in enumerate(group):
+            share = len(batch.labels) / sum(len(other.labels) for other in group)
+            step = self._backward(batch, share)
+            self._count(step, batch)
+            self._report(self.step * self.recipe.accumulate + position + 1)
+        self._update()
+
+    def _means(self) -> Record:
+        """Means of the losses, weighted by images, and accuracy in percent."""
+        means = {name: float(total) / self.seen for name, total in self.sums.items()}
+        top1 = round(100 * means.pop("correct"), 2)
+        return {"train_top1": top1, **{f"train_{name}": mean for name, mean in means.items()}}
+
+    def _save_if_due(self) -> None:
+        minutes = self.recipe.checkpoint_minutes
+        if self.save is None or minutes is None or self.step == self.updates:  # after the last there is another one
+            return
+        if time.monotonic() - self._saved >= 60 * minutes:
+            self.save(self)
+            self._saved = time.monotonic()
+
+    def _rate(self, step: int) -> float:
+        return learning_rate(self.recipe, self.epoch * self.updates + step, self.updates)
+
+    def _set_step(self) -> None:
+        self.lr = self._rate(self.step)
         for group in self.optimizers[0].param_groups:
             group["lr"] = self.lr
-        seed_dropout(derive_seed(self.seed, "dropout", epoch, update), self.device)
+        seed_dropout(derive_seed(self.seed, "dropout", self.epoch, self.step), self.device)
 
     def _backward(self, batch: Batch, share: float) -> Step:
         with self._autocast():
@@ -209,7 +245,7 @@ class Trainer:
             self.scaler.unscale_(self.optimizers[0])
             nn.utils.clip_grad_norm_(self.parameters, self.recipe.clip_grad_norm)
         for optimizer in self.optimizers:
-            if any(parameter.grad is not None for parameter in _parameters_of(optimizer)):  # its loss had a weight
+            if any(parameter.grad is not None for parameter in parameters_of(optimizer)):  # its loss had a weight
                 self.scaler.step(optimizer)
         self.scaler.update()
         for optimizer in self.optimizers:
@@ -217,19 +253,19 @@ class Trainer:
         if self.average is not None:
             self.average.update_parameters(self.task.deployed)
 
-    def _count(self, sums: dict[str, Tensor], step: Step, batch: Batch) -> None:
+    def _count(self, step: Step, batch: Batch) -> None:
         """Adds this batch to the epoch's sums, on the device: nothing waits for it."""
         size = len(batch.labels)
         correct = (step.logits.detach().argmax(dim=1) == batch.labels).sum()
         values = {"loss": step.loss.detach() * size, **{name: term * size for name, term in step.terms.items()}}
         for name, value in {**values, "correct": correct}.items():
-            sums[name] = sums[name] + value if name in sums else value
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
         self.seen += size
         self.images += size
 
-    def _report(self, epoch: int, batch: int, sums: dict[str, Tensor]) -> None:
+    def _report(self, batch: int) -> None:
         if self.watch is not None:
-            self.watch(Progress(epoch + 1, batch, self.batches, self.images, sums, self.seen))
+            self.watch(Progress(self.epoch + 1, batch, self.batches, self.images, self.sums, self.seen))
 
     def _validate(self) -> Record:
         if not self.data.size("val"):
@@ -252,18 +288,6 @@ def check_precision(recipe: Recipe, device: torch.device) -> None:
         raise ConfigError(
             f"trainer.precision: fp16 needs a CUDA device, not {device.type}; type trainer.precision=bf16"
         )
-
-
-def _parameters_of(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
-    """In the order in which the optimizer's state numbers them."""
-    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
-
-
-def _laid_out_like(parameter: nn.Parameter, value: Any) -> Any:
-    """A fused optimizer walks parameter and state side by side: both need the same strides (channels_last)."""
-    if isinstance(value, Tensor) and value.shape == parameter.shape:
-        return torch.empty_like(parameter, dtype=value.dtype).copy_(value)
-    return value
 
 
 def seed_dropout(seed: int, device: torch.device) -> None:

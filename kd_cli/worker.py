@@ -22,7 +22,7 @@ from kd_cli import console
 from kd_cli.errors import ConfigError, KDError, Terminated, describe_error
 from kd_cli.fork_server import STOP
 from kd_cli.memory import keep_freed_memory
-from kd_cli.stopping import ask_again
+from kd_cli.stopping import ask_again, request
 from kd_cli.sweep import LOG, Point, attempt
 
 GRACE = 15.0  # seconds to end in, when asked; what a killed run has written is whole as well
@@ -133,9 +133,9 @@ def _write_to(log: Path) -> None:
     faulthandler.enable()
 
 
-def _end(number: int, _frame: FrameType | None) -> None:
+def _end(number: int, frame: FrameType | None) -> None:
     signal.signal(number, signal.SIG_IGN)  # once: what is being saved now must not be stopped again
-    raise Terminated("the process was asked to end (SIGTERM)")
+    request(number, frame)
 
 
 def _end_again(dropped: sys.UnraisableHookArgs) -> None:

@@ -20,8 +20,9 @@ from kd_cli.errors import Interrupted
 from kd_cli.fit import fit
 from kd_cli.followers import Follower
 from kd_cli.loggers.base import LOGGERS, make_loggers
+from kd_cli.metrics import read_metrics
 from kd_cli.recipe import Recipe
-from kd_cli.rundir import RunDir, read_metrics
+from kd_cli.rundir import RunDir
 from kd_cli.task import Supervised
 
 LOG_EPOCHS = """

@@ -20,7 +20,8 @@ from kd_cli.losses.common import unit
 from kd_cli.losses.crd import CRD, crd_loss, crd_scores, log_normalizer
 from kd_cli.recipe import Recipe
 from kd_cli.task import Distillation
-from kd_cli.trainer import Trainer, TrainState
+from kd_cli.train_state import TrainState
+from kd_cli.trainer import Trainer
 from kd_cli.types import Batch, DataSpec, Outputs
 
 IDS, LABELS = torch.tensor([4, 0, 7, 2]), torch.tensor([1, 0, 1, 2])
@@ -244,8 +245,8 @@ def test_resuming_after_an_epoch_ends_with_the_same_bits() -> None:
     whole, task = Trainer(recipe, seed=5, device=CPU), crd_task(0)
     epochs = whole.epochs(task, data)
     next(epochs)
-    live = whole.state(1)
-    state = TrainState(1, copy.deepcopy(live.tensors), json.loads(json.dumps(live.plain)))
+    live = whole.state()
+    state = TrainState(live.epoch, live.step, copy.deepcopy(live.tensors), json.loads(json.dumps(live.plain)))
     list(epochs)
     torch.manual_seed(99)
     resumed = crd_task(1)

@@ -31,7 +31,8 @@ from kd_cli.losses.byot import BYOT, feature_loss
 from kd_cli.losses.dml import DML, dml_loss
 from kd_cli.recipe import Recipe
 from kd_cli.task import Distillation
-from kd_cli.trainer import Trainer, TrainState
+from kd_cli.train_state import TrainState
+from kd_cli.trainer import Trainer
 from kd_cli.types import Outputs
 
 LABELS = torch.tensor([1, 0, 3, 3, 2])
@@ -170,8 +171,8 @@ def test_resuming_after_an_epoch_ends_with_the_same_bits(name: str) -> None:
     whole, task = Trainer(recipe, seed=5, device=CPU), task_of(name)
     epochs = whole.epochs(task, data)
     next(epochs)
-    live = whole.state(1)
-    state = TrainState(1, copy.deepcopy(live.tensors), json.loads(json.dumps(live.plain)))
+    live = whole.state()
+    state = TrainState(live.epoch, live.step, copy.deepcopy(live.tensors), json.loads(json.dumps(live.plain)))
     list(epochs)
     torch.manual_seed(99)
     frozen = task.method.teacher == "frozen"  # it is not part of the state

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from kd_cli.checkpoint import Checkpoint
 from kd_cli.errors import ConfigError, DataError, DivergedError, KDError
-from kd_cli.rundir import Checkpoint, RunDir, find_runs, status_of
+from kd_cli.rundir import RunDir, find_runs, status_of
 
 CONFIG = {"seed": 0, "loss": {"temperature": 4.0}}
 
@@ -24,7 +25,7 @@ def open_run(path: Path, config: dict = CONFIG, *, exact: bool = True) -> RunDir
 
 def save(run: RunDir, epoch: int, best: int | None = None) -> None:
     weight = torch.full((3,), float(epoch))
-    run.save_checkpoint(epoch, {"model": {"w": weight}}, {"note": epoch}, best_epoch=best or epoch)
+    run.checkpoints.save((epoch, 0), {"model": {"w": weight}}, {"note": epoch}, best_epoch=best or epoch)
 
 
 def test_a_new_run_is_running_and_ends_completed(tmp_path: Path) -> None:
@@ -92,9 +93,9 @@ def test_checkpoints_keep_the_two_newest_and_the_best(tmp_path: Path) -> None:
             "epoch-0004",
             "epoch-0005",
         ]
-        latest = run.latest()
+        latest = run.checkpoints.latest()
         assert latest is not None
-        assert latest.plain == {"note": 5, "epoch": 5}
+        assert (latest.plain["note"], latest.place) == (5, (5, 0))
         assert torch.equal(latest.tensors("model")["w"], torch.full((3,), 5.0))
 
 
@@ -109,7 +110,7 @@ def test_a_flipped_bit_is_noticed_and_the_previous_checkpoint_used(tmp_path: Pat
         damaged.write_bytes(data)
         with pytest.raises(DataError, match="SHA-256"):
             Checkpoint(damaged.parent)
-        latest = run.latest()
+        latest = run.checkpoints.latest()
         assert latest is not None
         assert latest.plain["epoch"] == 1
 
@@ -118,7 +119,7 @@ def test_a_checkpoint_without_a_manifest_is_passed_over(tmp_path: Path) -> None:
     with open_run(tmp_path / "a") as run:
         save(run, 1)
         (run.path / "checkpoints" / "epoch-0002").mkdir()
-        latest = run.latest()
+        latest = run.checkpoints.latest()
         assert latest is not None
         assert latest.plain["epoch"] == 1
 
@@ -131,20 +132,17 @@ def test_a_full_disk_says_so_and_loses_nothing(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (2000, old[1]))  # every larger file meets the error of a full disk
         try:
             with pytest.raises(KDError, match="cannot be written"):
-                run.save_checkpoint(2, {"model": {"w": torch.zeros(10_000)}}, {}, best_epoch=2)
+                run.checkpoints.save((2, 0), {"model": {"w": torch.zeros(10_000)}}, {}, best_epoch=2)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, old)
         assert {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()} == before
 
 
-def test_metrics_of_a_repeated_epoch_replace_those_that_follow(tmp_path: Path) -> None:
+def test_metrics_are_written_for_programs_and_for_spreadsheets(tmp_path: Path) -> None:
     with open_run(tmp_path / "a") as run:
-        for epoch in (1, 2, 3, 2):
-            run.log({"epoch": epoch, "train_loss": 1 / epoch})
+        run.log([{"epoch": epoch, "train_loss": 1 / epoch} for epoch in (1, 2)])
         assert [row["epoch"] for row in run.metrics()] == [1, 2]
-        assert (run.path / "metrics.csv").read_text().splitlines()[0] == "epoch,train_loss"
-        run.rewind(1)
-        assert [row["epoch"] for row in run.metrics()] == [1]
+        assert (run.path / "metrics.csv").read_text().splitlines() == ["epoch,train_loss", "1,1.0", "2,0.5"]
 
 
 def test_find_runs_lists_the_newest_first(tmp_path: Path) -> None:

@@ -22,7 +22,8 @@ from kd_cli.losses.kd import KD
 from kd_cli.optim import learning_rate, make_optimizer
 from kd_cli.recipe import Recipe
 from kd_cli.task import Distillation, Supervised, Task
-from kd_cli.trainer import Progress, Trainer, TrainState
+from kd_cli.train_state import TrainState
+from kd_cli.trainer import Progress, Trainer
 from kd_cli.types import Batch, Step
 
 TIMES = ("seconds", "images_per_second")
@@ -74,27 +75,25 @@ def distilled(seed: int = 0) -> Task:
     ],
     ids=["sgd", "sgd without momentum", "adam", "adamw with ema", "bf16"],
 )
-def test_resuming_from_every_epoch_ends_with_the_same_bits(
-    make: Callable[[int], Task], options: dict[str, Any]
-) -> None:
-    recipe, data = Recipe(epochs=3, batch_size=32, **options), make_data(augment="crop_flip")
-    whole, records, states = Trainer(recipe, seed=5, device=CPU), [], []
-    task = make(0)
-    for epoch, record in enumerate(whole.epochs(task, data), start=1):
-        records.append(without_times(record))
-        states.append(stored(whole.state(epoch)))
-    for state in states:
-        torch.manual_seed(state.epoch)  # whatever was drawn in between
+def test_resuming_from_every_step_ends_with_the_same_bits(make: Callable[[int], Task], options: dict[str, Any]) -> None:
+    recipe = Recipe(epochs=3, batch_size=32, checkpoint_minutes=0.0, **options)
+    data, task, states = make_data(augment="crop_flip"), make(0), []
+    whole = Trainer(recipe, seed=5, device=CPU, save=lambda trainer: states.append(stored(trainer.state())))
+    for _ in whole.epochs(task, data):
+        states.append(stored(whole.state()))
+    assert len({(state.epoch, state.step) for state in states}) == 3 * whole.updates
+    for number, state in enumerate(states):
+        torch.manual_seed(number)  # whatever was drawn in between
         resumed, other = Trainer(recipe, seed=5, device=CPU), make(1)
-        rest = [without_times(record) for record in resumed.epochs(other, data, state)]
-        assert rest == records[state.epoch :]
+        list(resumed.epochs(other, data, state))
+        assert [without_times(record) for record in resumed.records] == [without_times(each) for each in whole.records]
         assert same_tensors(other, task)
         assert same_tensors(resumed.deployed, whole.deployed)
 
 
 def stored(state: TrainState) -> TrainState:
     """As it comes back from the disk: other tensors, plain values through JSON."""
-    return TrainState(state.epoch, copy.deepcopy(state.tensors), json.loads(json.dumps(state.plain)))
+    return TrainState(state.epoch, state.step, copy.deepcopy(state.tensors), json.loads(json.dumps(state.plain)))
 
 
 def test_the_same_seed_twice_gives_the_same_bits_whatever_else_drew_random_numbers() -> None:

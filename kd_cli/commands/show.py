@@ -21,8 +21,9 @@ def command(
     console.setup(as_json=json)
     from kd_cli.errors import ConfigError
     from kd_cli.files import read_json
+    from kd_cli.metrics import read_metrics
     from kd_cli.provenance import rerun_line
-    from kd_cli.rundir import flatten, read_metrics, status_of
+    from kd_cli.rundir import flatten, status_of
 
     record = read_json(run / "run.json")
     if record is None:

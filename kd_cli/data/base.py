@@ -208,6 +208,7 @@ class Data:
         batch_size: int,
         device: torch.device,
         limit: int | None = None,
+        first: int = 0,
         shard: tuple[int, int] = (0, 1),
     ) -> Iterator[Batch]:
         """The batches of an epoch, shuffled and augmented as (seed, epoch) say, whatever the workers and processes.
@@ -215,15 +216,15 @@ class Data:
         Args:
             batch_size: B of the global batch; `steps` says how many there are.
             limit: at most so many batches.
+            first: how many of them are left out at the beginning.
             shard: (rank, world): of each global batch the rows rank, rank + world, … A last batch with fewer images
                 than `world` is empty for the highest ranks.
 
         Raises:
             DataError: an image cannot be read.
         """
-        size = self.size("train")
-        shuffled = order.permutation(size, seed, epoch)
-        ids = order.cut(shuffled, batch_size, self.steps(batch_size, limit), shard)
+        shuffled = order.permutation(self.size("train"), seed, epoch)
+        ids = order.cut(shuffled, batch_size, range(first, self.steps(batch_size, limit)), shard)
         yield from self.views(ids, seed=seed, epoch=epoch, device=device)
 
     def views(self, ids: Sequence[Tensor], *, seed: int, epoch: int, device: torch.device) -> Iterator[Batch]:

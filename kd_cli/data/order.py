@@ -26,15 +26,15 @@ def count_steps(size: int, batch_size: int, limit: int | None = None) -> int:
     return steps if limit is None else min(steps, limit)
 
 
-def cut(order: Tensor, batch_size: int, steps: int, shard: tuple[int, int] = (0, 1)) -> list[Tensor]:
+def cut(order: Tensor, batch_size: int, steps: range, shard: tuple[int, int] = (0, 1)) -> list[Tensor]:
     """Cuts an order [N] into global batches and takes from each the rows of one process.
 
     Args:
+        steps: which of the batches.
         shard: (rank, world). A last batch smaller than `world` leaves nothing to the highest ranks; theirs is empty.
     """
     rank, world = shard
-    starts = range(0, steps * batch_size, batch_size)
-    return [order[start : start + batch_size][rank::world] for start in starts]
+    return [order[step * batch_size : (step + 1) * batch_size][rank::world] for step in steps]
 
 
 def stratified_split(labels: Tensor, fraction: float, seed: int, *, key: str) -> tuple[Tensor, Tensor]:

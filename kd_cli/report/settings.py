@@ -24,7 +24,11 @@ _READS: Mapping[str, Sequence[str]] = {
 # Where data lie, how they are held, how much is evaluated at a time: none of it changes what is learned.
 _WITHOUT_EFFECT = {
     *(f"dataset.{key}" for key in ("root", "download", "in_memory", "memory_limit_gb", "workers")),
-    *(f"{recipe}.{key}" for recipe in _RECIPES for key in ("eval_batch_size", "checkpoint_every")),
+    *(
+        f"{recipe}.{key}"
+        for recipe in _RECIPES
+        for key in ("eval_batch_size", "checkpoint_every", "checkpoint_minutes")
+    ),
     "teacher.checkpoint",
 }
 

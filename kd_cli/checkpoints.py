@@ -1,0 +1,107 @@
+"""The checkpoints of one run: which are kept, and which one a training goes on from."""
+
+from __future__ import annotations
+
+import logging
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kd_cli.checkpoint import Checkpoint, write_checkpoint
+from kd_cli.errors import DataError
+from kd_cli.files import guard_disk
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+log = logging.getLogger("kd")
+
+_KEEP = 2  # beside the best one
+_PLACE = re.compile(r"epoch-(\d+)(?:-step-(\d+))?")
+
+Place = tuple[int, int]  # epochs done, and updates done in the epoch after them
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """The folder of a run's checkpoints.
+
+    Args:
+        folder: it is made when the first one is saved.
+        run: the digest of the run's configuration; a checkpoint of another run is not taken for one of this.
+    """
+
+    folder: Path
+    run: str
+
+    def save(
+        self,
+        place: Place,
+        tensors: Mapping[str, Mapping[str, Tensor]],
+        plain: Mapping[str, Any],
+        *,
+        best_epoch: int | None,
+    ) -> None:
+        """Writes one checkpoint beside the others, then removes what is neither recent nor best.
+
+        Args:
+            place: where the training stands.
+            tensors: file stem (`model`, `training`) → name → tensor.
+            plain: everything else, as plain JSON values.
+            best_epoch: the epoch whose checkpoint must stay; None: there is none yet.
+
+        Raises:
+            KDError: the disk is full or cannot be written; the others are as they were.
+        """
+        name = _name(place)
+        with guard_disk(self.folder):
+            self.folder.mkdir(exist_ok=True)
+            write_checkpoint(
+                self.folder / name, tensors, {**plain, "epoch": place[0], "step": place[1], "run": self.run}
+            )
+        # What lies behind it is damaged, or of a training that was given up.
+        newest = [path.name for other, path in self._places() if other <= place][-_KEEP:]
+        for old in self.folder.iterdir():
+            if old.name not in {*newest, _name((best_epoch or 0, 0))}:
+                shutil.rmtree(old, ignore_errors=True)
+
+    def latest(self) -> Checkpoint | None:
+        """The newest one that is whole and of this run; others are passed over with a notice."""
+        for _, path in reversed(self._places()):
+            try:
+                return self._open(path)
+            except DataError as error:
+                log.warning("%s; the one before it is used", error)
+        return None
+
+    def newest(self) -> Place | None:
+        """Where the newest one stands, by its name."""
+        places = self._places()
+        return places[-1][0] if places else None
+
+    def after(self, epoch: int) -> Checkpoint:
+        """The one after `epoch` epochs.
+
+        Raises:
+            DataError: it is missing, damaged or of another run.
+        """
+        return self._open(self.folder / _name((epoch, 0)))
+
+    def _open(self, path: Path) -> Checkpoint:
+        checkpoint = Checkpoint(path)
+        if (_name(checkpoint.place), checkpoint.plain.get("run")) != (path.name, self.run):
+            raise DataError(f"{path} is a checkpoint of another epoch or another run")
+        return checkpoint
+
+    def _places(self) -> list[tuple[Place, Path]]:
+        """All that are there, from the first to the last."""
+        named = [(_PLACE.fullmatch(path.name), path) for path in self.folder.glob("epoch-*")]
+        return sorted(((int(name[1]), int(name[2] or 0)), path) for name, path in named if name)
+
+
+def _name(place: Place) -> str:
+    epoch, step = place
+    return f"epoch-{epoch:04d}" + (f"-step-{step:04d}" if step else "")

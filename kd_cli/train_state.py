@@ -1,0 +1,63 @@
+"""All that training needs to go on with the same bits, and an optimizer's part of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+
+@dataclass(frozen=True)
+class TrainState:
+    """All that training needs to go on with the same bits.
+
+    Args:
+        epoch: epochs done.
+        step: updates done in the epoch after them.
+        tensors: name → tensor of the task, the optimizer, the moving average and the sums of an epoch under way.
+        plain: everything else, as plain JSON values; `records` has the records of all epochs done.
+    """
+
+    epoch: int
+    step: int
+    tensors: dict[str, Tensor]
+    plain: dict[str, Any]
+
+
+def split_slots(optimizers: Sequence[Optimizer]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What optimizers have kept, as `optimizer.parameter.slot` by number → value: the tensors, and all else."""
+    slots = {
+        f"{number}.{index}.{slot}": value
+        for number, optimizer in enumerate(optimizers)
+        for index, values in optimizer.state_dict()["state"].items()
+        for slot, value in values.items()
+    }
+    tensors = {name: value for name, value in slots.items() if isinstance(value, Tensor)}
+    return tensors, {name: value for name, value in slots.items() if name not in tensors}
+
+
+def put_slots(optimizers: Sequence[Optimizer], slots: Mapping[str, Any]) -> None:
+    """Gives optimizers back what `split_slots` took, both parts together."""
+    states: list[dict[int, dict[str, Any]]] = [{} for _ in optimizers]
+    for name, value in slots.items():
+        number, index, slot = name.split(".", 2)
+        parameter = parameters_of(optimizers[int(number)])[int(index)]
+        states[int(number)].setdefault(int(index), {})[slot] = _laid_out_like(parameter, value)
+    for optimizer, state in zip(optimizers, states, strict=True):
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def parameters_of(optimizer: Optimizer) -> list[nn.Parameter]:
+    """In the order in which the optimizer's state numbers them."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _laid_out_like(parameter: nn.Parameter, value: Any) -> Any:
+    """A fused optimizer walks parameter and state side by side: both need the same strides (channels_last)."""
+    if isinstance(value, Tensor) and value.shape == parameter.shape:
+        return torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+    return value
