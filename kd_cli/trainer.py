@@ -87,8 +87,7 @@ class Trainer:
         self.device = device
         self.watch = watch
         self.save = save
-        self.images = 0
-        self.between_steps = False
+        self.images, self.between_steps = 0, False
 
     def epochs(self, task: Task, data: Data, state: TrainState | None = None) -> Iterator[Record]:
         """Yields one record per epoch; goes on from `state` if one is given.
@@ -120,7 +119,8 @@ class Trainer:
             tensors |= {f"average.{name}": tensor for name, tensor in self.average.state_dict().items()}
         seconds = time.perf_counter() - self._start if self.step else 0.0
         plain = {"optimizer": plain_values, "scaler": self.scaler.state_dict(), "seen": self.seen, "seconds": seconds}
-        return TrainState(self.epoch, self.step, tensors, plain | {"records": list(self.records)})
+        plain |= {"sums": list(self.sums), "records": list(self.records)}  # that order is the order of columns
+        return TrainState(self.epoch, self.step, tensors, plain)
 
     @property
     def deployed(self) -> nn.Module:
@@ -162,7 +162,7 @@ class Trainer:
         put_slots(self.optimizers, {**parts["optimizer"], **state.plain["optimizer"]})
         self.scaler.load_state_dict(state.plain["scaler"])
         self.epoch, self.step, self.records = state.epoch, state.step, list(state.plain["records"])
-        self.sums = {name: total.to(self.device) for name, total in parts["sums"].items()}
+        self.sums = {name: parts["sums"][name].to(self.device) for name in state.plain["sums"]}
         self.seen, self._spent = state.plain["seen"], state.plain["seconds"]
 
     def _run_epoch(self) -> Record:
