@@ -63,7 +63,9 @@ def fit(
     with followed(followers, records):
         if not _ended(records, recipe):
             with console.watching(stage, recipe.epochs, state.epoch if state else 0) as watcher:
-                trainer = Trainer(recipe, seed=seed, device=device, watch=watcher.batch, save=partial(_save, run))
+                trainer = Trainer(
+                    recipe, seed=seed, device=device, watch=watcher.batch, save=partial(save_checkpoint, run)
+                )
                 _train(trainer, task, data, state, run, [watcher, *followers])
                 records = trainer.records
         result = _judge(task, data, run, recipe, device, records) | facts
@@ -152,7 +154,7 @@ def _train(
             over = _ended(trainer.records, trainer.recipe)
             due = trainer.epoch % trainer.recipe.checkpoint_every == 0
             if over or due or best_epoch(trainer.records) == trainer.epoch:
-                _save(run, trainer)
+                save_checkpoint(run, trainer)
             for watcher in watchers:
                 watcher.epoch(record)
             if over:
@@ -160,11 +162,12 @@ def _train(
     except (KeyboardInterrupt, Terminated):
         if trainer.between_steps and run.checkpoints.newest() != (trainer.epoch, trainer.step):
             with patiently():
-                _save(run, trainer)
+                save_checkpoint(run, trainer)
         raise
 
 
-def _save(run: RunDir, trainer: Trainer) -> None:
+def save_checkpoint(run: RunDir, trainer: Trainer) -> None:
+    """Writes where a training stands into its run's folder."""
     state = trainer.state()
     tensors = {"model": trainer.deployed.state_dict(), "training": state.tensors}
     best = best_epoch(state.plain["records"]) if state.plain["records"] else None
