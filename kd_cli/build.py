@@ -19,6 +19,7 @@ from kd_cli.plan import Training, model_options
 from kd_cli.recipe import Recipe
 from kd_cli.rundir import RunDir
 from kd_cli.seeds import derive_seed
+from kd_cli.shortage import needing_memory
 from kd_cli.source import model_shape
 from kd_cli.task import Distillation
 from kd_cli.teacher_cache import CachedTeacher, make_entry
@@ -45,8 +46,11 @@ def pick_device(name: str) -> torch.device:
 def build_network(options: Mapping[str, Any], role: str, seed: int, data: Data, device: torch.device) -> nn.Module:
     """A network with its first weights: a pure function of the seed and the network's options."""
     seed_dropout(derive_seed(seed, "weights"), device)
-    network = MODELS.build(options, where=role, **model_shape(data.spec))
-    return network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+    with needing_memory(
+        f"the network {role}={options['name']}", f"Type {role}=… with a smaller one, or another device=…"
+    ):
+        network = MODELS.build(options, where=role, **model_shape(data.spec))
+        return network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
 def note_model(run: RunDir, model: Mapping[str, Any]) -> None:

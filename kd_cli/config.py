@@ -43,6 +43,13 @@ class Launch:
     trial: str | None = None
 
 
+def recipe_key(stage: Stage | None, arguments: Sequence[str]) -> str:
+    """The key by which a stage's recipe is best changed: `trainer`, or its own where the user has typed that."""
+    where = STAGE_TRAINER[stage] if stage else "trainer"
+    typed = [override_key(word) for word in arguments]
+    return where if any(key.partition(".")[0] in (where, f"trainer@{where}") for key in typed) else "trainer"
+
+
 def stage_recipe(config: Config, stage: Stage) -> Recipe:
     """The recipe of one stage: `teacher_trainer` and its like, which say what `trainer` says where nothing else is set.
 

@@ -1,83 +1,217 @@
-"""A loss that is not finite stops the run before an optimizer moves."""
+"""A loss or a gradient that is not finite stops the run before an optimizer moves; such weights are never saved."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kd_cli.errors import DivergedError
+from kd_cli.recipe import Recipe
 from kd_cli.types import Batch, Step
 
 _ROUTINE = 50  # steps between two looks where looking makes the program wait for the device
+_SHOWN = 4  # ids or names in a message
 
 
 @dataclass(frozen=True)
 class _Seen:
-    loss: Tensor
-    terms: Mapping[str, Tensor]
+    """One batch: what it gave, and the step of which epoch it belongs to."""
+
+    step: Step
     ids: Tensor
     epoch: int
+    number: int
     lr: float
 
 
 class LossGuard:
-    """Looks at every loss; on a device that works behind the program's back at many of them together.
+    """Looks at every loss before its backward pass, and at all gradients before an optimizer moves.
 
-    There the fused optimizers are told, on the device, to stand still from the first bad loss on, so that the weights
-    are those before it whenever it is found.
+    On a device that works behind the program's back it looks at many of them together: there the fused optimizers are
+    told, on the device, to stand still from the first bad one on, so that the weights are those before it whenever it
+    is found.
 
     Args:
         optimizers: all that move on these losses.
+        recipe: of the training.
         device: where the losses are.
-        peak_lr: the recipe's, for advice.
-        every: steps between two looks; None: 1 on the CPU, many elsewhere.
+        parameters: all that learns, by name.
+        steps: of an epoch.
+        where: the recipe's configuration key, for advice.
+        every: steps between two looks; None: as `look_every`.
     """
 
     def __init__(
         self,
         optimizers: Sequence[torch.optim.Optimizer],
+        recipe: Recipe,
         device: torch.device,
-        peak_lr: float,
+        *,
+        parameters: Mapping[str, nn.Parameter],
+        steps: int,
+        where: str = "trainer",
         every: int | None = None,
     ) -> None:
-        self.optimizers = optimizers
-        self.peak_lr = peak_lr
-        self.every = every or (1 if device.type == "cpu" else _ROUTINE)
+        self._scaled = recipe.precision == "fp16"
+        self.every = every or look_every(optimizers, recipe, device)
+        self.steps, self.advice = steps, advice(recipe, where)
+        self._names = parameters
+        self._moving = [value for rule in optimizers for group in rule.param_groups for value in group["params"]]
+        self._bad, self._one = torch.zeros((), device=device), torch.ones((), device=device)
         self._seen: list[_Seen] = []
-        self._bad = torch.zeros((), device=device)
+        self._flags: list[tuple[_Seen, Tensor]] = []  # whether anything was bad when its gradients were complete
+        self._number, self._lr = 1, 0.0
+        if self.every > 1:
+            for rule in optimizers:
+                rule.found_inf = self._bad  # type: ignore[attr-defined]  # read by fused steps, as from GradScaler
 
-    def watch(self, step: Step, batch: Batch, lr: float) -> None:
+    def begin(self, number: int, lr: float) -> None:
+        """A step (1, 2, … of its epoch) begins, with this learning rate."""
+        self._number, self._lr = number, lr
+
+    def watch(self, step: Step, batch: Batch) -> None:
         """Called with the loss of every batch, before its backward pass.
 
         Raises:
             DivergedError: as `check`.
         """
-        loss = step.loss.detach()
-        self._seen.append(_Seen(loss, step.terms, batch.ids, batch.epoch, lr))
-        if self.every > 1:
-            self._bad = (self._bad + ~loss.isfinite()).clamp(max=1)
-            for optimizer in self.optimizers:
-                optimizer.found_inf = self._bad  # type: ignore[attr-defined]  # read by fused steps, as from GradScaler
+        detached = Step(step.loss.detach(), step.logits.detach(), step.terms)
+        self._seen.append(_Seen(detached, batch.ids, batch.epoch, self._number, self._lr))
+        self._bad.logical_or_(~detached.loss.isfinite())
+        if self.every == 1:
+            self._look()
+
+    def watch_gradients(self) -> None:
+        """Called when the gradients of a step are complete, before an optimizer moves.
+
+        Raises:
+            DivergedError: as `check`.
+        """
+        if not self._scaled:  # a scaler leaves such steps out
+            self._mark_gradients()
+        self._flags.append((self._seen[-1], self._bad.clone()))
         if len(self._seen) >= self.every:
             self.check()
+
+    def _mark_gradients(self) -> None:
+        by_type: dict[torch.dtype, list[Tensor]] = {}
+        for parameter in self._moving:
+            if parameter.grad is not None:
+                by_type.setdefault(parameter.grad.dtype, []).append(parameter.grad)
+        for gradients in by_type.values():  # the one pass of GradScaler, times 1; whatever else is public costs more
+            torch._amp_foreach_non_finite_check_and_unscale_(gradients, self._bad, self._one)
 
     def check(self) -> None:
         """Looks at what was not looked at yet.
 
         Raises:
-            DivergedError: a loss was not finite; it names the first one.
+            DivergedError: a loss or a gradient was not finite; it names the first one.
         """
-        seen, self._seen = self._seen, []
-        if not seen or torch.stack([each.loss for each in seen]).isfinite().all():
+        self._look()
+        self._seen, self._flags = [], []
+
+    def check_weights(self, network: nn.Module) -> None:
+        """Refuses weights that are not finite, which must not be saved.
+
+        Args:
+            network: the one to be saved.
+
+        Raises:
+            DivergedError: of `network` or of what learns not all are finite; it names the first ones.
+        """
+        self.check()
+        tensors = {**self._names, **network.state_dict()}
+        floating = {name: tensor.detach() for name, tensor in tensors.items() if tensor.is_floating_point()}
+        if torch.stack([tensor.sum(dtype=torch.float32) for tensor in floating.values()]).isfinite().all():
+            return  # a sum costs less than a look at each number, and misses none
+        bad = [name for name, tensor in floating.items() if not tensor.isfinite().all()]
+        if bad:
+            raise DivergedError(
+                f"the weights are not finite ({_listed(bad)}), though losses and gradients were; they were not saved. "
+                f"{self.advice}"
+            )
+
+    def _look(self) -> None:
+        if not self._bad:
             return
-        first = next(each for each in seen if not each.loss.isfinite())
-        terms = ", ".join(f"{name} = {float(value):g}" for name, value in first.terms.items())
-        ids = ", ".join(map(str, first.ids[:4].tolist()))
+        loss = next((each for each in self._seen if not each.step.loss.isfinite()), None)
+        gradient = next((each for each, bad in self._flags if bad), None)
+        first = min((each for each in (loss, gradient) if each), key=lambda each: (each.epoch, each.number))
+        place = f"in epoch {first.epoch + 1}, step {first.number} of {self.steps}"
         raise DivergedError(
-            f"the loss is not finite in epoch {first.epoch + 1} ({terms}; rate {first.lr:g}; images {ids}, …); "
-            "the weights were not changed by this batch. "
-            f"Try a smaller rate (trainer.lr={self.peak_lr / 10:g}) or trainer.clip_grad_norm=1."
+            f"{_loss_text(first, place) if first is loss else self._gradient_text(first, place)}; "
+            f"learning rate {first.lr:g}; {_images_text(first)}. No weight was moved by this step. {self.advice}"
+        )
+
+    def _gradient_text(self, seen: _Seen, place: str) -> str:
+        gradients = {name: parameter.grad for name, parameter in self._names.items() if parameter.grad is not None}
+        bad = [name for name, gradient in gradients.items() if not gradient.isfinite().all()]
+        of = f" of {_listed(bad)}" if bad else ""  # nothing is known of a step that is past
+        return f"the gradient{of} is not finite {place}, though the loss is ({_terms_text(seen.step.terms)})"
+
+
+def _loss_text(seen: _Seen, place: str) -> str:
+    bad = {name: term for name, term in seen.step.terms.items() if not term.isfinite()}
+    others = {name: term for name, term in seen.step.terms.items() if name not in bad}
+    rest = f"; {_terms_text(others)}" if others else ""
+    return f"the loss is not finite {place}: {_terms_text(bad or {'loss': seen.step.loss})}{rest}"
+
+
+def _terms_text(terms: Mapping[str, Tensor]) -> str:
+    return ", ".join(f"{name} = {float(value):g}" for name, value in terms.items())
+
+
+def _images_text(seen: _Seen) -> str:
+    """The images whose own logits are not finite, where that sets some apart; otherwise those of the batch."""
+    rows = ~seen.step.logits.isfinite().flatten(1).all(dim=1)
+    if 0 < int(rows.sum()) < len(rows):
+        return f"training images {_listed(seen.ids[rows].tolist())} (their logits are not finite)"
+    return f"training images {_listed(seen.ids.tolist())} (the batch of {len(seen.ids)})"
+
+
+def _listed(values: Sequence[object]) -> str:
+    return ", ".join(map(str, values[:_SHOWN])) + (", …" if len(values) > _SHOWN else "")
+
+
+def look_every(optimizers: Sequence[torch.optim.Optimizer], recipe: Recipe, device: torch.device) -> int:
+    """Steps between two looks: many only where all that moves stands still from the first bad loss on.
+
+    Neither a moving average does, nor an optimizer without a fused kernel, nor one behind a gradient scaler.
+    """
+    fused = all(rule.defaults.get("fused") for rule in optimizers)
+    heeding = fused and recipe.precision != "fp16" and recipe.ema_decay is None
+    return _ROUTINE if heeding and device.type == "cuda" else 1
+
+
+def advice(recipe: Recipe, where: str) -> str:
+    """What may help against a loss that is not finite.
+
+    Args:
+        where: the configuration key of the recipe.
+    """
+    ways = [f"a smaller rate ({where}.lr={recipe.lr / 10:g})"]
+    if recipe.clip_grad_norm is None:
+        ways.append(f"{where}.clip_grad_norm=1")
+    if recipe.precision != "fp32":
+        ways.append(f"{where}.precision=fp32")
+    return f"Try {' or '.join(ways)}."
+
+
+def check_score(scores: Mapping[str, float], part: str, advice: str) -> None:
+    """Refuses a network whose loss on a part of the data is not finite: it can be neither best nor a result.
+
+    Args:
+        scores: as `scores.accuracy` gives them.
+
+    Raises:
+        DivergedError: it is not.
+    """
+    if not math.isfinite(scores["nll"]):
+        raise DivergedError(
+            f"the loss on the {part} images is not finite ({scores['nll']:g}), though that of training was; "
+            f"an epoch without one is never chosen. {advice}"
         )

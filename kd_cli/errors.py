@@ -4,6 +4,7 @@ KDError            1  the run failed
 ├── ConfigError    2  usage or configuration
 ├── DataError      3  data missing, unreadable or not fitting
 ├── DivergedError  4  the loss is not finite
+├── OutOfMemory    1  something does not fit into memory
 ├── Pruned         0  a search saw no hope in it
 ├── Interrupted  130  Ctrl-C
 └── Terminated   143  SIGTERM
@@ -12,6 +13,7 @@ KDError            1  the run failed
 from __future__ import annotations
 
 import difflib
+import re
 import sys
 import traceback
 from collections.abc import Iterable
@@ -41,6 +43,10 @@ class DivergedError(KDError):
     """The loss is not finite; the weights were left as they were before that step."""
 
     exit_code = 4
+
+
+class OutOfMemory(KDError):
+    """Something does not fit into memory; the message says what, and what makes it need less."""
 
 
 class Pruned(KDError):
@@ -78,6 +84,27 @@ def status_after(error: BaseException | None) -> str:
     return "interrupted" if isinstance(error, KeyboardInterrupt | Interrupted | Terminated | SystemExit) else "failed"
 
 
+# In the words of torch's allocators, numpy, the C library and the libraries of accelerators.
+_SHORTAGE = re.compile("out of memory|not enough memory|can(no|')t allocate memory|alloc_failed", re.IGNORECASE)
+_WANTED = re.compile(r"(?:tried|unable) to allocate (?P<size>[\d.]+) (?P<unit>bytes|[KMGTP]i?B)", re.IGNORECASE)
+
+
+def missing_memory(error: BaseException) -> str | None:
+    """` (1.5 GB more were asked for)`, where the error says so, and otherwise nothing; None: it is another error."""
+    short = isinstance(error, MemoryError) or _SHORTAGE.search(str(error))
+    if not short or not isinstance(error, MemoryError | RuntimeError | OSError):
+        return None
+    wanted = _WANTED.search(str(error))
+    if wanted is None:
+        return ""
+    unit = wanted["unit"]
+    size = float(wanted["size"]) * (
+        1 if unit == "bytes" else (1024 if "i" in unit else 1000) ** (" KMGTP".index(unit[0]))
+    )
+    scale = next((scale for scale in ((1e9, "GB"), (1e6, "MB")) if size >= scale[0]), (1e3, "kB"))
+    return f" ({size / scale[0]:.3g} {scale[1]} more were asked for)"
+
+
 def suggest(word: str, known: Iterable[str]) -> str:
     """`; did you mean 'x'? Known: x, y, z`, as the end of a message about an unknown `word`."""
     names = sorted(str(name) for name in known)
@@ -104,6 +131,10 @@ def describe_error(error: BaseException) -> Problem:
         return Problem("ConfigError", _hydra_text(error), ConfigError.exit_code)
     if isinstance(error, OSError) and _raised_in_hydra(error):
         return Problem("ConfigError", f"{error}; choose another folder: hydra.run.dir=DIR", ConfigError.exit_code)
+    missing = missing_memory(error)
+    if missing is not None:
+        text = f"the memory does not suffice{missing}. Take smaller batches, images or networks, or another device"
+        return Problem(OutOfMemory.__name__, text, OutOfMemory.exit_code)
     place = traceback.extract_tb(error.__traceback__)[-1:]
     where = f"\n{place[0].filename}:{place[0].lineno} in {place[0].name}" if place else ""
     text = f"{error}{where}\nHYDRA_FULL_ERROR=1 shows the whole traceback."

@@ -43,7 +43,6 @@ from kd_cli.source import copy_body, recorded_result
 from kd_cli.task import Supervised
 from kd_cli.teachers import check_weights, confusable_groups
 
-_EVAL_BATCH = 500  # images per forward pass of a teacher that is measured
 _PROCEDURES = {"specialists", "assistants", "generations"}
 _UNUSED: dict[Stage, set[str]] = {
     "teacher": {"student", "loss", "baseline_trainer", "distill_trainer", "ensemble", *_PROCEDURES},
@@ -183,11 +182,11 @@ def _specialist(
     config: Config, launch: Launch, training: Training, run: RunDir, data: Data, generalist: Known
 ) -> Result:
     """A copy of the teacher learns to tell a group of classes apart that the teacher confuses."""
-    device, wanted = pick_device(config["device"]), config["specialists"]
-    network, _ = handover.load_teacher(generalist, data, batch_size=_EVAL_BATCH, device=device)
+    device, wanted, size = pick_device(config["device"]), config["specialists"], config["trainer"]["eval_batch_size"]
+    network, _ = handover.load_teacher(generalist, data, batch_size=size, device=device)
     classes = run.record.get("specialist")  # a resumed one keeps its classes, whatever the processor rounds now
     if classes is None:
-        confusion = confusion_matrix(network, data, "val", batch_size=_EVAL_BATCH, device=device)
+        confusion = confusion_matrix(network, data, "val", batch_size=size, device=device)
         classes = confusable_groups(confusion, wanted["groups"], wanted["classes"])[training.group or 0]
     console.say(f"{training.name} tells apart {', '.join(data.spec.class_names[label] for label in classes)}")
     run.note(specialist=classes)
@@ -236,8 +235,9 @@ def _take_teacher(
 
 
 def _load(config: Config, teachers: Sequence[Known], data: Data, device: torch.device) -> tuple[nn.Module, Result]:
-    weights, limit = config["ensemble"]["weights"], cache_limit(config)
-    return handover.load_teachers(teachers, data, weights=weights, batch_size=_EVAL_BATCH, device=device, limit=limit)
+    size, limit = config["trainer"]["eval_batch_size"], cache_limit(config)
+    weights = config["ensemble"]["weights"]
+    return handover.load_teachers(teachers, data, weights=weights, batch_size=size, device=device, limit=limit)
 
 
 def _say_unused(config: Config, launch: Launch, stage: Stage | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, get_args
@@ -10,8 +11,10 @@ import torch
 
 from kd_cli import console
 from kd_cli.checkpoint import load_state
+from kd_cli.config import recipe_key
 from kd_cli.console import Watcher
 from kd_cli.data.base import Data, Part
+from kd_cli.divergence import advice, check_score
 from kd_cli.errors import ConfigError, DataError, Terminated
 from kd_cli.evaluate import predict
 from kd_cli.files import guard_disk
@@ -21,6 +24,7 @@ from kd_cli.predictions import Predictions, write_predictions
 from kd_cli.recipe import Recipe
 from kd_cli.rundir import RunDir
 from kd_cli.scores import accuracy
+from kd_cli.shortage import evaluation_memory, training_memory
 from kd_cli.stopping import patiently
 from kd_cli.task import Task
 from kd_cli.train_state import TrainState
@@ -48,7 +52,8 @@ def fit(
     Raises:
         ConfigError: as `check_recipe`.
         DataError: the images have changed since the training was begun.
-        DivergedError: the loss is not finite.
+        DivergedError: a loss is not finite.
+        OutOfMemory: a batch does not fit.
         KDError: the run's folder cannot be written.
     """
     stage, seed = facts["stage"], facts["seed"]
@@ -57,18 +62,20 @@ def fit(
     run.note(data=_data_facts(data), device=str(device), threads=torch.get_num_threads(), seed=seed)
     if recipe.compile:
         task.deployed.compile()
+    where = recipe_key(run.record.get("stage"), run.record.get("arguments", ()))
     state = _resume(run, stage)
     records = state.plain["records"] if state else []
     run.log(records)
     with followed(followers, records):
         if not _ended(records, recipe):
             with console.watching(stage, recipe.epochs, state.epoch if state else 0) as watcher:
-                trainer = Trainer(
-                    recipe, seed=seed, device=device, watch=watcher.batch, save=partial(save_checkpoint, run)
-                )
-                _train(trainer, task, data, state, run, [watcher, *followers])
+                watch, save = watcher.batch, partial(save_checkpoint, run)
+                trainer = Trainer(recipe, seed=seed, device=device, watch=watch, save=save, where=where)
+                with training_memory(recipe, where):
+                    _train(trainer, task, data, state, run, [watcher, *followers])
                 records = trainer.records
-        result = _judge(task, data, run, recipe, device, records) | facts
+        with evaluation_memory(recipe, where):
+            result = _judge(task, data, run, recipe, device, records, where) | facts
         run.finish(result)
         for follower in followers:
             follower.finish(result)
@@ -110,11 +117,12 @@ def _check_same_images(run: RunDir, data: Data) -> None:
 def best_epoch(records: Sequence[Record]) -> int:
     """The epoch with the best validation accuracy (ties: the smaller validation loss, then the earlier epoch).
 
-    Without validation images nothing is chosen: it is the last epoch.
+    Without validation images nothing is chosen: it is the last epoch. A loss that is not finite is never best.
     """
     if "val_top1" not in records[-1]:
         return int(records[-1]["epoch"])
-    return int(max(records, key=lambda row: (row["val_top1"], -row["val_loss"], -row["epoch"]))["epoch"])
+    sound = [row for row in records if math.isfinite(row["val_loss"])] or records[:1]
+    return int(max(sound, key=lambda row: (row["val_top1"], -row["val_loss"], -row["epoch"]))["epoch"])
 
 
 def _resume(run: RunDir, stage: str) -> TrainState | None:
@@ -183,7 +191,7 @@ def _ended(records: Sequence[Record], recipe: Recipe) -> bool:
 
 
 def _judge(
-    task: Task, data: Data, run: RunDir, recipe: Recipe, device: torch.device, records: Sequence[Record]
+    task: Task, data: Data, run: RunDir, recipe: Recipe, device: torch.device, records: Sequence[Record], where: str
 ) -> Result:
     """Evaluates the best and the last epoch on the test images, each once."""
     best, last = best_epoch(records), int(records[-1]["epoch"])
@@ -194,6 +202,7 @@ def _judge(
         digests[epoch] = checkpoint.model_digest
         said = predict(task.deployed, data, "test", batch_size=recipe.eval_batch_size, device=device)
         scores[epoch] = accuracy(*said)
+        check_score(scores[epoch], "test", advice(recipe, where))
         if epoch == best:
             with guard_disk(run.path):
                 write_predictions(run.path, Predictions(*said))

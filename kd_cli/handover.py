@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from kd_cli.errors import ConfigError, DataError
 from kd_cli.evaluate import evaluate
 from kd_cli.rundir import find_records
 from kd_cli.scores import top_k
+from kd_cli.shortage import needing_memory
 from kd_cli.source import Source, brief, check_nameable, graft_of, load_weights, locate, rebuild, seen_by
 from kd_cli.teacher_cache import make_entry, validation_logits
 from kd_cli.teachers import Ensemble, Specialists, Weights
@@ -144,7 +146,10 @@ def load_teacher(
         "graft": graft_of(source.record),
         "specialist": source.record.get("specialist"),
     }
-    return network, facts | {"val_top1": _measure(network, source, options, data, batch_size, device, limit)}
+    remedy = f"Type trainer.eval_batch_size={max(1, batch_size // 4)}: so many images are asked about at a time."
+    with needing_memory(f"a teacher that is asked about {batch_size} images", remedy):
+        top1 = _measure(network, source, options, data, batch_size, device, limit)
+    return network, facts | {"val_top1": top1}
 
 
 def _measure(
@@ -196,11 +201,19 @@ def _check_record(source: Source, options: Mapping[str, Any], data: Data) -> Non
             f"teacher.checkpoint: {source.run} trained {brief(model)}, but teacher is {brief(options)}; "
             f"type teacher={model.get('name')} with the options of that run (kd show {shlex.quote(str(source.run))})"
         )
-    classes = tuple(record.get("data", {}).get("classes", ()))
+    facts = record.get("data", {})
+    classes = tuple(facts.get("classes", ()))
     if classes != data.spec.class_names:
+        order = " in this order" if sorted(classes) == sorted(data.spec.class_names) else ""
         raise DataError(
-            f"teacher.checkpoint: {source.run} knows {len(classes)} classes ({_names(classes)}), the data have "
+            f"teacher.checkpoint: {source.run} knows {len(classes)} classes ({_names(classes)}){order}, the data have "
             f"{data.spec.num_classes} ({_names(data.spec.class_names)}); train a teacher on these data"
+        )
+    if _normalisation(facts) != _normalisation(_facts(data)):
+        mean, std = (str(values).replace(" ", "") for values in _normalisation(facts))
+        raise DataError(
+            f"teacher.checkpoint: {source.run} was trained with {facts.get('preprocessing')}, and now the data have "
+            f"{data.preprocessing}; type dataset.mean={mean} dataset.std={std}, or train a teacher on these data"
         )
 
 
@@ -210,12 +223,29 @@ def _check_accuracy(top1: float, source: Source, data: Data) -> None:
     if source.run and not same_images:
         console.notice("the teacher was trained on another data set or split: it may have seen these validation images")
     slack = max(_TOLERANCE, 200 / data.size("val"))
-    if known is not None and same_images and abs(top1 - known) > slack:
+    if known is not None and abs(top1 - known) <= slack:
+        return
+    if known is not None and same_images:
         raise DataError(
             f"teacher.checkpoint: {source.weights} has {top1:.2f} % on the validation images, its record says "
-            f"{known:.2f} %; "
-            f"it was trained with {source.record.get('data', {}).get('preprocessing')}, now it is {data.preprocessing}"
+            f"{known:.2f} %: these are other weights, or another run's record; train it again"
         )
+    guess = _guessing(data)
+    if top1 <= guess < 100:  # beyond, the images are too few to tell
+        raise DataError(
+            f"teacher.checkpoint: {source.weights} has {top1:.2f} % on the validation images, and guessing may reach "
+            f"{guess:.2f} %: its weights are random, its classes in another order than "
+            f"{_names(data.spec.class_names)}, or its images were normalised otherwise than with {data.preprocessing}; "
+            "type dataset.mean=… dataset.std=… as it was trained, or name a run of kd, which records all that: "
+            "teacher.checkpoint=RUN"
+        )
+
+
+def _guessing(data: Data) -> float:
+    """What guessing may reach on the validation images, percent: the largest class's share and 3 standard errors."""
+    labels = data.labels("val")
+    share = float(labels.bincount().max()) / len(labels)
+    return 100 * (share + 3 * math.sqrt(share * (1 - share) / len(labels)))
 
 
 def _names(classes: tuple[str, ...]) -> str:

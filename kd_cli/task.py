@@ -13,8 +13,13 @@ from torch import Tensor, nn
 
 from kd_cli.losses.base import Distiller, Mix
 from kd_cli.losses.common import at_least_float32
+from kd_cli.shortage import needing_memory
 from kd_cli.taps import Tapped
 from kd_cli.types import Batch, DataSpec, Outputs, Step
+
+_REMEDY = (
+    "Type teacher_cache=false: it is then asked at every step. If that is too much, too, a smaller trainer.batch_size."
+)
 
 
 class Answering(Protocol):
@@ -135,7 +140,8 @@ class Distillation(Task):
 
     def begin(self, epoch: int) -> None:
         if self.cache is not None and self.mix.weight_at(epoch):
-            self.cache.begin(epoch)
+            with needing_memory("what the teacher says of all training images", _REMEDY):
+                self.cache.begin(epoch)
 
     def forward(self, batch: Batch) -> Step:
         student = self._student(batch.images)

@@ -1,4 +1,4 @@
-"""All that training needs to go on with the same bits, and an optimizer's part of it."""
+"""Where training stands: what it needs to go on with the same bits, an optimizer's part of it, and what is shown."""
 
 from __future__ import annotations
 
@@ -9,6 +9,27 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where an epoch stands, for whoever watches.
+
+    Args:
+        epoch: 1 … epochs.
+        batch: batches done in this epoch.
+        batches: batches of an epoch.
+        images: images seen since the trainer started.
+        sums: term name, `loss` or `correct` → sum over the `seen` images of this epoch; on the device.
+        seen: images of this epoch.
+    """
+
+    epoch: int
+    batch: int
+    batches: int
+    images: int
+    sums: dict[str, Tensor]
+    seen: int
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -15,39 +14,19 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from kd_cli.checkpoint import load_state
 from kd_cli.data.base import Data
-from kd_cli.divergence import LossGuard
+from kd_cli.divergence import LossGuard, check_score
 from kd_cli.errors import ConfigError
 from kd_cli.evaluate import evaluate
 from kd_cli.optim import learning_rate, make_optimizer
 from kd_cli.recipe import Recipe
 from kd_cli.seeds import derive_seed
+from kd_cli.shortage import evaluation_memory
 from kd_cli.stopping import patiently
 from kd_cli.task import Task
-from kd_cli.train_state import TrainState, parameters_of, put_slots, split_slots
+from kd_cli.train_state import Progress, TrainState, parameters_of, put_slots, split_slots
 from kd_cli.types import Batch, Step
 
 Record = dict[str, float]
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where an epoch stands, for whoever watches.
-
-    Args:
-        epoch: 1 … epochs.
-        batch: batches done in this epoch.
-        batches: batches of an epoch.
-        images: images seen since the trainer started.
-        sums: term name, `loss` or `correct` → sum over the `seen` images of this epoch; on the device.
-        seen: images of this epoch.
-    """
-
-    epoch: int
-    batch: int
-    batches: int
-    images: int
-    sums: dict[str, Tensor]
-    seen: int
 
 
 class Trainer:
@@ -61,6 +40,7 @@ class Trainer:
         device: where the task and the batches are.
         watch: called after every batch; what it costs is part of the epoch's time.
         save: called inside an epoch as often as the recipe wants a checkpoint there.
+        where: the recipe's configuration key, for advice.
 
     Attributes:
         epoch: epochs done.
@@ -80,6 +60,7 @@ class Trainer:
         device: torch.device,
         watch: Callable[[Progress], None] | None = None,
         save: Callable[[Trainer], None] | None = None,
+        where: str = "trainer",
     ) -> None:
         check_precision(recipe, device)
         self.recipe = recipe
@@ -87,6 +68,7 @@ class Trainer:
         self.device = device
         self.watch = watch
         self.save = save
+        self.where = where
         self.images, self.between_steps = 0, False
 
     def epochs(self, task: Task, data: Data, state: TrainState | None = None) -> Iterator[Record]:
@@ -95,7 +77,7 @@ class Trainer:
         A request to end (see stopping) is raised between two steps, so that `state` can be saved there.
 
         Raises:
-            DivergedError: the loss is not finite; the weights are those before that step.
+            DivergedError: a loss or a gradient is not finite; the weights are those before that step.
         """
         self._prepare(task, data)
         if state is not None:
@@ -109,8 +91,12 @@ class Trainer:
             yield record
 
     def state(self) -> TrainState:
-        """The state as it is now; its tensors are the live ones, so save it before the next step."""
-        self.guard.check()
+        """The state as it is now; its tensors are the live ones, so save it before the next step.
+
+        Raises:
+            DivergedError: what was not looked at yet is not finite, or not all weights are.
+        """
+        self.guard.check_weights(self.deployed)
         tensors = {f"task.{name}": tensor for name, tensor in self.task.state_dict().items()}
         tensors |= {f"sums.{name}": total for name, total in self.sums.items()}
         learned, plain_values = split_slots(self.optimizers)
@@ -136,13 +122,16 @@ class Trainer:
         self.parameters = [parameter for parameter in learned if id(parameter) not in elsewhere]
         self.optimizers = [make_optimizer(self.parameters, self.recipe, self.device), *others]
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.recipe.precision == "fp16")
-        self.guard = LossGuard(self.optimizers, self.device, self.recipe.lr)
         self.average: AveragedModel | None = None
         if self.recipe.ema_decay is not None:
             average = get_ema_multi_avg_fn(self.recipe.ema_decay)
             self.average = AveragedModel(task.deployed, multi_avg_fn=average, use_buffers=True)
         self.batches = data.steps(self.recipe.batch_size, self.recipe.limit_train_batches)
         self.updates = -(-self.batches // self.recipe.accumulate)
+        names = dict(task.named_parameters())
+        self.guard = LossGuard(
+            self.optimizers, self.recipe, self.device, parameters=names, steps=self.updates, where=self.where
+        )
         self.records: list[Record] = []
         self._begin_epoch(0)
 
@@ -230,17 +219,19 @@ class Trainer:
         self.lr = self._rate(self.step)
         for group in self.optimizers[0].param_groups:
             group["lr"] = self.lr
+        self.guard.begin(self.step + 1, self.lr)
         seed_dropout(derive_seed(self.seed, "dropout", self.epoch, self.step), self.device)
 
     def _backward(self, batch: Batch, share: float) -> Step:
         with self._autocast():
             step: Step = self.task(batch)
-        self.guard.watch(step, batch, self.lr)
+        self.guard.watch(step, batch)
         loss = step.loss if share == 1 else step.loss * share
         self.scaler.scale(loss).backward()
         return step
 
     def _update(self) -> None:
+        self.guard.watch_gradients()
         if self.recipe.clip_grad_norm is not None:
             self.scaler.unscale_(self.optimizers[0])
             nn.utils.clip_grad_norm_(self.parameters, self.recipe.clip_grad_norm)
@@ -270,7 +261,10 @@ class Trainer:
     def _validate(self) -> Record:
         if not self.data.size("val"):
             return {}
-        scores = evaluate(self.deployed, self.data, "val", batch_size=self.recipe.eval_batch_size, device=self.device)
+        size = self.recipe.eval_batch_size
+        with evaluation_memory(self.recipe, self.where):
+            scores = evaluate(self.deployed, self.data, "val", batch_size=size, device=self.device)
+        check_score(scores, "validation", self.guard.advice)
         return {"val_top1": scores["top1"], "val_loss": scores["nll"]}
 
     def _autocast(self) -> AbstractContextManager[Any]:

@@ -234,7 +234,7 @@ class Remembering(Supervised):
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_a_loss_that_is_not_finite_stops_before_the_weights_move(accumulate: int) -> None:
     task = Remembering(Plain(), broken_at=4)  # with accumulate=2 the second of a pair
-    with pytest.raises(DivergedError, match=r"not finite in epoch 1 \(ce = "):
+    with pytest.raises(DivergedError, match=r"not finite in epoch 1, step .*: loss = nan; ce = "):
         train(task, accumulate=accumulate)
     assert task.batches == 4
     assert all(torch.equal(task.found[name], value) for name, value in task.network.state_dict().items())
@@ -244,15 +244,21 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_move(accumulate: int
 def test_where_losses_are_looked_at_now_and_then_the_weights_still_stop_before_the_bad_one(optimizer: str) -> None:
     network, images, labels = make_student(), *(getattr(make_batch(), name) for name in ("images", "labels"))
     rule = make_optimizer(network.parameters(), Recipe(optimizer=optimizer, lr=0.01), CPU)
-    guard, weights = LossGuard([rule], CPU, peak_lr=0.01, every=5), []
+    parameters = dict(network.named_parameters())
+    guard, weights = LossGuard([rule], Recipe(lr=0.01), CPU, parameters=parameters, steps=4, every=5), []
     for number in range(4):
         weights.append(copy.deepcopy(dict(network.named_parameters())))
-        loss = F.cross_entropy(network(images), labels) * (float("nan") if number == 2 else 1.0)
-        guard.watch(Step(loss, labels, {"ce": loss.detach()}), Batch(images, labels, labels, epoch=number), lr=0.5)
+        logits = network(images)
+        loss = F.cross_entropy(logits, labels) * (float("nan") if number == 2 else 1.0)
+        guard.begin(number + 1, lr=0.5)
+        guard.watch(Step(loss, logits, {"ce": loss.detach()}), Batch(images, labels, labels))
         loss.backward()
+        guard.watch_gradients()
         rule.step()
         rule.zero_grad()
-    with pytest.raises(DivergedError, match=r"epoch 3 \(ce = nan; rate 0.5; images \d, \d, .*trainer\.lr=0\.001"):
+    with pytest.raises(
+        DivergedError, match=r"epoch 1, step 3 of 4: ce = nan.*rate 0.5;.* \d, \d, .*trainer\.lr=0\.001"
+    ):
         guard.check()
     now = dict(network.named_parameters())
     assert all(torch.equal(weights[2][name], value) for name, value in now.items())

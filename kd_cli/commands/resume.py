@@ -52,6 +52,11 @@ def saved_command(run: Path) -> tuple[str, list[str]]:
         raise ConfigError(f"{run} holds no run (no run.json); kd list runs shows what is there")
     if record["command"] == "run" and record.get("stage"):
         raise ConfigError(f"{run} is a part of a comparison; type kd resume {shlex.quote(str(run.parent))}")
+    if record.get("status") == "diverged":
+        console.notice(
+            f"{console.short_path(run)} has diverged: {record['error']} From its last checkpoint on the same numbers "
+            "lead there again; other ones are another run, in another folder"
+        )
     if Path(record["directory"]).is_dir():
         os.chdir(record["directory"])  # relative paths in its arguments are meant from there
     return record["command"], list(record["arguments"])

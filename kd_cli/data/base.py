@@ -25,6 +25,7 @@ from kd_cli.data.prepare import Prepare
 from kd_cli.data.store import Images, Store, digest_of, fits_in_memory, shape_of
 from kd_cli.errors import ConfigError, DataError
 from kd_cli.registry import Registry, bind_options
+from kd_cli.shortage import needing_memory
 from kd_cli.types import Batch, DataSpec
 
 Part = Literal["train", "val", "test"]
@@ -78,6 +79,7 @@ def check_dataset(options: Mapping[str, Any]) -> None:
     _common(options)
 
 
+@needing_memory("the data set", "Type dataset.in_memory=false: images are then read as they are needed.")
 def load_dataset(options: Mapping[str, Any]) -> Data:
     """Reads and splits a data set.
 
@@ -260,19 +262,17 @@ class Data:
         chosen, sizes = torch.cat(list(ids)), [len(each) for each in ids]
         rows, labels = self._parts[part].rows[chosen], self._parts[part].labels[chosen]
         # One copy to the device per epoch, not three per batch.
-        on_device = (each.to(device).split(sizes) for each in (rows, labels, chosen))
-        device_rows, device_labels, device_ids = on_device
+        device_rows, device_labels, device_ids = (each.to(device).split(sizes) for each in (rows, labels, chosen))
         pixels = self._parts[part].store.batches(device_rows, device)
         for images, label, number in zip(pixels, device_labels, device_ids, strict=True):
             yield Batch(images, label, number)
 
 
 def _stores(raw: Raw, common: Common) -> tuple[Store, Store]:
-    num_bytes = sum(images.numel() for images in (raw.train_images, raw.test_images) if isinstance(images, Tensor))
+    both = (raw.train_images, raw.test_images)
+    num_bytes = sum(images.numel() for images in both if isinstance(images, Tensor))
     streamed = not fits_in_memory(num_bytes, common.in_memory, common.memory_limit_gb)
-    train, test = (
-        Store(images, streamed=streamed, workers=common.workers) for images in (raw.train_images, raw.test_images)
-    )
+    train, test = (Store(images, streamed=streamed, workers=common.workers) for images in both)
     return train, test
 
 

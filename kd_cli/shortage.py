@@ -1,0 +1,67 @@
+"""Memory that does not suffice: what needed it, and what to type instead. kd takes no smaller batch by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from traceback import clear_frames
+
+from kd_cli.errors import OutOfMemory, missing_memory
+from kd_cli.recipe import Recipe
+
+_ANOTHER = "kd changes neither by itself: that is another configuration, so a folder that you name must be a new one."
+
+
+@contextmanager
+def needing_memory(what: str, remedy: str) -> Iterator[None]:
+    """Says which part of the work was out of memory, on a processor or an accelerator.
+
+    Args:
+        what: needs it.
+        remedy: what makes it need less.
+
+    Raises:
+        OutOfMemory: `what` does not fit.
+    """
+    try:
+        yield
+    except Exception as error:
+        missing = missing_memory(error)
+        if missing is None:
+            raise
+        clear_frames(error.__traceback__)  # what was made so far would be kept with them, and the end needs memory too
+        raise OutOfMemory(f"{what} does not fit into memory{missing}. {remedy}") from error
+
+
+@contextmanager
+def training_memory(recipe: Recipe, where: str) -> Iterator[None]:
+    """`needing_memory` for the steps of a training.
+
+    Args:
+        where: the configuration key of the recipe.
+    """
+    size, updates = recipe.batch_size, recipe.accumulate
+    if size == 1:
+        remedy = "One image is the least there is: take a smaller network or smaller images, or another device=…"
+    else:
+        half, more = size // 2, -(-size * updates // (size // 2))
+        remedy = (
+            f"Type {where}.batch_size={half} {where}.accumulate={more}: an update has as many images, and half of them "
+            f"are in memory at a time (batch normalisation, and losses that compare images, see {half}). {_ANOTHER}"
+        )
+    with needing_memory(f"a training step with {where}.batch_size={size}", remedy):
+        yield
+
+
+@contextmanager
+def evaluation_memory(recipe: Recipe, where: str) -> Iterator[None]:
+    """`needing_memory` for the evaluations of a training.
+
+    Args:
+        where: the configuration key of the recipe.
+    """
+    size = recipe.eval_batch_size
+    smaller = f"{where}.eval_batch_size={max(1, size // 4)}"
+    remedy = f"Type {smaller}: the accuracy does not depend on it. {_ANOTHER}"
+    with needing_memory(f"an evaluation with {where}.eval_batch_size={size}", remedy):
+        yield
