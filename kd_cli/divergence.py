@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -81,9 +82,10 @@ class LossGuard:
         """
         detached = Step(step.loss.detach(), step.logits.detach(), step.terms)
         self._seen.append(_Seen(detached, batch.ids, batch.epoch, self._number, self._lr))
-        self._bad.logical_or_(~detached.loss.isfinite())
-        if self.every == 1:
-            self._look()
+        if self.every > 1:
+            self._bad.logical_or_(~detached.loss.isfinite())
+        elif not math.isfinite(detached.loss.item()):
+            self._stop()
 
     def watch_gradients(self) -> None:
         """Called when the gradients of a step are complete, before an optimizer moves.
@@ -93,7 +95,8 @@ class LossGuard:
         """
         if not self._scaled:  # a scaler leaves such steps out
             self._mark_gradients()
-        self._flags.append((self._seen[-1], self._bad.clone()))
+        if self.every > 1:
+            self._flags.append((self._seen[-1], self._bad.clone()))
         if len(self._seen) >= self.every:
             self.check()
 
@@ -111,7 +114,8 @@ class LossGuard:
         Raises:
             DivergedError: a loss or a gradient was not finite; it names the first one.
         """
-        self._look()
+        if self._bad.item():
+            self._stop()
         self._seen, self._flags = [], []
 
     def check_weights(self, network: nn.Module) -> None:
@@ -135,12 +139,10 @@ class LossGuard:
                 f"{self.advice}"
             )
 
-    def _look(self) -> None:
-        if not self._bad:
-            return
+    def _stop(self) -> NoReturn:
         loss = next((each for each in self._seen if not each.step.loss.isfinite()), None)
-        gradient = next((each for each, bad in self._flags if bad), None)
-        first = min((each for each in (loss, gradient) if each), key=lambda each: (each.epoch, each.number))
+        gradient = next((each for each, bad in self._flags if bad), self._seen[-1])
+        first = gradient if loss is None or gradient.number < loss.number else loss
         place = f"in epoch {first.epoch + 1}, step {first.number} of {self.steps}"
         raise DivergedError(
             f"{_loss_text(first, place) if first is loss else self._gradient_text(first, place)}; "

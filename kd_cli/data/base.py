@@ -79,7 +79,9 @@ def check_dataset(options: Mapping[str, Any]) -> None:
     _common(options)
 
 
-@needing_memory("the data set", "Type dataset.in_memory=false: images are then read as they are needed.")
+@needing_memory(
+    "the data set", "Type dataset.in_memory=false (image files are then read as needed), or take fewer images."
+)
 def load_dataset(options: Mapping[str, Any]) -> Data:
     """Reads and splits a data set.
 
