@@ -190,6 +190,11 @@ def _normalisation(facts: Mapping[str, Any]) -> Any:
     return [list(preprocessing.get(key, [])) for key in ("mean", "std")]
 
 
+def _normalisation_text(facts: Mapping[str, Any]) -> str:
+    mean, std = (str(values).replace(" ", "") for values in _normalisation(facts))
+    return f"dataset.mean={mean} dataset.std={std}"
+
+
 def _check_record(source: Source, options: Mapping[str, Any], data: Data) -> None:
     if source.run is None:
         console.notice(f"{source.weights} has no run.json beside it: its classes and accuracy cannot be checked")
@@ -210,10 +215,10 @@ def _check_record(source: Source, options: Mapping[str, Any], data: Data) -> Non
             f"{data.spec.num_classes} ({_names(data.spec.class_names)}); train a teacher on these data"
         )
     if _normalisation(facts) != _normalisation(_facts(data)):
-        mean, std = (str(values).replace(" ", "") for values in _normalisation(facts))
+        learned, now = (_normalisation_text(each) for each in (facts, _facts(data)))
         raise DataError(
-            f"teacher.checkpoint: {source.run} was trained with {facts.get('preprocessing')}, and now the data have "
-            f"{data.preprocessing}; type dataset.mean={mean} dataset.std={std}, or train a teacher on these data"
+            f"teacher.checkpoint: {source.run} was trained with {learned}, and the images now have {now}; "
+            f"type {learned}, or train a teacher on these data"
         )
 
 
@@ -234,8 +239,8 @@ def _check_accuracy(top1: float, source: Source, data: Data) -> None:
     if top1 <= guess < 100:  # beyond, the images are too few to tell
         raise DataError(
             f"teacher.checkpoint: {source.weights} has {top1:.2f} % on the validation images, and guessing may reach "
-            f"{guess:.2f} %: its weights are random, its classes in another order than "
-            f"{_names(data.spec.class_names)}, or its images were normalised otherwise than with {data.preprocessing}; "
+            f"{guess:.2f} %: its weights are random, its classes are not in this order ({_names(data.spec.class_names)}), "
+            f"or it knows images that were normalised otherwise than with {_normalisation_text(_facts(data))}; "
             "type dataset.mean=… dataset.std=… as it was trained, or name a run of kd, which records all that: "
             "teacher.checkpoint=RUN"
         )

@@ -132,7 +132,7 @@ def test_a_teacher_of_another_architecture_is_refused(kd, teacher) -> None:
 
 def test_a_teacher_that_was_trained_on_images_of_another_normalisation_is_refused(kd, teacher) -> None:
     failed = kd("distill", *SMALL, "dataset.mean=[3.0]", f"teacher.checkpoint={teacher['run']}", code=3)
-    assert "type dataset.mean=[0.0,0.0,0.0] dataset.std=[1.0,1.0,1.0]" in failed.message
+    assert "type dataset.mean=[0.5,0.5,0.5] dataset.std=[0.25,0.25,0.25]" in failed.message
 
 
 def test_weight_zero_is_the_baseline_bit_for_bit(kd) -> None:
