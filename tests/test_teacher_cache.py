@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -320,12 +321,19 @@ def test_the_command_line_keeps_answers_and_shares_them(kd: Run, teacher: str) -
 
 @pytest.mark.parametrize(
     "override",
-    ["trainer.batch_size=25", "trainer.precision=bf16", "dataset.mean=[0.49]", "dataset.num_train=310", "loss=fitnet"],
+    ["trainer.batch_size=25", "trainer.precision=bf16", "dataset.num_train=310", "loss=fitnet"],
 )
 def test_what_changes_the_answers_is_asked_anew(kd: Run, teacher: str, override: str) -> None:
     kd(*DISTILL, teacher)
     extra = ["loss.taps=[embedding]"] if override == "loss=fitnet" else []
     assert "asked about all" in kd(*DISTILL, teacher, override, *extra).err
+
+
+def test_images_of_another_normalisation_are_asked_about_anew(kd: Run, teacher: str) -> None:
+    (weights,) = Path(teacher.partition("=")[2]).glob("checkpoints/epoch-0002/model.safetensors")
+    shutil.copy(weights, "loose.safetensors")  # a run's record would not let it see others
+    kd(*DISTILL, "teacher.checkpoint=loose.safetensors")
+    assert "asked about all" in kd(*DISTILL, "teacher.checkpoint=loose.safetensors", "dataset.mean=[0.49]").err
 
 
 def test_another_teacher_is_asked_anew(kd: Run, teacher: str) -> None:

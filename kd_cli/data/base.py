@@ -79,9 +79,7 @@ def check_dataset(options: Mapping[str, Any]) -> None:
     _common(options)
 
 
-@needing_memory(
-    "the data set", "Type dataset.in_memory=false (image files are then read as needed), or take fewer images."
-)
+@needing_memory("the data set", "Type dataset.in_memory=false (for image files), or take fewer or smaller images.")
 def load_dataset(options: Mapping[str, Any]) -> Data:
     """Reads and splits a data set.
 
