@@ -239,8 +239,8 @@ def _check_accuracy(top1: float, source: Source, data: Data) -> None:
     if top1 <= guess < 100:  # beyond, the images are too few to tell
         raise DataError(
             f"teacher.checkpoint: {source.weights} has {top1:.2f} % on the validation images, and guessing may reach "
-            f"{guess:.2f} %: its weights are random, its classes in another order ({_names(data.spec.class_names)} here), "
-            f"or its images were normalised otherwise ({_normalisation_text(_facts(data))} here); "
+            f"{guess:.2f} %: its weights are random, its classes in another order ({_names(data.spec.class_names)}), "
+            f"or its images were normalised otherwise than with {_normalisation_text(_facts(data))}; "
             "type dataset.mean=… dataset.std=… as it was trained, or name a run of kd, which records all that: "
             "teacher.checkpoint=RUN"
         )
