@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import shutil
@@ -11,7 +10,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kd_cli.errors import DataError
 from kd_cli.files import sync
+from kd_cli.tensors import read_sealed, sealed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,42 +27,15 @@ def cache_folder() -> Path:
     return Path(folder).expanduser().absolute()
 
 
-def digest_tensor(tensor: Tensor) -> str:
-    """BLAKE2b of type, shape and values, hex: on processors without SHA instructions twice as fast as SHA-256."""
-    import torch
-
-    digest = hashlib.blake2b(f"{tensor.dtype}{tuple(tensor.shape)}".encode(), digest_size=32)
-    digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def digest_tensors(tensors: Mapping[str, Tensor]) -> str:
-    """BLAKE2b of the names and the tensors, hex; a tensor alone has the digest of `digest_tensor`."""
-    each = {name: digest_tensor(tensors[name]) for name in sorted(tensors)}
-    if len(each) == 1:
-        return next(iter(each.values()))
-    text = "\n".join(f"{name} {digest}" for name, digest in each.items())
-    return hashlib.blake2b(text.encode(), digest_size=32).hexdigest()
-
-
 def read_cached(path: Path) -> tuple[dict[str, Tensor], dict[str, str]] | None:
-    """The tensors of a file and the facts beside them (`digest` is one); None, with a notice, if it is damaged."""
-    from safetensors import SafetensorError, safe_open
-
-    if not path.is_file():
+    """The tensors of a file and the facts beside them; None, with a notice, if it is damaged or another file."""
+    if not os.path.lexists(path):
         return None
     try:
-        with safe_open(path, framework="pt") as file:
-            facts = dict(file.metadata() or {})
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
-    except (SafetensorError, OSError) as error:
-        log.warning("the cache file %s is damaged (%s) and not used", path, error)
+        return read_sealed(path, _place(path))
+    except DataError as error:
+        log.warning("of the cache %s: it is not used", error)
         return None
-    # safetensors checks its header only; a flipped bit in the values shows here.
-    if facts.get("digest") != digest_tensors(tensors):
-        log.warning("the cache file %s is damaged (wrong checksum) and not used", path)
-        return None
-    return tensors, facts
 
 
 def write_cached(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> None:
@@ -76,13 +50,18 @@ def write_cached(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            save_file(dict(tensors), temporary, metadata=dict(facts))
+            save_file(dict(tensors), temporary, metadata=sealed(_place(path), tensors, facts))
             sync(temporary)
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
     except (SafetensorError, OSError) as error:
         log.warning("%s cannot be written (%s): it will be made again next time", path, error)
+
+
+def _place(path: Path) -> str:
+    """What a file says of itself: a file of another entry, epoch or data set is not taken for it."""
+    return f"{path.parent.name}/{path.name}"
 
 
 def folder_size(folder: Path) -> int:

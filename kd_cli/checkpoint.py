@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,30 +12,35 @@ from typing import TYPE_CHECKING, Any
 
 from kd_cli.errors import DataError
 from kd_cli.files import file_digest, read_json, whole_folder
+from kd_cli.tensors import read_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+_MANIFEST = "manifest.json"
+_NEEDED = ("model.safetensors", "state.json")
+_NAME = re.compile(r"[a-z0-9_-]+\.(safetensors|json)")
+
 
 class Checkpoint:
-    """One whole checkpoint: every file has the SHA-256 that the manifest gives.
+    """One whole checkpoint: a folder with the files of its manifest, each with the SHA-256 given there, and no other.
 
     Args:
         path: its folder.
 
+    Attributes:
+        plain: state.json.
+
     Raises:
-        DataError: missing or damaged.
+        DataError: missing, damaged, or another checkpoint than its place says.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.manifest = read_json(path / "manifest.json")
-        if self.manifest is None:
-            raise DataError(f"{path} is not a checkpoint: it has no readable manifest.json")
-        for name, digest in self.manifest.items():
-            if file_digest(path / name) != digest:
-                raise DataError(f"{path / name} is damaged: its SHA-256 is not the one in manifest.json")
+        self.manifest = _read_manifest(path)
+        self._check_files()
         self.plain: dict[str, Any] = read_json(path / "state.json") or {}
+        self._check_place()
 
     @property
     def place(self) -> tuple[int, int]:
@@ -44,14 +50,61 @@ class Checkpoint:
     @property
     def model_digest(self) -> str:
         """SHA-256 of the network's weights file."""
-        assert self.manifest is not None
-        return str(self.manifest["model.safetensors"])
+        return self.manifest["model.safetensors"]
 
     def tensors(self, stem: str) -> dict[str, Tensor]:
-        """Name → tensor of `model` or `training`."""
-        from safetensors.torch import load_file
+        """Name → tensor of `model` or `training`.
 
-        return load_file(self.path / f"{stem}.safetensors")
+        Raises:
+            DataError: its file is no safetensors file; somebody wrote both it and the manifest.
+        """
+        return read_tensors(self.path / f"{stem}.safetensors")[0]
+
+    def _check_files(self) -> None:
+        there = {entry.name for entry in self.path.iterdir() if not entry.name.startswith(".")}  # a file browser's own
+        for name in sorted(there ^ {*self.manifest, _MANIFEST}):
+            raise DataError(f"{self.path / name} is {'not in manifest.json' if name in there else 'missing'}")
+        for name, digest in self.manifest.items():
+            file = self.path / name
+            if file.is_symlink() or not file.is_file():
+                raise DataError(f"{file} is not a regular file, as those of a checkpoint are")
+            if file_digest(file) != digest:
+                raise DataError(f"{file} is damaged: its SHA-256 is not the one in manifest.json")
+
+    def _check_place(self) -> None:
+        for key in ("epoch", "step"):
+            if type(self.plain.get(key)) is not int or self.plain[key] < 0:
+                raise DataError(f"{self.path / 'state.json'} is damaged: it does not say which {key} it is of")
+        name = place_name(self.place)
+        if self.path.name.startswith("epoch-") and self.path.name != name:
+            raise DataError(f"{self.path} is in the wrong place: it was saved as {name}")
+
+
+def place_name(place: tuple[int, int]) -> str:
+    """How the folder of a checkpoint is called: `epoch-0007`, or within the epoch after it `epoch-0007-step-0012`."""
+    epoch, step = place
+    return f"epoch-{epoch:04d}" + (f"-step-{step:04d}" if step else "")
+
+
+def _read_manifest(path: Path) -> dict[str, str]:
+    """File name → SHA-256; every byte of it is as `write_checkpoint` would write it.
+
+    Raises:
+        DataError: missing or damaged, or it names something that no checkpoint has.
+    """
+    manifest = read_json(path / _MANIFEST)
+    if manifest is None:
+        raise DataError(f"{path} is not a checkpoint: it has no readable {_MANIFEST}")
+    wrong = [name for name, digest in manifest.items() if not _NAME.fullmatch(name) or not isinstance(digest, str)]
+    missing = [name for name in _NEEDED if name not in manifest]
+    if wrong or missing or (path / _MANIFEST).read_bytes() != _manifest_text(manifest):
+        reason = f": it names {wrong[0][:80]!r}" if wrong else f": it does not name {missing[0]}" if missing else ""
+        raise DataError(f"{path / _MANIFEST} is damaged{reason}")
+    return manifest
+
+
+def _manifest_text(manifest: Mapping[str, str]) -> bytes:
+    return json.dumps(manifest, indent=2).encode()
 
 
 def load_state(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
@@ -83,7 +136,7 @@ def write_checkpoint(path: Path, tensors: Mapping[str, Mapping[str, Tensor]], pl
     files = {f"{stem}.safetensors": save(_on_cpu(values)) for stem, values in tensors.items()}
     files["state.json"] = json.dumps(plain).encode()
     manifest = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
-    files["manifest.json"] = json.dumps(manifest, indent=2).encode()
+    files[_MANIFEST] = _manifest_text(manifest)
     with whole_folder(path) as temporary:  # in the place of a damaged one of the same epoch
         for name, content in files.items():
             (temporary / name).write_bytes(content)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kd_cli.checkpoint import Checkpoint, write_checkpoint
+from kd_cli.checkpoint import Checkpoint, place_name, write_checkpoint
 from kd_cli.errors import DataError
 from kd_cli.files import guard_disk
 
@@ -56,7 +56,7 @@ class Checkpoints:
         Raises:
             KDError: the disk is full or cannot be written; the others are as they were.
         """
-        name = _name(place)
+        name = place_name(place)
         with guard_disk(self.folder):
             self.folder.mkdir(exist_ok=True)
             write_checkpoint(
@@ -65,7 +65,7 @@ class Checkpoints:
         # What lies behind it is damaged, or of a training that was given up.
         newest = [path.name for other, path in self._places() if other <= place][-_KEEP:]
         for old in self.folder.iterdir():
-            if old.name not in {*newest, _name((best_epoch or 0, 0))}:
+            if old.name not in {*newest, place_name((best_epoch or 0, 0))}:
                 shutil.rmtree(old, ignore_errors=True)
 
     def latest(self) -> Checkpoint | None:
@@ -88,20 +88,15 @@ class Checkpoints:
         Raises:
             DataError: it is missing, damaged or of another run.
         """
-        return self._open(self.folder / _name((epoch, 0)))
+        return self._open(self.folder / place_name((epoch, 0)))
 
     def _open(self, path: Path) -> Checkpoint:
         checkpoint = Checkpoint(path)
-        if (_name(checkpoint.place), checkpoint.plain.get("run")) != (path.name, self.run):
-            raise DataError(f"{path} is a checkpoint of another epoch or another run")
+        if checkpoint.plain.get("run") != self.run:
+            raise DataError(f"{path} is a checkpoint of another run")
         return checkpoint
 
     def _places(self) -> list[tuple[Place, Path]]:
         """All that are there, from the first to the last."""
         named = [(_PLACE.fullmatch(path.name), path) for path in self.folder.glob("epoch-*")]
         return sorted(((int(name[1]), int(name[2] or 0)), path) for name, path in named if name)
-
-
-def _name(place: Place) -> str:
-    epoch, step = place
-    return f"epoch-{epoch:04d}" + (f"-step-{step:04d}" if step else "")

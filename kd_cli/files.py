@@ -2,33 +2,71 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from kd_cli.errors import KDError
+from kd_cli.errors import DataError, KDError
+
+_LARGEST_RECORD = 2**24  # bytes; a sweep of ten thousand points has less
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Opens a file to be read.
+
+    Raises:
+        OSError: it cannot be read, or is a pipe, a device or a folder: these would be waited for, or never end.
+    """
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return os.fdopen(handle, "rb")
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file; empty if there is none."""
+    """SHA-256 of a file, however large; empty if there is none that can be read."""
+    digest = hashlib.sha256()
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        with open_regular(path) as file:
+            while piece := file.read(2**20):
+                digest.update(piece)
     except OSError:
         return ""
+    return digest.hexdigest()
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
     """The object in a file, or None if it is missing or not JSON."""
     try:
-        value = json.loads(path.read_text())
-    except (OSError, ValueError):
+        with open_regular(path) as file:
+            content = file.read(_LARGEST_RECORD + 1)
+        value = json.loads(content) if len(content) <= _LARGEST_RECORD else None
+    except (OSError, ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
+
+
+def read_record(path: Path, remedy: str) -> dict[str, Any] | None:
+    """As `read_json`, for what must not be taken for missing.
+
+    Args:
+        remedy: what to do about a damaged one.
+
+    Raises:
+        DataError: it is there, but cannot be read or is no JSON object.
+    """
+    record = read_json(path)
+    if record is None and os.path.lexists(path):
+        raise DataError(f"{path} is damaged: it holds no JSON object. {remedy}")
+    return record
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -205,7 +205,7 @@ def _judge(
         check_score(scores[epoch], "test", advice(recipe, where))
         if epoch == best:
             with guard_disk(run.path):
-                write_predictions(run.path, Predictions(*said))
+                write_predictions(run.path, Predictions(*said), weights=digests[epoch])
     chosen = next(row for row in records if row["epoch"] == best)
     return {
         "run": str(run.path),

@@ -13,8 +13,8 @@ from torch import nn
 
 from kd_cli import console
 from kd_cli.errors import DataError, KDError
-from kd_cli.files import read_json
 from kd_cli.handover import join_teachers
+from kd_cli.recorded import run_record
 from kd_cli.saved import Saved, expand
 from kd_cli.types import DataSpec
 
@@ -82,7 +82,7 @@ def teacher_facts(student: Saved) -> Mapping[str, Any]:
     """What is on record of a student's teacher; of a comparison's baseline that of its twin; nothing without one."""
     record, run = student.source.record, student.source.run
     if run is not None and record.get("stage") == "baseline" and (run.parent / "run.json").exists():
-        record = read_json(run.parent / "distilled" / "run.json") or {}
+        record = run_record(run.parent / "distilled")
     facts: Mapping[str, Any] = record.get("teacher") or {}
     return facts
 

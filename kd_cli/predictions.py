@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from kd_cli.errors import DataError
 from kd_cli.files import write_bytes
+from kd_cli.tensors import read_sealed, sealed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,26 +22,29 @@ class Predictions(NamedTuple):
     labels: Tensor
 
 
-def write_predictions(run: Path, said: Predictions) -> None:
+def write_predictions(run: Path, said: Predictions, *, weights: str) -> None:
     """Writes what a run's chosen epoch said.
+
+    Args:
+        weights: SHA-256 of the network's weights file.
 
     Raises:
         OSError: the disk is full or cannot be written.
     """
     from safetensors.torch import save
 
-    write_bytes(run / FILE, save({"logits": said.logits.contiguous(), "labels": said.labels.contiguous()}))
+    tensors = {"logits": said.logits.contiguous(), "labels": said.labels.contiguous()}
+    write_bytes(run / FILE, save(tensors, sealed(FILE, tensors, {"weights": weights})))
 
 
-def read_predictions(run: Path) -> Predictions | None:
-    """What a run said; None where there is nothing, or nothing that is whole."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
+def read_predictions(run: Path, *, weights: str | None) -> Predictions | None:
+    """What a run said; None where there is nothing, nothing that is whole, or what other weights said."""
     try:
-        tensors = load_file(run / FILE)
+        tensors, facts = read_sealed(run / FILE, FILE)
         logits, labels = tensors["logits"].float(), tensors["labels"].long()
-    except (OSError, ValueError, KeyError, SafetensorError):
+    except (DataError, KeyError):
+        return None
+    if facts.get("weights") != weights:
         return None
     whole = logits.ndim == 2 and labels.shape == logits.shape[:1] and len(labels) > 0 and bool(logits.isfinite().all())
     fits = whole and bool(((labels >= 0) & (labels < logits.shape[1])).all())

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from kd_cli import console
 from kd_cli.checkpoint import Checkpoint, load_state
 from kd_cli.data.base import Data
 from kd_cli.errors import ConfigError, DataError
-from kd_cli.files import file_digest, read_json
+from kd_cli.files import file_digest
 from kd_cli.losses.base import build_loss
 from kd_cli.metrics import read_metrics
 from kd_cli.models.base import MODELS
+from kd_cli.recorded import run_record, run_result
 from kd_cli.task import Distillation
+from kd_cli.tensors import conversion, read_tensors
 from kd_cli.types import DataSpec
+
+_PICKLED = {".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle", ".tar"}
 
 
 @dataclass(frozen=True)
@@ -38,8 +45,12 @@ class Source:
 
     @property
     def record(self) -> dict[str, Any]:
-        """run.json, or nothing."""
-        return (read_json(self.run / "run.json") or {}) if self.run else {}
+        """run.json, or nothing.
+
+        Raises:
+            DataError: it is damaged.
+        """
+        return run_record(self.run) if self.run else {}
 
     @property
     def val_top1(self) -> float | None:
@@ -62,13 +73,11 @@ def locate(path: Path, which: str | None = None) -> Source:
         raise ConfigError(
             f"--which {which} chooses among the epochs of a run, and {path} is one checkpoint; leave it out"
         )
-    if path.suffix == ".safetensors" and path.is_file():
-        if (path.parent / "manifest.json").exists():
-            return locate(path.parent)
-        return Source(path, None, None, file_digest(path))
+    if path.is_file():
+        return _from_file(path)
     if (path / "manifest.json").exists():
         return _from_checkpoint(Checkpoint(path))
-    result = read_json(path / "result.json")
+    result = run_result(path)
     if result is None or "best_epoch" not in result:
         stages = [stage.name for stage in (path / "teacher", path / "distilled") if (stage / "run.json").exists()]
         hint = f"; it is a comparison, name one of its runs: {path / stages[0]}" if stages else ""
@@ -84,10 +93,23 @@ def locate(path: Path, which: str | None = None) -> Source:
     return source
 
 
+def _from_file(path: Path) -> Source:
+    if path.suffix == ".safetensors" and (path.parent / "manifest.json").exists():
+        return locate(path.parent)
+    if path.suffix == ".safetensors":
+        return Source(path, None, None, file_digest(path))
+    if path.suffix.lower() in _PICKLED:
+        raise ConfigError(
+            f"{path}: a file by torch.save can run code when it is read, and kd reads none; if it is a state dict, "
+            f"type this and then give the .safetensors file:\n{conversion(path)}"
+        )
+    raise ConfigError(f"{path} is not a file of weights; give a run's folder, a checkpoint's or a .safetensors file")
+
+
 def recorded_result(path: Path) -> dict[str, Any] | None:
     """The result on record of the run whose best epoch these weights are; None for any other weights."""
     source = locate(path)
-    result = read_json(source.run / "result.json") if source.run else None
+    result = run_result(source.run) if source.run else None
     return result if result and result["weights_sha256"]["best"] == source.sha256 else None
 
 
@@ -103,16 +125,34 @@ def load_weights(network: nn.Module, source: Source) -> None:
     Raises:
         DataError: they belong to another architecture.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
+    tensors, _ = read_tensors(source.weights)
+    _check_values(tensors, network.state_dict(), source.weights)
     try:
-        load_state(network, load_file(source.weights))
-    except (RuntimeError, SafetensorError) as error:
+        load_state(network, tensors)
+    except RuntimeError as error:
         reason = str(error).splitlines()
         raise DataError(
             f"{source.weights} does not fit this network: {' '.join(line.strip() for line in reason[:2])}"
         ) from error
+
+
+def _check_values(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], path: Path) -> None:
+    """Loading would make whole numbers of fractions, or the reverse, and say nothing."""
+    for name, tensor in tensors.items():
+        own = wanted[name].dtype if name in wanted else tensor.dtype
+        if tensor.dtype.is_floating_point != own.is_floating_point or tensor.is_complex() != own.is_complex:
+            raise DataError(f"{path} does not fit this network: {name} is {_kind(tensor.dtype)}, not {_kind(own)}")
+        if tensor.dtype.is_floating_point and not tensor.float().isfinite().all():
+            raise DataError(f"{path} is of no use: {name} has numbers that are not finite (NaN or infinite)")
+    rounded = {
+        _kind(each.dtype) for name, each in tensors.items() if name in wanted and each.dtype != wanted[name].dtype
+    }
+    if rounded:
+        console.notice(f"{path} has numbers of the type {', '.join(sorted(rounded))}; the network computes in its own")
+
+
+def _kind(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def rebuild(source: Source, options: Mapping[str, Any], spec: DataSpec, *, where: str) -> nn.Module:
@@ -173,7 +213,9 @@ def model_shape(spec: DataSpec) -> dict[str, int]:
 
 def _from_checkpoint(checkpoint: Checkpoint) -> Source:
     folder = checkpoint.path.absolute().parent.parent
-    run = folder if (folder / "run.json").exists() else None
+    run = folder if os.path.lexists(folder / "run.json") else None
+    if run is not None and checkpoint.plain.get("run") not in (None, run_record(run).get("config_digest")):
+        raise DataError(f"{checkpoint.path} is a checkpoint of another run")
     return Source(checkpoint.path / "model.safetensors", run, checkpoint.plain.get("epoch"), checkpoint.model_digest)
 
 

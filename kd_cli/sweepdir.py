@@ -14,13 +14,26 @@ from typing import Any
 
 from kd_cli import console
 from kd_cli.errors import ConfigError
-from kd_cli.files import guard_disk, read_json, write_json
+from kd_cli.files import guard_disk, read_record, write_json
+from kd_cli.recorded import Fits, check_kinds, is_texts
 from kd_cli.rundir import now, try_lock
 
 _RECORD, _PARTS = "sweep.json", "parts"
 _KEPT = ("point", "folder", "status", "error", "exit_code", "log", "rerun")  # of a point; its result is in its folder
 
 _OF_A_START = ("arguments", "git_commit", "git_diff_sha256", "packages")
+
+
+def _is_points(value: Any) -> bool:
+    points = value if isinstance(value, list) else [None]
+    return all(isinstance(point, dict) and isinstance(point.get("folder"), str) for point in points)
+
+
+_KINDS: Mapping[str, Fits] = {
+    "keys": is_texts,
+    "points": _is_points,
+    "starts": lambda value: isinstance(value, list),
+}
 
 
 class SweepDir:
@@ -69,8 +82,15 @@ class SweepDir:
 
 
 def read_sweep(path: Path) -> dict[str, Any]:
-    """The record of a sweep's folder; empty for any other folder."""
-    return read_json(path / _RECORD) or {}
+    """The record of a sweep's folder; empty for any other folder.
+
+    Raises:
+        DataError: it is damaged.
+    """
+    remedy = "Remove it and give the sweep's command again: points that are complete are not run again"
+    record = read_record(path / _RECORD, remedy) or {}
+    check_kinds(record, _KINDS, path / _RECORD)
+    return record
 
 
 def shared_folder(point: Path) -> Path | None:

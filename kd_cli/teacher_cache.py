@@ -25,17 +25,18 @@ import torch
 from torch import Tensor, nn
 
 from kd_cli import console
-from kd_cli.cache import cache_folder, digest_tensors, folder_size, make_room, read_cached, write_cached
+from kd_cli.cache import cache_folder, folder_size, make_room, read_cached, write_cached
 from kd_cli.data.base import Data
 from kd_cli.data.order import generator
 from kd_cli.evaluate import evaluating, predict
 from kd_cli.files import write_json
+from kd_cli.tensors import digest_tensors
 from kd_cli.types import Batch, Outputs
 
 log = logging.getLogger("kd")
 
 _LOGITS = "logits"
-_FORMAT = 1  # raise it when what is kept changes
+_FORMAT = 2  # raise it when what is kept changes
 
 
 class Rows:
@@ -96,14 +97,15 @@ class Entry:
         with suppress(OSError):
             (self.path / "about.json").touch()  # used now: others make room first
         tensors, facts = found
-        return {tap: Rows(values, tuple(json.loads(facts[tap]))) for tap, values in tensors.items()}
+        order = json.loads(facts["order"])
+        return {tap: Rows(values, tuple(order[tap])) for tap, values in tensors.items()}
 
     def write(self, name: str, answers: Answers) -> None:
         """Keeps answers, if the disk takes them; what was not used for longest makes room."""
         tensors = {tap: rows.values.cpu() for tap, rows in answers.items()}
         make_room(self.path, self.limit - sum(values.nbytes for values in tensors.values()))
-        order = {tap: json.dumps(rows.order) for tap, rows in answers.items()}
-        write_cached(self.path / name, tensors, {**order, "digest": digest_tensors(tensors)})
+        order = {tap: rows.order for tap, rows in answers.items()}
+        write_cached(self.path / name, tensors, {"order": json.dumps(order)})
 
     @contextmanager
     def locked(self) -> Iterator[None]:

@@ -16,8 +16,8 @@ from kd_cli.data.prepare import Prepare
 from kd_cli.data.reshape import fitted
 from kd_cli.errors import ConfigError, DataError, suggest
 from kd_cli.evaluate import predict
-from kd_cli.files import read_json
 from kd_cli.probe import features, linear_probe
+from kd_cli.recorded import run_result
 from kd_cli.saved import Saved
 from kd_cli.scores import confusion, per_class, top_k
 from kd_cli.statistics import paired_gain
@@ -46,7 +46,7 @@ def transfer(
     """
     spec, adapted = saved.spec(), adapt(data, saved)
     network = saved.network(device, spec)
-    result = read_json(saved.source.run / "result.json") if saved.source.run else None
+    result = run_result(saved.source.run) if saved.source.run else None
     row: Row = {
         "run": str(saved.source.run or saved.path),
         "role": (result or {}).get("stage") or saved.source.record.get("stage"),

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 from omegaconf import OmegaConf
-from safetensors.torch import save_file
 from torch import Tensor
 
+from kd_cli.predictions import Predictions, write_predictions
 from kd_cli.report.results import results_of
 
 TRAINERS = ("trainer", "teacher_trainer", "baseline_trainer", "distill_trainer")
@@ -75,7 +75,8 @@ def write_run(
     if top1 is not None:
         write(folder / "result.json", _result(folder, stage, top1, seed, config) | dict(result or {}))
     if logits is not None and labels is not None:
-        save_file({"logits": logits, "labels": labels}, folder / "predictions.safetensors")
+        weights = json.loads((folder / "result.json").read_text())["weights_sha256"]["best"]
+        write_predictions(folder, Predictions(logits, labels), weights=weights)
     return folder
 
 

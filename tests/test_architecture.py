@@ -28,6 +28,8 @@ FLOORS = (
         "checkpoints",
         "metrics",
         "train_state",
+        "tensors",
+        "recorded",
         "statistics",
         "scores",
         "shortage",

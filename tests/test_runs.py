@@ -68,10 +68,10 @@ def test_the_best_epoch_is_chosen_on_validation_and_the_test_set_has_no_say(kd) 
 def test_the_answers_to_the_test_images_are_kept_as_the_chosen_epoch_gave_them(comparison) -> None:
     for stage in ("teacher", "baseline", "distilled"):
         result = json.loads((comparison / stage / "result.json").read_text())
-        logits, labels = read_predictions(comparison / stage)
+        logits, labels = read_predictions(comparison / stage, weights=result["weights_sha256"]["best"])
         assert 100 * (logits.argmax(dim=1) == labels).double().mean() == pytest.approx(result["test_top1"], abs=0.005)
         assert len(labels) == result["images"]["test"]
-    assert read_predictions(comparison) is None
+    assert read_predictions(comparison, weights=None) is None
 
 
 def test_without_validation_the_last_epoch_counts(kd) -> None:

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 import torch
 from conftest import SMALL, Outcome
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from small import CPU, SPEC, loss_options, make_data, make_student, make_teacher, same_tensors, yaml_names
 from torch import Tensor, nn
 
-from kd_cli.cache import cache_folder, digest_tensors
+from kd_cli.cache import cache_folder, write_cached
 from kd_cli.data.base import Data
 from kd_cli.losses.base import LOSSES, build_loss
 from kd_cli.recipe import Recipe
@@ -153,12 +153,12 @@ def cut(path: Path) -> None:
 def lie(path: Path) -> None:
     """Other answers under a right checksum."""
     wrong = {name: values + 1e-6 for name, values in load_file(path).items()}
-    save_file(wrong, path, metadata={"logits": "[0, 1]", "digest": digest_tensors(wrong)})
+    write_cached(path, wrong, {"order": '{"logits": [0, 1]}'})
 
 
 def forget_a_tap(path: Path) -> None:
     none: dict[str, Tensor] = {"other": torch.zeros(180, 10)}
-    save_file(none, path, metadata={"other": "[0, 1]", "digest": digest_tensors(none)})
+    write_cached(path, none, {"order": '{"other": [0, 1]}'})
 
 
 @pytest.mark.parametrize(
@@ -372,7 +372,7 @@ def test_decoded_images_are_listed_beside_them(kd: Run) -> None:
     folder = cache_folder() / "data"
     folder.mkdir(parents=True)
     tensors = {"images": torch.zeros(2, 4, 4, 3, dtype=torch.uint8)}
-    save_file(tensors, folder / "0123.safetensors", metadata={"digest": digest_tensors(tensors)})
+    write_cached(folder / "0123.safetensors", tensors, {})
     (entry,) = kd("cache", "verify", "--json").json["entries"]
     assert (entry["entry"], entry["kind"], entry["state"]) == ("0123", "decoded images", "whole")
     kd("cache", "clear")
@@ -402,5 +402,5 @@ def test_the_validation_images_are_asked_about_once_too(kd: Run, teacher: str) -
     assert accuracy() == first
     assert path.stat().st_mtime_ns == made
     wrong = {name: -values for name, values in load_file(path).items()}
-    save_file(wrong, path, metadata={"logits": "[0, 1]", "digest": digest_tensors(wrong)})
+    write_cached(path, wrong, {"order": '{"logits": [0, 1]}'})
     assert accuracy() == first

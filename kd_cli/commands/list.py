@@ -130,13 +130,17 @@ def _standing(path: Path, record: Mapping[str, Any]) -> dict[str, Any]:
 
     return {
         "run": str(path),
-        "status": status_of(path, record),
+        "status": status_of(path, record) if record else "damaged",
         "stage": record.get("stage") or "comparison",
-        "data": record.get("data", {}).get("name"),
-        "network": record.get("model", {}).get("name"),
-        "loss": record.get("loss", {}).get("name"),
+        "data": _name(record.get("data")),
+        "network": _name(record.get("model")),
+        "loss": _name(record.get("loss")),
         "started": str(record.get("started", ""))[:19],
     }
+
+
+def _name(options: Any) -> Any:
+    return options.get("name") if isinstance(options, Mapping) else None
 
 
 def _numbers(path: Path) -> dict[str, Any]:

@@ -44,11 +44,12 @@ def saved_command(run: Path) -> tuple[str, list[str]]:
 
     Raises:
         ConfigError: the folder holds no run, or a part of a comparison.
+        DataError: its run.json is damaged.
     """
-    from kd_cli.files import read_json
+    from kd_cli.recorded import run_record
 
-    record = read_json(run / "run.json")
-    if record is None:
+    record = run_record(run)
+    if not record:
         raise ConfigError(f"{run} holds no run (no run.json); kd list runs shows what is there")
     if record["command"] == "run" and record.get("stage"):
         raise ConfigError(f"{run} is a part of a comparison; type kd resume {shlex.quote(str(run.parent))}")

@@ -20,15 +20,15 @@ def command(
     """Show a run: configuration, metrics, result and provenance."""
     console.setup(as_json=json)
     from kd_cli.errors import ConfigError
-    from kd_cli.files import read_json
     from kd_cli.metrics import read_metrics
     from kd_cli.provenance import rerun_line
+    from kd_cli.recorded import run_record, run_result
     from kd_cli.rundir import flatten, status_of
 
-    record = read_json(run / "run.json")
-    if record is None:
+    record = run_record(run)
+    if not record:
         raise ConfigError(f"{run} holds no run (no run.json); kd list runs shows what is there")
-    config, metrics, result = _config(run), read_metrics(run), read_json(run / "result.json")
+    config, metrics, result = _config(run), read_metrics(run), run_result(run)
     record["status"] = status_of(run)
     _table("Configuration", _without_repeats(flatten(config)))
     if metrics:

@@ -12,16 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kd_cli.cache import cache_folder, digest_tensor, read_cached, write_cached
+from kd_cli.cache import cache_folder, read_cached, write_cached
 from kd_cli.data.base import DATASETS, Raw, checked_by
 from kd_cli.data.decode import SUFFIXES, Files, Mode
 from kd_cli.data.order import stratified_split
 from kd_cli.data.store import InMemory, fits_in_memory
 from kd_cli.errors import DataError
+from kd_cli.tensors import digest_tensor
 
 log = logging.getLogger("kd")
 
-CACHE_FORMAT = 2  # raise it when decoding or resizing changes
+CACHE_FORMAT = 3  # raise it when decoding or resizing changes, or what is kept
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from kd_cli.cache import digest_tensor
 from kd_cli.errors import DataError
 from kd_cli.machine import available_cores
+from kd_cli.tensors import digest_tensor
 
 InMemory = Literal["auto", True, False]
 

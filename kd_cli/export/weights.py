@@ -8,6 +8,7 @@ from pathlib import Path
 from kd_cli.errors import ConfigError, DataError
 from kd_cli.export.deployed import Deployed, Subject
 from kd_cli.files import file_digest, read_json
+from kd_cli.recorded import EXPORT, check_kinds
 from kd_cli.source import Source, assemble, load_weights
 from kd_cli.types import DataSpec
 
@@ -33,10 +34,11 @@ def load(folder: str | Path, *, trust_external: bool = False) -> Deployed:
     config = read_json(folder / "config.json")
     if config is None:
         raise DataError(f"{folder} holds no export of kd: it has no readable config.json")
+    check_kinds(config, EXPORT, folder / "config.json", whole=True)
     model = config["model"]
     if model["name"] == "external" and not trust_external:
         raise ConfigError(
-            f"{folder} holds the weights of {model['callable']}, and importing it runs its code; if you trust it: "
+            f"{folder} holds the weights of {model.get('callable')}, and importing it runs its code; if you trust it: "
             "load(folder, trust_external=True)"
         )
     source = Source(folder / FILE, None, config["epoch"], file_digest(folder / FILE))

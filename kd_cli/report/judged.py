@@ -66,14 +66,16 @@ class Judge:
 
     def predictions(self, run: Run | None) -> Predictions | None:
         """What a run said, if that is on record and whole."""
-        return _read(run.path) if run is not None and run.path in self._there else None
+        return _read(run.path, weights=run.weights) if run is not None and run.path in self._there else None
 
     def _judged(self, run: Run) -> dict[str, Any] | None:
         said = self.predictions(run)
         if said is None:
             if run.path in self._there:
                 self._there.discard(run.path)
-                self.warnings.append(f"{run.path / FILE} is damaged: nothing is said of what is in it")
+                self.warnings.append(
+                    f"{run.path / FILE} is damaged or of other weights: nothing is said of what is in it"
+                )
             return None
         counts, names = scores.confusion(*said), class_names(run, said.logits.shape[1])
         return {
