@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from kd_cli import console
-from kd_cli.errors import ConfigError
+from kd_cli.errors import ConfigError, DataError
 from kd_cli.files import guard_disk, read_record, write_json
 from kd_cli.recorded import Fits, check_kinds, is_texts
 from kd_cli.rundir import now, try_lock
@@ -45,6 +45,7 @@ class SweepDir:
 
     Raises:
         ConfigError: it is in use, or cannot be written.
+        DataError: its record is damaged.
     """
 
     def __init__(self, path: Path, facts: Mapping[str, Any]) -> None:
@@ -52,7 +53,7 @@ class SweepDir:
         self._lock: io.TextIOWrapper | None = try_lock(path)
         if self._lock is None:
             raise ConfigError(f"{path}: this sweep runs already; wait for it, or choose another hydra.sweep.dir")
-        before = read_sweep(path)
+        before = self._begun()
         if before:
             _say_begun(path, before, facts)
         start = {"time": now(), **{key: facts.get(key) for key in _OF_A_START}}
@@ -75,6 +76,15 @@ class SweepDir:
         self._write()
         assert self._lock is not None
         self._lock.close()
+
+    def _begun(self) -> dict[str, Any]:
+        """The record of an earlier start; empty without one."""
+        assert self._lock is not None
+        try:
+            return read_sweep(self.path)
+        except DataError:
+            self._lock.close()
+            raise
 
     def _write(self) -> None:
         with guard_disk(self.path):

@@ -29,7 +29,7 @@ from kd_cli.cache import cache_folder, folder_size, make_room, read_cached, writ
 from kd_cli.data.base import Data
 from kd_cli.data.order import generator
 from kd_cli.evaluate import evaluating, predict
-from kd_cli.files import write_json
+from kd_cli.files import read_json, write_json
 from kd_cli.tensors import digest_tensors
 from kd_cli.types import Batch, Outputs
 
@@ -86,11 +86,10 @@ class Entry:
     @property
     def path(self) -> Path:
         """Its folder."""
-        text = json.dumps({"format": _FORMAT, **self.facts}, sort_keys=True)
-        return cache_folder() / "teacher" / hashlib.sha256(text.encode()).hexdigest()[:16]
+        return cache_folder() / "teacher" / entry_name(self.facts)
 
-    def read(self, name: str) -> Answers | None:
-        """The answers in a file; None if it is missing or damaged."""
+    def read(self, name: str, size: int) -> Answers | None:
+        """The answers in a file to so many images; None if it is missing or damaged."""
         found = read_cached(self.path / name)
         if found is None:
             return None
@@ -98,7 +97,8 @@ class Entry:
             (self.path / "about.json").touch()  # used now: others make room first
         tensors, facts = found
         order = json.loads(facts["order"])
-        return {tap: Rows(values, tuple(order[tap])) for tap, values in tensors.items()}
+        answers = {tap: Rows(values, tuple(order[tap])) for tap, values in tensors.items()}
+        return answers if all(len(rows.values) == size for rows in answers.values()) else None
 
     def write(self, name: str, answers: Answers) -> None:
         """Keeps answers, if the disk takes them; what was not used for longest makes room."""
@@ -119,9 +119,15 @@ class Entry:
         with lock:
             _lock(lock.fileno())
             with suppress(OSError):
-                if not (self.path / "about.json").exists():
+                if entry_name(read_json(self.path / "about.json") or {}) != self.path.name:  # missing or damaged
                     write_json(self.path / "about.json", self.facts)
             yield
+
+
+def entry_name(facts: Mapping[str, Any]) -> str:
+    """How the folder is called that has the answers which depend on these facts."""
+    text = json.dumps({"format": _FORMAT, **facts}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 class CachedTeacher:
@@ -174,7 +180,7 @@ class CachedTeacher:
         """The answers for an epoch; None if the teacher is to be asked at every step."""
         sample, said = self._sample(epoch)
         with self._entry.locked():
-            answers = self._entry.read(name)
+            answers = self._entry.read(name, self._data.spec.num_train)
             if answers is not None and _agree(answers, sample, said):
                 return {tap: Rows(rows.values.to(self._device), rows.order) for tap, rows in answers.items()}
             if answers is not None:
@@ -231,7 +237,7 @@ def validation_logits(network: nn.Module, data: Data, entry: Entry, *, batch_siz
     with evaluating(network):
         said = network(first.images).float().cpu()
     with entry.locked():
-        answers = entry.read(name)
+        answers = entry.read(name, data.size("val"))
         if answers is not None and _agree(answers, torch.arange(len(said)), {_LOGITS: said}):
             return answers[_LOGITS].values
         logits, _ = predict(network, data, "val", batch_size=batch_size, device=device)

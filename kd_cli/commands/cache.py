@@ -69,18 +69,23 @@ def _row(path: Path) -> dict[str, Any]:
     from kd_cli.files import read_json
 
     about: Mapping[str, Any] = (read_json(path / "about.json") or {}) if path.is_dir() else {}
-    size = folder_size(path) if path.is_dir() else path.stat().st_size
+    taps = about.get("taps")
+    size = folder_size(path) if path.is_dir() else path.lstat().st_size
     return {
         "entry": path.stem[:16],
         "kind": "teacher's answers" if path.is_dir() else "decoded images",
-        "of": about.get("teacher", {}).get("name"),
-        "data": about.get("data", {}).get("name"),
-        "taps": ", ".join(["logits", *about.get("taps", [])]) if about else None,
+        "of": _name(about.get("teacher")),
+        "data": _name(about.get("data")),
+        "taps": ", ".join(["logits", *map(str, taps)]) if isinstance(taps, list) else None,
         "answers": _answers(path),
         "MB": round(size / 1e6, 2),
         "last used": time.strftime("%Y-%m-%d %H:%M", time.localtime(last_used(path))),
         "path": str(path),
     }
+
+
+def _name(options: Any) -> Any:
+    return options.get("name") if isinstance(options, Mapping) else None
 
 
 def _answers(path: Path) -> str | None:
@@ -105,7 +110,16 @@ def _chosen(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> list[dict[s
 def _state(path: Path) -> str:
     from kd_cli.cache import read_cached
 
-    return "damaged" if any(read_cached(file) is None for file in _files(path)) else "whole"
+    whole = all(read_cached(file) for file in _files(path)) and (path.is_file() or _is_about(path))
+    return "whole" if whole else "damaged"
+
+
+def _is_about(path: Path) -> bool:
+    """Whether about.json says what the name of its folder was made of."""
+    from kd_cli.files import read_json
+    from kd_cli.teacher_cache import entry_name
+
+    return entry_name(read_json(path / "about.json") or {}) == path.name
 
 
 def _clear(rows: Iterable[Mapping[str, Any]]) -> None:
