@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from kd_cli import console
 from kd_cli.checkpoint import Checkpoint, load_state
 from kd_cli.data.base import Data
 from kd_cli.errors import ConfigError, DataError
@@ -21,9 +20,10 @@ from kd_cli.metrics import read_metrics
 from kd_cli.models.base import MODELS
 from kd_cli.recorded import run_record, run_result
 from kd_cli.task import Distillation
-from kd_cli.tensors import conversion, read_tensors
+from kd_cli.tensors import check_numbers, conversion, read_tensors
 from kd_cli.types import DataSpec
 
+_LARGEST = 2**32  # bytes of a network that need no weights file of that order
 _PICKLED = {".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle", ".tar"}
 
 
@@ -126,7 +126,7 @@ def load_weights(network: nn.Module, source: Source) -> None:
         DataError: they belong to another architecture.
     """
     tensors, _ = read_tensors(source.weights)
-    _check_values(tensors, network.state_dict(), source.weights)
+    check_numbers(tensors, network.state_dict(), source.weights)
     try:
         load_state(network, tensors)
     except RuntimeError as error:
@@ -134,25 +134,6 @@ def load_weights(network: nn.Module, source: Source) -> None:
         raise DataError(
             f"{source.weights} does not fit this network: {' '.join(line.strip() for line in reason[:2])}"
         ) from error
-
-
-def _check_values(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], path: Path) -> None:
-    """Loading would make whole numbers of fractions, or the reverse, and say nothing."""
-    for name, tensor in tensors.items():
-        own = wanted[name].dtype if name in wanted else tensor.dtype
-        if tensor.dtype.is_floating_point != own.is_floating_point or tensor.is_complex() != own.is_complex:
-            raise DataError(f"{path} does not fit this network: {name} is {_kind(tensor.dtype)}, not {_kind(own)}")
-        if tensor.dtype.is_floating_point and not tensor.float().isfinite().all():
-            raise DataError(f"{path} is of no use: {name} has numbers that are not finite (NaN or infinite)")
-    rounded = {
-        _kind(each.dtype) for name, each in tensors.items() if name in wanted and each.dtype != wanted[name].dtype
-    }
-    if rounded:
-        console.notice(f"{path} has numbers of the type {', '.join(sorted(rounded))}; the network computes in its own")
-
-
-def _kind(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def rebuild(source: Source, options: Mapping[str, Any], spec: DataSpec, *, where: str) -> nn.Module:
@@ -179,7 +160,7 @@ def assemble(
 ) -> nn.Module:
     """As `rebuild`, with what its loss made of the network, as `graft_of` gives it."""
     begun = {key: value for key, value in options.items() if key != "pretrained"}  # the saved weights take its place
-    network = MODELS.build(begun, where=where, **model_shape(spec))
+    network = _build(source, begun, spec, where)
     if not graft:
         return network
     (model,), (inner,) = graft["teacher"]["models"], graft["teacher"]["grafts"]
@@ -187,6 +168,31 @@ def assemble(
     teacher = assemble(source, model, inner, spec, where="teacher")
     method, mix = build_loss(graft["loss"])
     return Distillation(network, teacher, method, mix, spec).deployed
+
+
+def _build(source: Source, options: Mapping[str, Any], spec: DataSpec, where: str) -> nn.Module:
+    try:
+        _check_size(source, options, spec, where)
+        return MODELS.build(options, where=where, **model_shape(spec))
+    except (RuntimeError, TypeError, OverflowError, MemoryError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise DataError(f"{source.weights}: {brief(options)[:200]} cannot be built ({reason})") from error
+
+
+def _check_size(source: Source, options: Mapping[str, Any], spec: DataSpec, where: str) -> None:
+    """A record can ask for a network that no memory holds; its weights file tells that it never was that large."""
+    try:
+        with torch.device("meta"):
+            tensors = MODELS.build(options, where=where, **model_shape(spec)).state_dict().values()
+    except (NotImplementedError, RuntimeError) as error:
+        if "meta" in str(error):  # some networks of others compute while they are built
+            return
+        raise
+    needed = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    if needed > max(_LARGEST, 8 * source.weights.stat().st_size):
+        raise DataError(
+            f"{source.weights} does not fit {brief(options)[:200]}: that network takes {needed / 1e9:,.0f} GB"
+        )
 
 
 def check_nameable(source: Source, options: Mapping[str, Any]) -> None:

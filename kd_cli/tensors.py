@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +15,8 @@ from kd_cli.files import open_regular
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+log = logging.getLogger("kd")
 
 _LARGEST_HEADER = 2**24  # bytes; a network of 100,000 tensors has less
 _MOST_TENSORS = 100_000
@@ -43,6 +46,28 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     except (SafetensorError, OSError, ValueError, TypeError, RuntimeError, RecursionError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise DataError(f"{path} is damaged or no safetensors file ({reason[:200]}){_hint(path)}") from error
+
+
+def check_numbers(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], path: Path) -> None:
+    """Refuses what loading would turn into other numbers, or into nothing of use, and say nothing.
+
+    Args:
+        wanted: the network's own, by name.
+
+    Raises:
+        DataError: whole numbers where fractions belong, or the reverse; NaN or infinite ones.
+    """
+    common = {name: tensor for name, tensor in tensors.items() if name in wanted}
+    for name, tensor in common.items():
+        own = wanted[name]
+        if (tensor.is_floating_point(), tensor.is_complex()) != (own.is_floating_point(), own.is_complex()):
+            raise DataError(f"{path} does not fit this network: {name} is {_kind(tensor)}, not {_kind(own)}")
+        fits = tensor.shape == own.shape  # others may claim any size
+        if fits and tensor.is_floating_point() and not tensor.float().isfinite().all():
+            raise DataError(f"{path} is of no use: {name} has numbers that are not finite (NaN or infinite)")
+    kinds = {_kind(tensor) for name, tensor in common.items() if wanted[name].dtype != tensor.dtype}
+    if kinds:
+        log.warning("%s has numbers of type %s; the network computes in its own type", path, ", ".join(sorted(kinds)))
 
 
 def conversion(path: Path) -> str:
@@ -89,6 +114,10 @@ def read_sealed(path: Path, name: str) -> tuple[dict[str, Tensor], dict[str, str
     if written_as != name:
         raise DataError(f"{path} is damaged: it is another file, {written_as}")
     return tensors, facts
+
+
+def _kind(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _digest(facts: Mapping[str, str]) -> str:

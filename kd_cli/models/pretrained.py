@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-import pickle
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kd_cli.errors import suggest
+from kd_cli.errors import DataError, suggest
+from kd_cli.files import open_regular
+from kd_cli.tensors import check_numbers, read_tensors
 
 log = logging.getLogger("kd")
 
@@ -37,6 +39,10 @@ def load_pretrained(network: nn.Module, path: str) -> None:
     if missing or unknown:
         first = f"it has no {missing[0]!r}" if missing else f"it has {unknown[0]!r}{suggest(unknown[0], own)}"
         raise ValueError(f"pretrained: {path} is of another network: {first}")
+    try:
+        check_numbers(loaded, own, Path(path))
+    except DataError as error:
+        raise ValueError(f"pretrained: {error}") from error
     differing = [name for name, tensor in loaded.items() if tensor.shape != own[name].shape]
     kept = _layers(differing)
     if kept - _ends(network):
@@ -51,19 +57,26 @@ def load_pretrained(network: nn.Module, path: str) -> None:
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
+    if not path.exists():
+        raise ValueError(f"pretrained: there is no file {path}; download it, then type its path")
     try:
-        found = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise ValueError(f"pretrained: there is no file {path}; download it, then type its path") from error
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, OSError, EOFError) as error:
+        found = read_tensors(path)[0] if path.suffix == ".safetensors" else _read_torch(path)
+    except Exception as error:  # what is no state dict fails in PyTorch's reader in any way
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(
             f"pretrained: {path} cannot be read as tensors alone ({reason}); save its state_dict() as .safetensors"
         ) from error
     return _unwrapped(found, path)
+
+
+def _read_torch(path: Path) -> Any:
+    with open_regular(path) as file:
+        if zipfile.is_zipfile(file):
+            with zipfile.ZipFile(file) as archive:
+                if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+                    raise ValueError("it is compressed, which files of torch.save are not")
+        file.seek(0)
+        return torch.load(file, "cpu", weights_only=True)
 
 
 def _unwrapped(found: Any, path: Path) -> dict[str, Tensor]:
