@@ -22,6 +22,7 @@ from kd_cli.followers import Follower, followed
 from kd_cli.models.base import count_parameters
 from kd_cli.predictions import Predictions, write_predictions
 from kd_cli.recipe import Recipe
+from kd_cli.recorded import STATE, check_kinds
 from kd_cli.rundir import RunDir
 from kd_cli.scores import accuracy
 from kd_cli.shortage import evaluation_memory, training_memory
@@ -127,6 +128,8 @@ def best_epoch(records: Sequence[Record]) -> int:
 
 def _resume(run: RunDir, stage: str) -> TrainState | None:
     checkpoint = run.checkpoints.latest()
+    if checkpoint is not None:
+        check_kinds(checkpoint.plain, STATE, checkpoint.path / "state.json", whole=True)
     if checkpoint is None or not _best_is_whole(run, checkpoint.plain["records"]):
         return None
     plain = checkpoint.plain

@@ -75,8 +75,16 @@ def is_sides(value: Any, count: int = 2) -> bool:
     return len(sides) == count and all(type(side) is int and 0 < side <= _LARGEST_IMAGE for side in sides)
 
 
+def is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
 def is_numbers(value: Any) -> bool:
-    return isinstance(value, list) and all(type(each) in (int, float) and math.isfinite(each) for each in value)
+    return isinstance(value, list) and all(map(is_number, value))
+
+
+def is_mapping(value: Any) -> bool:
+    return isinstance(value, dict)
 
 
 def is_options(value: Any) -> bool:
@@ -108,6 +116,14 @@ def _is_teacher(value: Any) -> bool:
     return all(isinstance(each, list) and len(each) == len(value["sources"]) for each in (value["sha256"], *lists))
 
 
+def _is_rows(value: Any) -> bool:
+    """Of epochs 1, 2, …, each with plain numbers."""
+    if not isinstance(value, list) or not all(isinstance(row, dict) for row in value):
+        return False
+    numbers = all(type(each) in (int, float) for row in value for each in row.values())
+    return numbers and [row.get("epoch") for row in value] == list(range(1, len(value) + 1))
+
+
 def _is_group(value: Any) -> bool:
     return value is None or (isinstance(value, list) and bool(value) and all(map(is_count, value)))
 
@@ -126,6 +142,13 @@ _RUN: Mapping[str, Fits] = {
     "data": _is_data,
     "teacher": _is_teacher,
     "specialist": _is_group,
+}
+STATE: Mapping[str, Fits] = {
+    "records": _is_rows,
+    "optimizer": is_mapping,
+    "scaler": is_mapping,
+    "seen": is_count,
+    "seconds": is_number,
 }
 EXPORT: Mapping[str, Fits] = {
     "model": is_options,

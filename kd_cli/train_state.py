@@ -81,4 +81,6 @@ def _laid_out_like(parameter: nn.Parameter, value: Any) -> Any:
     """A fused optimizer walks parameter and state side by side: both need the same strides (channels_last)."""
     if isinstance(value, Tensor) and value.shape == parameter.shape:
         return torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+    if isinstance(value, Tensor) and value.numel() != 1:
+        raise ValueError(f"an optimizer kept {list(value.shape)} numbers of a parameter of {list(parameter.shape)}")
     return value

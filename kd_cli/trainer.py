@@ -15,7 +15,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from kd_cli.checkpoint import load_state
 from kd_cli.data.base import Data
 from kd_cli.divergence import LossGuard, check_score
-from kd_cli.errors import ConfigError
+from kd_cli.errors import ConfigError, DataError
 from kd_cli.evaluate import evaluate
 from kd_cli.optim import learning_rate, make_optimizer
 from kd_cli.recipe import Recipe
@@ -81,7 +81,7 @@ class Trainer:
         """
         self._prepare(task, data)
         if state is not None:
-            self._restore(state)
+            self._go_on_from(state)
         self.between_steps = True
         while self.epoch < self.recipe.epochs:
             record = self._run_epoch()
@@ -139,6 +139,16 @@ class Trainer:
         self.epoch, self.step, self.seen = epoch, 0, 0
         self.sums: dict[str, Tensor] = {}
         self._spent = 0.0  # seconds that an earlier process was at work in this epoch
+
+    def _go_on_from(self, state: TrainState) -> None:
+        try:
+            self._restore(state)
+        except (LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise DataError(
+                f"the checkpoint after epoch {state.epoch} was saved by another training than this ({reason}); "
+                "choose another hydra.run.dir"
+            ) from error
 
     def _restore(self, state: TrainState) -> None:
         parts: dict[str, dict[str, Tensor]] = {"task": {}, "optimizer": {}, "average": {}, "sums": {}}
