@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import os
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kd_cli.errors import DataError
 from kd_cli.files import sync
@@ -62,6 +64,11 @@ def write_cached(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, 
 def _place(path: Path) -> str:
     """What a file says of itself: a file of another entry, epoch or data set is not taken for it."""
     return f"{path.parent.name}/{path.name}"
+
+
+def entry_name(facts: Mapping[str, Any]) -> str:
+    """How the folder is called that has what depends on these facts."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def folder_size(folder: Path) -> int:

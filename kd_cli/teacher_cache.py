@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from kd_cli import console
-from kd_cli.cache import cache_folder, folder_size, make_room, read_cached, write_cached
+from kd_cli.cache import cache_folder, entry_name, folder_size, make_room, read_cached, write_cached
 from kd_cli.data.base import Data
 from kd_cli.data.order import generator
 from kd_cli.evaluate import evaluating, predict
@@ -95,17 +95,15 @@ class Entry:
             return None
         with suppress(OSError):
             (self.path / "about.json").touch()  # used now: others make room first
-        tensors, facts = found
-        order = json.loads(facts["order"])
-        answers = {tap: Rows(values, tuple(order[tap])) for tap, values in tensors.items()}
+        order = json.loads(found[1]["order"])
+        answers = {tap: Rows(values, tuple(order[tap])) for tap, values in found[0].items()}
         return answers if all(len(rows.values) == size for rows in answers.values()) else None
 
     def write(self, name: str, answers: Answers) -> None:
         """Keeps answers, if the disk takes them; what was not used for longest makes room."""
         tensors = {tap: rows.values.cpu() for tap, rows in answers.items()}
         make_room(self.path, self.limit - sum(values.nbytes for values in tensors.values()))
-        order = {tap: rows.order for tap, rows in answers.items()}
-        write_cached(self.path / name, tensors, {"order": json.dumps(order)})
+        write_cached(self.path / name, tensors, {"order": json.dumps({tap: row.order for tap, row in answers.items()})})
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -122,12 +120,6 @@ class Entry:
                 if entry_name(read_json(self.path / "about.json") or {}) != self.path.name:  # missing or damaged
                     write_json(self.path / "about.json", self.facts)
             yield
-
-
-def entry_name(facts: Mapping[str, Any]) -> str:
-    """How the folder is called that has the answers which depend on these facts."""
-    text = json.dumps({"format": _FORMAT, **facts}, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 class CachedTeacher:
@@ -265,6 +257,7 @@ def make_entry(
         taps: features beside the logits.
     """
     facts = {
+        "format": _FORMAT,
         "teacher": {**model, "weights": network_digest(network)},
         "taps": list(taps),
         "data": {"name": data.name, "fingerprint": data.fingerprint, "preprocessing": data.preprocessing},

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+
+from kd_cli.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,23 @@ class TrainState:
     step: int
     tensors: dict[str, Tensor]
     plain: dict[str, Any]
+
+
+@contextmanager
+def restoring(state: TrainState) -> Iterator[None]:
+    """What does not fit shows in many ways.
+
+    Raises:
+        DataError: instead of them.
+    """
+    try:
+        yield
+    except (LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise DataError(
+            f"the checkpoint after epoch {state.epoch} was saved by another training than this ({reason}); "
+            "choose another hydra.run.dir"
+        ) from error
 
 
 def split_slots(optimizers: Sequence[Optimizer]) -> tuple[dict[str, Tensor], dict[str, Any]]:

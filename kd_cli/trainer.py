@@ -15,7 +15,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from kd_cli.checkpoint import load_state
 from kd_cli.data.base import Data
 from kd_cli.divergence import LossGuard, check_score
-from kd_cli.errors import ConfigError, DataError
+from kd_cli.errors import ConfigError
 from kd_cli.evaluate import evaluate
 from kd_cli.optim import learning_rate, make_optimizer
 from kd_cli.recipe import Recipe
@@ -23,7 +23,7 @@ from kd_cli.seeds import derive_seed
 from kd_cli.shortage import evaluation_memory
 from kd_cli.stopping import patiently
 from kd_cli.task import Task
-from kd_cli.train_state import Progress, TrainState, parameters_of, put_slots, split_slots
+from kd_cli.train_state import Progress, TrainState, parameters_of, put_slots, restoring, split_slots
 from kd_cli.types import Batch, Step
 
 Record = dict[str, float]
@@ -81,7 +81,8 @@ class Trainer:
         """
         self._prepare(task, data)
         if state is not None:
-            self._go_on_from(state)
+            with restoring(state):
+                self._restore(state)
         self.between_steps = True
         while self.epoch < self.recipe.epochs:
             record = self._run_epoch()
@@ -111,8 +112,7 @@ class Trainer:
     @property
     def deployed(self) -> nn.Module:
         """The network to evaluate and save: the moving average where there is one."""
-        network: nn.Module = self.task.deployed if self.average is None else self.average.module
-        return network
+        return self.task.deployed if self.average is None else self.average.module
 
     def _prepare(self, task: Task, data: Data) -> None:
         self.task, self.data = task, data
@@ -139,16 +139,6 @@ class Trainer:
         self.epoch, self.step, self.seen = epoch, 0, 0
         self.sums: dict[str, Tensor] = {}
         self._spent = 0.0  # seconds that an earlier process was at work in this epoch
-
-    def _go_on_from(self, state: TrainState) -> None:
-        try:
-            self._restore(state)
-        except (LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise DataError(
-                f"the checkpoint after epoch {state.epoch} was saved by another training than this ({reason}); "
-                "choose another hydra.run.dir"
-            ) from error
 
     def _restore(self, state: TrainState) -> None:
         parts: dict[str, dict[str, Tensor]] = {"task": {}, "optimizer": {}, "average": {}, "sums": {}}

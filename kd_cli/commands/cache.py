@@ -116,8 +116,8 @@ def _state(path: Path) -> str:
 
 def _is_about(path: Path) -> bool:
     """Whether about.json says what the name of its folder was made of."""
+    from kd_cli.cache import entry_name
     from kd_cli.files import read_json
-    from kd_cli.teacher_cache import entry_name
 
     return entry_name(read_json(path / "about.json") or {}) == path.name
 

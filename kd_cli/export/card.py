@@ -101,6 +101,7 @@ def _use(report: Facts) -> Iterator[str]:
         place = {"onnx": "the file's metadata", "pt2": "`kd.json` inside the file"}[kind]
         if kind == "pt2":
             yield f"- written by PyTorch {torch.__version__}; an older one may not read it."
+            yield "- PyTorch may run what such a file holds: load it only if its SHA-256 is the one below."
         yield f"- class names, in the order of the logits: config.json, and {place}."
 
 
