@@ -19,6 +19,7 @@ from kd_cli.cache import cache_folder, read_cached, write_cached
 from kd_cli.checkpoint import Checkpoint
 from kd_cli.checkpoints import Checkpoints
 from kd_cli.errors import DataError
+from kd_cli.files import file_digest, open_regular
 from kd_cli.predictions import FILE, Predictions, read_predictions, write_predictions
 from kd_cli.sweepdir import SweepDir
 from kd_cli.teacher_cache import Entry, Rows
@@ -185,6 +186,19 @@ def test_another_runs_checkpoint_is_noticed(
     assert latest.place == (1, 0)
     assert len(caplog.messages) == 1
     assert "another run" in caplog.text
+
+
+def test_a_space_more_in_a_manifest_is_noticed(checkpoints: Checkpoints, caplog: pytest.LogCaptureFixture) -> None:
+    path = checkpoints.folder / "epoch-0002" / "manifest.json"
+    path.write_text(path.read_text() + " ")
+    check_passed_over(checkpoints, caplog)
+
+
+def test_a_pipe_has_no_digest(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    assert file_digest(tmp_path / "pipe") == ""
+    with pytest.raises(OSError, match="not a regular file"):
+        open_regular(Path("/dev/zero"))
 
 
 def link_to_zeros(path: Path) -> None:
