@@ -31,7 +31,7 @@ class Checkpoints:
 
     Args:
         folder: it is made when the first one is saved.
-        run: the digest of the run's configuration; a checkpoint of another run is not taken for one of this.
+        run: the run, as `owner` names it; a checkpoint of another one is not taken for one of this.
     """
 
     folder: Path
@@ -70,11 +70,12 @@ class Checkpoints:
 
     def latest(self) -> Checkpoint | None:
         """The newest one that is whole and of this run; others are passed over with a notice."""
-        for _, path in reversed(self._places()):
+        paths = [path for _, path in self._places()]
+        for number, path in reversed(list(enumerate(paths))):
             try:
                 return self._open(path)
             except DataError as error:
-                log.warning("%s; the one before it is used", error)
+                log.warning("%s; %s", error, "the one before it is used" if number else "training begins again")
         return None
 
     def newest(self) -> Place | None:
@@ -100,3 +101,8 @@ class Checkpoints:
         """All that are there, from the first to the last."""
         named = [(_PLACE.fullmatch(path.name), path) for path in self.folder.glob("epoch-*")]
         return sorted(((int(name[1]), int(name[2] or 0)), path) for name, path in named if name)
+
+
+def owner(record: Mapping[str, Any]) -> str:
+    """How a run is known to its checkpoints, by its run.json; parts of a comparison share their configuration."""
+    return f"{record.get('started')} {record.get('config_digest')}"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kd_cli.errors import DataError
-from kd_cli.files import write_text
+from kd_cli.files import open_regular, write_text
 
 
 def write_metrics(run: Path, records: Sequence[Mapping[str, Any]]) -> None:
@@ -32,7 +32,8 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     """
     path = run / "metrics.jsonl"
     try:
-        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        with open_regular(path) as file:
+            rows = [json.loads(line) for line in file]
         if not all(isinstance(row, dict) and isinstance(row["epoch"], int) for row in rows):
             raise ValueError("not a record of an epoch")
     except FileNotFoundError:

@@ -24,7 +24,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from kd_cli.checkpoints import Checkpoints
+from kd_cli.checkpoints import Checkpoints, owner
 from kd_cli.config import to_yaml
 from kd_cli.errors import ConfigError, DataError, KDError, status_after
 from kd_cli.files import guard_disk, read_json, write_json, write_text
@@ -101,7 +101,7 @@ class RunDir:
     @property
     def checkpoints(self) -> Checkpoints:
         """The checkpoints of this run."""
-        return Checkpoints(self.path / "checkpoints", str(self.record["config_digest"]))
+        return Checkpoints(self.path / "checkpoints", owner(self.record))
 
     def __enter__(self) -> RunDir:
         return self

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from kd_cli.checkpoint import Checkpoint, load_state
+from kd_cli.checkpoints import owner
 from kd_cli.data.base import Data
 from kd_cli.errors import ConfigError, DataError
 from kd_cli.files import file_digest
@@ -220,7 +221,7 @@ def model_shape(spec: DataSpec) -> dict[str, int]:
 def _from_checkpoint(checkpoint: Checkpoint) -> Source:
     folder = checkpoint.path.absolute().parent.parent
     run = folder if os.path.lexists(folder / "run.json") else None
-    if run is not None and checkpoint.plain.get("run") not in (None, run_record(run).get("config_digest")):
+    if run is not None and checkpoint.plain.get("run") != owner(run_record(run)):
         raise DataError(f"{checkpoint.path} is a checkpoint of another run")
     return Source(checkpoint.path / "model.safetensors", run, checkpoint.plain.get("epoch"), checkpoint.model_digest)
 
