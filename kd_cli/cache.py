@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
@@ -13,13 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kd_cli.errors import DataError
-from kd_cli.files import sync
+from kd_cli.files import guard_disk, remove_unfinished, sync
 from kd_cli.tensors import read_sealed, sealed
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 log = logging.getLogger("kd")
+
+_DEAD_AFTER = 3600  # seconds without a byte: whoever wrote this file was killed
 
 
 def cache_folder() -> Path:
@@ -45,20 +48,30 @@ def write_cached(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, 
 
     Where that is not possible there is a notice, and next time the tensors are made again.
     """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with guard_disk(path, sum(tensor.nbytes for tensor in tensors.values())):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            remove_unfinished(path.parent, older_than=_DEAD_AFTER)
+            _write(temporary, tensors, sealed(_place(path), tensors, facts))
+            temporary.replace(path)
+    except OSError as error:
+        log.warning("%s It will be made again next time", error)
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _write(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> None:
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            save_file(dict(tensors), temporary, metadata=sealed(_place(path), tensors, facts))
-            sync(temporary)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except (SafetensorError, OSError) as error:
-        log.warning("%s cannot be written (%s): it will be made again next time", path, error)
+        save_file(dict(tensors), path, metadata=dict(facts))
+    except SafetensorError as error:  # it has the system's error as a text only: `… (os error 28)`
+        number = re.search(r"os error (\d+)", str(error))
+        raise OSError(int(number[1]), os.strerror(int(number[1]))) if number else OSError(str(error)) from error
+    sync(path)
 
 
 def _place(path: Path) -> str:
@@ -72,9 +85,9 @@ def entry_name(facts: Mapping[str, Any]) -> str:
 
 
 def folder_size(folder: Path) -> int:
-    """Bytes of all files below a folder; 0 if there is none."""
+    """Bytes of a file, or of all files below a folder; 0 if there is none."""
     total = 0
-    for path in folder.rglob("*"):
+    for path in [folder] if folder.is_file() else folder.rglob("*"):
         with suppress(OSError):  # another process has just removed it
             total += path.stat().st_size
     return total
@@ -94,4 +107,7 @@ def make_room(keep: Path, limit: int) -> None:
 def last_used(entry: Path) -> float:
     """When the answers in a folder, or a file, were used last: seconds since 1970."""
     marker = entry / "about.json" if entry.is_dir() else entry
-    return marker.stat().st_mtime if marker.exists() else 0.0
+    try:
+        return marker.stat().st_mtime
+    except OSError:
+        return 0.0

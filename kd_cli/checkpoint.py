@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kd_cli.errors import DataError
-from kd_cli.files import file_digest, read_json, whole_folder
+from kd_cli.files import file_digest, guard_disk, read_json, whole_folder
 from kd_cli.tensors import read_tensors
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ def write_checkpoint(path: Path, tensors: Mapping[str, Mapping[str, Tensor]], pl
         plain: everything else, as plain JSON values.
 
     Raises:
-        OSError: the disk is full or cannot be written; nothing is left behind.
+        DiskError: the disk is full or cannot be written; nothing is left behind.
     """
     from safetensors.torch import save
 
@@ -137,7 +137,8 @@ def write_checkpoint(path: Path, tensors: Mapping[str, Mapping[str, Tensor]], pl
     files["state.json"] = json.dumps(plain).encode()
     manifest = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
     files[_MANIFEST] = _manifest_text(manifest)
-    with whole_folder(path) as temporary:  # in the place of a damaged one of the same epoch
+    size = sum(map(len, files.values()))
+    with guard_disk(path, size), whole_folder(path) as temporary:  # in the place of a damaged one of the same epoch
         for name, content in files.items():
             (temporary / name).write_bytes(content)
 

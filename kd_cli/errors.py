@@ -3,6 +3,7 @@
 KDError            1  the run failed
 ├── ConfigError    2  usage or configuration
 ├── DataError      3  data missing, unreadable or not fitting
+├── DiskError      1  a full disk, or one that cannot be written
 ├── DivergedError  4  the loss is not finite
 ├── OutOfMemory    1  something does not fit into memory
 ├── Pruned         0  a search saw no hope in it
@@ -13,6 +14,7 @@ KDError            1  the run failed
 from __future__ import annotations
 
 import difflib
+import errno
 import re
 import sys
 import traceback
@@ -37,6 +39,22 @@ class DataError(KDError):
     """Data are missing, unreadable or do not fit."""
 
     exit_code = 3
+
+
+class DiskError(KDError, OSError):
+    """Something did not get onto the disk; what was written before is whole.
+
+    Args:
+        text: what and why, for the user.
+        number, reason: as an OSError has them.
+    """
+
+    def __init__(self, text: str, number: int | None = None, reason: str = "") -> None:
+        super().__init__(number, reason)
+        self.text = text
+
+    def __str__(self) -> str:
+        return self.text
 
 
 class DivergedError(KDError):
@@ -130,7 +148,9 @@ def describe_error(error: BaseException) -> Problem:
     if module in ("hydra", "omegaconf") or (isinstance(error, ValueError) and _raised_in_hydra(error)):
         return Problem("ConfigError", _hydra_text(error), ConfigError.exit_code)
     if isinstance(error, OSError) and _raised_in_hydra(error):
-        return Problem("ConfigError", f"{error}; choose another folder: hydra.run.dir=DIR", ConfigError.exit_code)
+        text = f"{error.filename or error} cannot be written ({error.strerror}); choose another: hydra.run.dir=DIR"
+        kind = DiskError if error.errno in (errno.ENOSPC, errno.EDQUOT) else ConfigError
+        return Problem(kind.__name__, text, kind.exit_code)
     missing = missing_memory(error)
     if missing is not None:
         text = f"the memory does not suffice{missing}. Take smaller batches, images or networks, or another device"

@@ -36,7 +36,7 @@ from kd_cli.loggers.base import check_logger, make_loggers
 from kd_cli.models.base import MODELS
 from kd_cli.parts import open_part
 from kd_cli.plan import Training, check_procedure, model_options, plan, procedures, single
-from kd_cli.provenance import provenance
+from kd_cli.provenance import arithmetic, provenance
 from kd_cli.pruning import pruners
 from kd_cli.rundir import RunDir
 from kd_cli.source import copy_body, recorded_result
@@ -147,7 +147,7 @@ def _learn_all(
     models = {training.name: training.model for training in trainings}
     results: dict[str, Result] = {}
     for training in trainings:
-        with open_part(run.path, training, _identity(launch, training.stage), config) as part:
+        with open_part(run.path, training, _identity(config, launch, training.stage), config) as part:
             teachers = [Known(run.path / name, models[name]) for name in training.teachers] or given
             results[training.name] = finished(part, data) or _learn(config, launch, training, part, data, teachers)
     return results
@@ -280,7 +280,7 @@ def open_data(config: Config) -> Data:
 @contextmanager
 def _opened(folder: Path, config: Config, launch: Launch, stage: Stage | None, *, exact: bool) -> Iterator[RunDir]:
     """The run's folder; Ctrl-C and SIGTERM say how to go on."""
-    with RunDir.open(folder, _identity(launch, stage), config, exact=exact) as run:
+    with RunDir.open(folder, _identity(config, launch, stage), config, exact=exact) as run:
         try:
             yield run
         except (KeyboardInterrupt, Terminated) as error:
@@ -289,8 +289,8 @@ def _opened(folder: Path, config: Config, launch: Launch, stage: Stage | None, *
             raise kind(f"stopped; what was trained is kept. Go on with:\n{command}") from None
 
 
-def _identity(launch: Launch, stage: Stage | None) -> dict[str, Any]:
-    return provenance(launch.command, launch.arguments) | {"stage": stage}
+def _identity(config: Config, launch: Launch, stage: Stage | None) -> dict[str, Any]:
+    return provenance(launch.command, launch.arguments) | arithmetic(pick_device(config["device"])) | {"stage": stage}
 
 
 def _already(run: RunDir) -> Result:

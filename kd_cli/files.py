@@ -8,13 +8,17 @@ import json
 import os
 import shutil
 import stat
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from kd_cli.errors import DataError, KDError
+from kd_cli.errors import DataError, DiskError
 
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # the disk, the user's share of it, what one file may have
+_LOCKED = {errno.EROFS, errno.EACCES, errno.EPERM}
+_GONE = {errno.ENOENT, errno.ENOTDIR, errno.ESTALE}
 _LARGEST_RECORD = 2**24  # bytes; a sweep of ten thousand points has less
 
 
@@ -80,15 +84,20 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Writes a file whole or not at all: a temporary name, fsync, rename, fsync of the folder."""
+    """Writes a file whole or not at all: a temporary name, fsync, rename, fsync of the folder.
+
+    Raises:
+        DiskError: the disk is full or cannot be written; nothing is left behind.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        sync(temporary)
-        temporary.replace(path)
-        sync(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with guard_disk(path, len(content)):
+        try:
+            temporary.write_bytes(content)
+            sync(temporary)
+            temporary.replace(path)
+            sync(path.parent)
+        finally:
+            _forget(temporary)
 
 
 @contextmanager
@@ -116,20 +125,78 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 
 class guard_disk:
-    """Turns a full or unwritable disk into a KDError that says so."""
+    """Turns a full or unwritable disk into an error that says what did not get there.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    Args:
+        path: what is written.
+        size: its bytes, where they are known.
+        go_on: what to type once the disk can be written again.
+    """
+
+    def __init__(self, path: Path, size: int | None = None, go_on: str = "") -> None:
+        self._path, self._size, self._go_on = path, size, go_on
 
     def __enter__(self) -> None:
         return None
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, OSError) and not isinstance(error, FileExistsError):
-            raise KDError(
-                f"{self.folder} cannot be written: {error.strerror or error}. What was written before is whole; "
-                "make room, then give the same command again with hydra.run.dir set to this run's folder."
-            ) from error
+        if isinstance(error, OSError):
+            raise not_written(self._path, self._size, error, self._go_on) from error
+
+
+def not_written(path: Path, size: int | None, error: OSError, go_on: str = "") -> DiskError:
+    """The error for what did not get onto the disk: where, how much, why, what to do, and what to type then."""
+    if isinstance(error, DiskError):  # it names the file itself
+        text = str(error)
+    else:
+        wanted = f"; {size:,} bytes were to be written" if size is not None else ""
+        text = f"{path} cannot be written: {error.strerror or error}{wanted}{_room(path, error)}."
+    if go_on:
+        text += f" What was written before is whole. {_remedy(error)}, then go on with:\n{go_on}"
+    return DiskError(text, error.errno, error.strerror or "")
+
+
+def is_full(error: OSError) -> bool:
+    """Whether room is what is missing."""
+    return error.errno in _FULL
+
+
+def _room(path: Path, error: OSError) -> str:
+    """How much of it there is; where there is enough, something else has a limit."""
+    there = next((folder for folder in path.absolute().parents if folder.is_dir()), Path("/"))
+    if error.errno in _GONE:
+        return f"; the folder has vanished, {there} is what is left of its path"
+    if error.errno not in _FULL:
+        return ""
+    with suppress(OSError):
+        free = os.statvfs(there)
+        more = {errno.EFBIG: ", and ulimit -f limits a file", errno.EDQUOT: ", and the quota is used up"}
+        files = ", and no more files can be made there" if not free.f_favail else ""
+        return f", {free.f_bavail * free.f_frsize:,} are free{more.get(error.errno or 0, files)}"
+    return ""
+
+
+def _remedy(error: OSError) -> str:
+    if error.errno in _GONE:
+        return "Bring the folder back"
+    return "Make it writable" if error.errno in _LOCKED else "Make room"
+
+
+def _forget(path: Path) -> None:
+    with suppress(OSError):  # a disk that cannot be written has nothing to be removed
+        path.unlink(missing_ok=True)
+
+
+def remove_unfinished(folder: Path, older_than: float = 0) -> None:
+    """Removes what killed processes have left half written in a folder.
+
+    Args:
+        older_than: seconds without a byte, where others may be writing.
+    """
+    for path in folder.glob(".*.tmp"):
+        with suppress(OSError):
+            if time.time() - path.stat().st_mtime >= older_than:
+                path.unlink()
 
 
 def sync(path: Path) -> None:

@@ -17,7 +17,6 @@ from kd_cli.data.base import Data, Part
 from kd_cli.divergence import advice, check_score
 from kd_cli.errors import ConfigError, DataError, Terminated
 from kd_cli.evaluate import predict
-from kd_cli.files import guard_disk
 from kd_cli.followers import Follower, followed
 from kd_cli.models.base import count_parameters
 from kd_cli.predictions import Predictions, write_predictions
@@ -60,7 +59,7 @@ def fit(
     stage, seed = facts["stage"], facts["seed"]
     check_recipe(recipe, data, device)
     _check_same_images(run, data)
-    run.note(data=_data_facts(data), device=str(device), threads=torch.get_num_threads(), seed=seed)
+    run.note(data=_data_facts(data), seed=seed)
     if recipe.compile:
         task.deployed.compile()
     where = recipe_key(run.record.get("stage"), run.record.get("arguments", ()))
@@ -182,7 +181,8 @@ def save_checkpoint(run: RunDir, trainer: Trainer) -> None:
     state = trainer.state()
     tensors = {"model": trainer.deployed.state_dict(), "training": state.tensors}
     best = best_epoch(state.plain["records"]) if state.plain["records"] else None
-    run.checkpoints.save((state.epoch, state.step), tensors, state.plain, best_epoch=best)
+    with run.there():
+        run.checkpoints.save((state.epoch, state.step), tensors, state.plain, best_epoch=best)
 
 
 def _ended(records: Sequence[Record], recipe: Recipe) -> bool:
@@ -200,14 +200,15 @@ def _judge(
     best, last = best_epoch(records), int(records[-1]["epoch"])
     digests, scores = {}, {}
     for epoch in {best, last}:
-        checkpoint = run.checkpoints.after(epoch)
-        load_state(task.deployed, checkpoint.tensors("model"))
+        with run.there():
+            checkpoint = run.checkpoints.after(epoch)
+            load_state(task.deployed, checkpoint.tensors("model"))
         digests[epoch] = checkpoint.model_digest
         said = predict(task.deployed, data, "test", batch_size=recipe.eval_batch_size, device=device)
         scores[epoch] = accuracy(*said)
         check_score(scores[epoch], "test", advice(recipe, where))
         if epoch == best:
-            with guard_disk(run.path):
+            with run.there():
                 write_predictions(run.path, Predictions(*said), weights=digests[epoch])
     chosen = next(row for row in records if row["epoch"] == best)
     return {

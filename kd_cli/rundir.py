@@ -1,6 +1,6 @@
 """A run's folder: who owns it, what made it, its metrics and its checkpoints. Nothing in it is ever half written.
 
-run.json             identity and status: running, completed, failed, diverged, pruned, interrupted
+run.json             identity and status: running, completed, failed, diverged, pruned, interrupted; when it went on
 config.yaml          the resolved configuration
 git.diff             uncommitted changes of the working directory's repository, where there are any
 metrics.jsonl, .csv  one line per epoch
@@ -12,13 +12,13 @@ result.json          appears only when the run is complete
 
 from __future__ import annotations
 
-import fcntl
+import errno
 import hashlib
-import io
 import json
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 from types import TracebackType
@@ -26,9 +26,11 @@ from typing import Any
 
 from kd_cli.checkpoints import Checkpoints, owner
 from kd_cli.config import to_yaml
-from kd_cli.errors import ConfigError, DataError, KDError, status_after
-from kd_cli.files import guard_disk, read_json, write_json, write_text
+from kd_cli.errors import ConfigError, DataError, DiskError, status_after
+from kd_cli.files import guard_disk, read_json, remove_unfinished, write_json, write_text
+from kd_cli.locks import Lock, holder, is_free, take
 from kd_cli.metrics import read_metrics, write_metrics
+from kd_cli.provenance import go_on, rerun_line, resume_line
 
 log = logging.getLogger("kd")
 
@@ -38,11 +40,13 @@ class RunDir:
 
     Args:
         path: the folder; `RunDir.open` finds or makes it.
+        lock: on it.
     """
 
-    def __init__(self, path: Path, lock: io.TextIOWrapper) -> None:
+    def __init__(self, path: Path, lock: Lock) -> None:
         self.path = path
         self._lock = lock
+        self._remedy = ""  # what to type where the disk was full
 
     @classmethod
     def open(
@@ -57,16 +61,17 @@ class RunDir:
 
         Raises:
             ConfigError: the folder is in use, holds another run, or cannot be written.
+            DiskError: the disk is full.
         """
         for attempt in range(1, 1000):
             candidate = path if attempt == 1 else path.with_name(f"{path.name}-{attempt}")
-            lock = try_lock(candidate, wait=wait)
+            lock = take(candidate, rerun_line(identity), wait=wait, patient=exact)
             if lock is not None and (exact or not (candidate / "run.json").exists()):
                 return cls(candidate, lock)._begun(identity, config)
             if lock is not None:
                 lock.close()
             if exact:
-                raise ConfigError(f"{path} is in use by another run of kd; wait for it or choose another hydra.run.dir")
+                raise ConfigError(f"{path} is in use by {holder(path)}; wait for it, or choose another hydra.run.dir")
         raise ConfigError(f"{path}: a thousand runs started in the same second; choose a folder with hydra.run.dir=DIR")
 
     @property
@@ -79,28 +84,42 @@ class RunDir:
         """result.json, or None while the run is not complete."""
         return read_json(self.path / "result.json")
 
+    @contextmanager
+    def there(self) -> Iterator[None]:
+        """Around everything that is done in the folder: it must still be there, and the same.
+
+        Raises:
+            DiskError: it is not, or cannot be written; what to type once it can.
+        """
+        with guard_disk(self.path, go_on=self._remedy):
+            self._lock.check()
+            yield
+
     def note(self, **facts: Any) -> None:
         """Adds facts to run.json."""
-        with guard_disk(self.path):
+        with self.there():
+            if not self.record:  # what it said must not be lost
+                raise FileNotFoundError(errno.ENOENT, "it cannot be read", "run.json")
             write_json(self.path / "run.json", self.record | facts)
 
     def metrics(self) -> list[dict[str, Any]]:
         """The records of all epochs so far."""
-        return read_metrics(self.path)
+        with self.there():
+            return read_metrics(self.path)
 
     def log(self, records: Sequence[Mapping[str, Any]]) -> None:
         """Writes metrics.jsonl and metrics.csv: the records of all epochs so far."""
-        with guard_disk(self.path):
+        with self.there():
             write_metrics(self.path, records)
 
     def finish(self, result: Mapping[str, Any]) -> None:
         """Writes result.json: from now on the run is complete."""
-        with guard_disk(self.path):
+        with self.there():
             write_json(self.path / "result.json", result)
 
     @property
     def checkpoints(self) -> Checkpoints:
-        """The checkpoints of this run."""
+        """The checkpoints of this run; what is done with them is done inside `there`."""
         return Checkpoints(self.path / "checkpoints", owner(self.record))
 
     def __enter__(self) -> RunDir:
@@ -110,19 +129,21 @@ class RunDir:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         status = status_after(error)
-        facts: dict[str, Any] = {"status": status, "ended": now()}
-        if error is not None:
-            facts["error"] = str(error) or type(error).__name__
+        facts = {"status": status, "ended": now()} | ({"error": str(error) or type(error).__name__} if error else {})
         try:
             if self.record.get("status") != "completed" or error is not None:
                 self.note(**facts)
-        except KDError as failure:  # a full disk must not hide why the run ended
-            log.warning("%s: the status %r could not be recorded: %s", self.path, status, failure)
+        except DiskError as failure:  # it must not hide why the run ended
+            if error is None:
+                raise
+            log.warning("the status %r was not recorded: %s", status, str(failure).partition(" What was")[0])
         finally:
             self._lock.close()
 
     def _begun(self, identity: Mapping[str, Any], config: Mapping[str, Any]) -> RunDir:
         try:
+            remove_unfinished(self.path)
+            self._remedy = resume_line(self.path, identity)
             self._begin(identity, config)
         except BaseException:
             self._lock.close()
@@ -138,18 +159,18 @@ class RunDir:
             )
         if self.result is not None:
             return
-        with guard_disk(self.path):
-            for leftover in self.path.glob(".*.tmp"):  # of a process that was killed
-                leftover.unlink()
-            identity = dict(identity)
-            diff = identity.pop("git_diff", "")
+        running = {"status": "running", "pid": os.getpid()}
+        if before:
+            self.note(**running, ended=None, error=None, resumed=[*before.get("resumed", []), go_on(before, identity)])
+            return
+        facts = dict(identity)
+        diff = facts.pop("git_diff", "")
+        with self.there():
             if diff:
                 write_text(self.path / "git.diff", diff)
             write_text(self.path / "config.yaml", to_yaml(config))
-            started = {"config_digest": digest, "started": before.get("started", now())}
-            resumed = {"resumed": [*before.get("resumed", []), now()]} if before else {}
-            begun = {**before, **identity, **started, **resumed, "status": "running", "pid": os.getpid()}
-            write_json(self.path / "run.json", begun)
+            write_json(self.path / "run.json", {**facts, "config_digest": digest, "started": now(), **running})
+        self._remedy = resume_line(self.path, identity)
 
     def _whole_record(self) -> dict[str, Any]:
         """run.json, or nothing where there is none yet."""
@@ -183,12 +204,7 @@ def status_of(path: Path, record: Mapping[str, Any] | None = None) -> str:
     status = str((record or read_json(path / "run.json") or {}).get("status", "unknown"))
     if status != "running":
         return status
-    try:
-        with (path / ".lock").open() as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:  # the run holds it, or it cannot be read: nothing is known beyond the record
-        return status
-    return "interrupted"
+    return "interrupted" if is_free(path) else status
 
 
 def config_digest(config: Mapping[str, Any]) -> str:
@@ -200,23 +216,6 @@ def config_digest(config: Mapping[str, Any]) -> str:
 def now() -> str:
     """UTC, to the microsecond, so that runs sort by it."""
     return datetime.now(timezone.utc).isoformat()
-
-
-def try_lock(path: Path, *, wait: bool = False) -> io.TextIOWrapper | None:
-    """An exclusive lock on the folder, made if need be; None if another process has it and is not to be waited for."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        lock = (path / ".lock").open("a")
-    except OSError as error:
-        raise ConfigError(
-            f"hydra.run.dir: {path} cannot be written ({error.strerror}); choose another: hydra.run.dir=DIR"
-        ) from error
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except OSError:
-        lock.close()
-        return None
-    return lock
 
 
 def _difference(path: Path, config: Mapping[str, Any]) -> str:

@@ -6,7 +6,6 @@ parts/      teachers and baselines, each trained once for all points that have i
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from os.path import relpath
 from pathlib import Path
@@ -15,8 +14,10 @@ from typing import Any
 from kd_cli import console
 from kd_cli.errors import ConfigError, DataError
 from kd_cli.files import guard_disk, read_record, write_json
+from kd_cli.locks import Lock, holder, take
+from kd_cli.provenance import rerun_line
 from kd_cli.recorded import Fits, check_kinds, is_texts
-from kd_cli.rundir import now, try_lock
+from kd_cli.rundir import now
 
 _RECORD, _PARTS = "sweep.json", "parts"
 _KEPT = ("point", "folder", "status", "error", "exit_code", "log", "rerun")  # of a point; its result is in its folder
@@ -50,9 +51,12 @@ class SweepDir:
 
     def __init__(self, path: Path, facts: Mapping[str, Any]) -> None:
         self.path = path
-        self._lock: io.TextIOWrapper | None = try_lock(path)
-        if self._lock is None:
-            raise ConfigError(f"{path}: this sweep runs already; wait for it, or choose another hydra.sweep.dir")
+        lock = take(path, rerun_line(facts), key="hydra.sweep.dir")
+        if lock is None:
+            raise ConfigError(
+                f"{path}: this sweep runs already, in {holder(path)}; wait for it, or choose another hydra.sweep.dir"
+            )
+        self._lock: Lock = lock
         before = self._begun()
         if before:
             _say_begun(path, before, facts)
@@ -74,12 +78,10 @@ class SweepDir:
         old = {point["folder"]: point for point in self._record["points"]}
         self._record |= {"ended": now(), "points": [*(old | new).values()]}
         self._write()
-        assert self._lock is not None
         self._lock.close()
 
     def _begun(self) -> dict[str, Any]:
         """The record of an earlier start; empty without one."""
-        assert self._lock is not None
         try:
             return read_sweep(self.path)
         except DataError:

@@ -23,6 +23,7 @@ FLOORS = (
         "taps",
         "console",
         "files",
+        "locks",
         "cache",
         "checkpoint",
         "checkpoints",

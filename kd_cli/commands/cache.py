@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -70,7 +71,7 @@ def _row(path: Path) -> dict[str, Any]:
 
     about: Mapping[str, Any] = (read_json(path / "about.json") or {}) if path.is_dir() else {}
     taps = about.get("taps")
-    size = folder_size(path) if path.is_dir() else path.lstat().st_size
+    size = folder_size(path)
     return {
         "entry": path.stem[:16],
         "kind": "teacher's answers" if path.is_dir() else "decoded images",
@@ -126,8 +127,12 @@ def _clear(rows: Iterable[Mapping[str, Any]]) -> None:
     removed = []
     for row in rows:
         path = Path(row["path"])
+        gone = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # at once: what a run is adding cannot hold it up
         try:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            path.rename(gone)
+            shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
+        except FileNotFoundError:  # another process was quicker
+            shutil.rmtree(gone, ignore_errors=True)
         except OSError as error:
             raise DataError(f"{path} cannot be removed: {error.strerror}") from error
         removed.append(row)
