@@ -99,6 +99,7 @@ def check_made_again(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert "\n" not in line
 
 
+@pytest.mark.slow  # 900 files are damaged and read
 @pytest.mark.parametrize("damage", [flip, cut, zero])
 def test_300_damages_of_each_kind_are_noticed(
     damage: Damage, checkpoints: Checkpoints, cached: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
