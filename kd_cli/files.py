@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import stat
 import time
@@ -20,6 +21,8 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # the disk, the user's share 
 _LOCKED = {errno.EROFS, errno.EACCES, errno.EPERM}
 _GONE = {errno.ENOENT, errno.ENOTDIR, errno.ESTALE}
 _LARGEST_RECORD = 2**24  # bytes; a sweep of ten thousand points has less
+_MOST_LEVELS = 50  # a record of a run has some twenty
+_BRACKETS = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)|[\[\]{}]', re.DOTALL)  # or a text, with its brackets
 
 
 def open_regular(path: Path) -> BinaryIO:
@@ -47,15 +50,41 @@ def file_digest(path: Path) -> str:
     return digest.hexdigest()
 
 
+def read_text(path: Path, most: int = _LARGEST_RECORD) -> str:
+    """The text of a file.
+
+    Args:
+        most: bytes that are read at the most.
+
+    Raises:
+        OSError: as `open_regular`.
+        ValueError: it is larger, or not UTF-8.
+    """
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > most:
+            raise ValueError(f"it has {size:,} bytes, more than {most:,}")
+        return file.read(most).decode()
+
+
 def read_json(path: Path) -> dict[str, Any] | None:
-    """The object in a file, or None if it is missing or not JSON."""
+    """The object in a file, or None if it is missing, not JSON, or so large or deep that kd did not write it."""
     try:
-        with open_regular(path) as file:
-            content = file.read(_LARGEST_RECORD + 1)
-        value = json.loads(content) if len(content) <= _LARGEST_RECORD else None
-    except (OSError, ValueError, RecursionError):
+        text = read_text(path)
+        value = None if _is_deep(text) else json.loads(text)
+    except (OSError, ValueError):
         return None
     return value if isinstance(value, dict) else None
+
+
+def _is_deep(text: str) -> bool:
+    """Whether more lists and objects stand inside one another than in anything that kd writes."""
+    level = 0
+    for bracket in _BRACKETS.finditer(text):
+        level += {"[": 1, "{": 1, "]": -1, "}": -1}.get(bracket.group(), 0)
+        if level > _MOST_LEVELS:
+            return True
+    return False
 
 
 def read_record(path: Path, remedy: str) -> dict[str, Any] | None:

@@ -14,7 +14,7 @@ from torch import nn
 from kd_cli import console
 from kd_cli.errors import DataError, KDError
 from kd_cli.handover import join_teachers
-from kd_cli.recorded import run_record
+from kd_cli.recorded import need, run_record
 from kd_cli.saved import Saved, expand
 from kd_cli.types import DataSpec
 
@@ -107,13 +107,14 @@ def teacher_of(
     if not facts:
         return None
     saved = partial(Saved, overrides=overrides, config_dirs=config_dirs)
-    members = tuple(saved(_found(student, Path(source))) for source in facts["sources"])
-    for member, digest in zip(members, facts["sha256"], strict=True):
-        if member.source.sha256 != digest:
+    sources, digests = (need(facts, key, student.source.run) for key in ("sources", "sha256"))
+    members = tuple(saved(_found(student, Path(source))) for source in sources)
+    for place, member in enumerate(members):
+        if member.source.sha256 not in digests[place : place + 1]:
             raise DataError(f"{member.path} has changed since it taught {student.path}")
     networks = [member.network(device, _seeing(member.spec(), image_shape)) for member in members]
     groups = [{"specialist": member.source.record.get("specialist")} for member in members]
-    network = join_teachers(list(zip(networks, groups, strict=True)), facts["weights"], student.spec().num_classes)
+    network = join_teachers(list(zip(networks, groups, strict=True)), facts.get("weights"), student.spec().num_classes)
     return Opened("teacher", members, network.to(device).eval())
 
 

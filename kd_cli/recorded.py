@@ -1,4 +1,7 @@
-"""What run.json and result.json must be like before anything is made of them: anybody may have written them."""
+"""What runs left on disk must be like before anything is made of it: anybody may have written it.
+
+It is data: nothing in it is resolved, imported or called.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from kd_cli.errors import DataError
-from kd_cli.files import read_record
+from kd_cli.files import read_json, read_record, read_text
 
 _LARGEST_IMAGE = 2**14  # pixels of a side
 
@@ -39,6 +42,54 @@ def run_result(run: Path) -> dict[str, Any] | None:
     if result is not None and "best_epoch" in result:
         check_kinds(result, _RESULT, path, whole=True)
     return result
+
+
+def sound_record(run: Path) -> dict[str, Any] | None:
+    """run.json without what is not of its kind, for tables that one damaged run shall not stop; None if it is none."""
+    return _sound(read_json(run / "run.json"), _LISTED)
+
+
+def sound_result(run: Path) -> dict[str, Any] | None:
+    """result.json, likewise."""
+    return _sound(read_json(run / "result.json"), _SCORED)
+
+
+def read_config(run: Path) -> dict[str, Any]:
+    """config.yaml, which was resolved before it was written: what looks like an interpolation in it is text.
+
+    Raises:
+        DataError: missing, damaged, or no mapping.
+    """
+    from kd_cli.yaml_files import parse_record
+
+    path = run / "config.yaml"
+    try:
+        config = parse_record(read_text(path))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read ({error}); it is missing, damaged or not kd's") from error
+    if not isinstance(config, dict):
+        raise DataError(f"{path} is no configuration: it is damaged or not kd's")
+    return {str(key): value for key, value in config.items()}
+
+
+def need(facts: Mapping[str, Any], key: str, where: object) -> Any:
+    """A fact without which nothing goes on.
+
+    Args:
+        where: whose record it is, for the message.
+
+    Raises:
+        DataError: it is not there.
+    """
+    if facts.get(key) is None:
+        raise DataError(f"{where}: its record does not say {key!r}; it is damaged or not kd's")
+    return facts[key]
+
+
+def _sound(facts: dict[str, Any] | None, kinds: Mapping[str, Fits]) -> dict[str, Any] | None:
+    if facts is None:
+        return None
+    return {key: value for key, value in facts.items() if key not in kinds or kinds[key](value)}
 
 
 def check_kinds(record: Mapping[str, Any], kinds: Mapping[str, Fits], path: Path, *, whole: bool = False) -> None:
@@ -162,3 +213,14 @@ EXPORT: Mapping[str, Fits] = {
     "std": is_numbers,
 }
 _RESULT: Mapping[str, Fits] = {"best_epoch": is_count, "epochs": is_count, "weights_sha256": _is_digests}
+_LISTED: Mapping[str, Fits] = {
+    **dict.fromkeys(("packages", "data", "teacher", "model", "loss", "machine", "mlflow"), is_mapping),
+    "arguments": is_texts,
+    "resumed": lambda value: isinstance(value, list),
+    **dict.fromkeys(("stage", "status", "started"), lambda value: value is None or is_text(value)),
+}
+_SCORED: Mapping[str, Fits] = {
+    **dict.fromkeys(("teacher", "baseline", "distilled", "weights_sha256", "recipe_differences"), is_mapping),
+    **dict.fromkeys(("test_top1", "val_top1", "gain"), lambda value: value is None or is_number(value)),
+    **dict.fromkeys(("seed", "best_epoch", "epochs"), lambda value: value is None or is_count(value)),
+}

@@ -27,10 +27,11 @@ from typing import Any
 from kd_cli.checkpoints import Checkpoints, owner
 from kd_cli.config import to_yaml
 from kd_cli.errors import ConfigError, DataError, DiskError, status_after
-from kd_cli.files import guard_disk, read_json, remove_unfinished, write_json, write_text
+from kd_cli.files import guard_disk, remove_unfinished, write_json, write_text
 from kd_cli.locks import Lock, holder, is_free, take
 from kd_cli.metrics import read_metrics, write_metrics
 from kd_cli.provenance import go_on, rerun_line, resume_line
+from kd_cli.recorded import read_config, sound_record, sound_result
 
 log = logging.getLogger("kd")
 
@@ -77,12 +78,12 @@ class RunDir:
     @property
     def record(self) -> dict[str, Any]:
         """run.json as it stands."""
-        return read_json(self.path / "run.json") or {}
+        return sound_record(self.path) or {}
 
     @property
     def result(self) -> dict[str, Any] | None:
         """result.json, or None while the run is not complete."""
-        return read_json(self.path / "result.json")
+        return sound_result(self.path)
 
     @contextmanager
     def there(self) -> Iterator[None]:
@@ -194,14 +195,14 @@ def find_records(root: Path) -> list[tuple[Path, dict[str, Any]]]:
     found = []
     for folder, below, files in os.walk(root):
         if "run.json" in files:
-            found.append((Path(folder), read_json(Path(folder, "run.json")) or {}))
+            found.append((Path(folder), sound_record(Path(folder)) or {}))
             below[:] = set(below) - {"checkpoints"}
     return sorted(found, key=lambda run: str(run[1].get("started", "")), reverse=True)
 
 
 def status_of(path: Path, record: Mapping[str, Any] | None = None) -> str:
     """The status in `record`, its run.json; a run that runs by its record but whose process is gone is interrupted."""
-    status = str((record or read_json(path / "run.json") or {}).get("status", "unknown"))
+    status = str((record or sound_record(path) or {}).get("status", "unknown"))
     if status != "running":
         return status
     return "interrupted" if is_free(path) else status
@@ -219,11 +220,9 @@ def now() -> str:
 
 
 def _difference(path: Path, config: Mapping[str, Any]) -> str:
-    from omegaconf import OmegaConf
-
     try:
-        old = flatten(OmegaConf.to_container(OmegaConf.load(path / "config.yaml")))
-    except (OSError, ValueError):
+        old = flatten(read_config(path))
+    except DataError:
         return "its config.yaml cannot be read"
     new = flatten(dict(config))
     keys = [key for key in {**old, **new} if old.get(key) != new.get(key) and not key.startswith("logger.")]

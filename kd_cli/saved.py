@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,19 +14,21 @@ from torch import nn
 from kd_cli.config import Config, override_key
 from kd_cli.data.base import DATASETS, Data, load_dataset
 from kd_cli.errors import ConfigError, DataError
-from kd_cli.files import read_json
 from kd_cli.host import compose
 from kd_cli.models.base import MODELS
 from kd_cli.plugins import load_plugins
+from kd_cli.recorded import need, read_config, sound_record
 from kd_cli.source import Source, load_weights, locate, rebuild, seen_by
 from kd_cli.types import DataSpec
+
+_LARGEST = 100_000  # pixels or channels
 
 
 def expand(path: Path) -> list[Path]:
     """The runs of a comparison or of a sweep, in its order; any other path is itself."""
     whole = (path / "run.json").exists() or (path / "multirun.yaml").exists()
     parts = [part.parent for part in path.glob("*/run.json")] if whole else []
-    parts.sort(key=lambda part: str((read_json(part / "run.json") or {}).get("started")))
+    parts.sort(key=lambda part: str((sound_record(part) or {}).get("started")))
     return [run for part in parts for run in expand(part)] or [path]
 
 
@@ -79,8 +82,10 @@ class Saved:
         """
         if not self.facts:
             raise ConfigError(f"{self.path} has no run.json beside it: its classes and image size are not known")
-        classes = tuple(self.facts["classes"])
-        channels, height, width = self.facts["image_shape"]
+        classes, shape = (need(self.facts, key, self.path) for key in ("classes", "image_shape"))
+        if len(shape) != 3 or not all(0 < size <= _LARGEST for size in shape):
+            raise DataError(f"{self.path}: images of shape {shape} are on record; the record is damaged or not kd's")
+        classes, (channels, height, width) = tuple(classes), shape
         return DataSpec(len(classes), self.facts.get("num_train", 1), (channels, height, width), classes)
 
     @property
@@ -136,24 +141,35 @@ def _patches(overrides: Sequence[str], group: str) -> list[str]:
 
 def _patched(options: Mapping[str, Any], overrides: Sequence[str], group: str) -> dict[str, Any]:
     patches = [patch.lstrip("+") for patch in _patches(overrides, group)]
-    merged = OmegaConf.merge({group: dict(options)}, OmegaConf.from_dotlist(patches))
-    patched = OmegaConf.to_container(merged, resolve=True)
-    assert isinstance(patched, dict)
-    return dict(patched[group])
+    typed = OmegaConf.to_container(OmegaConf.from_dotlist(patches), resolve=True)  # of what is typed, and no record
+    assert isinstance(typed, dict)
+    return _merged(options, typed.get(group) or {})
+
+
+def _merged(options: Mapping[str, Any], typed: Mapping[Any, Any]) -> dict[str, Any]:
+    merged = dict(options)
+    for key, value in typed.items():
+        old = merged.get(key)
+        merged[key] = _merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return merged
 
 
 def _check_known(source: Source, recorded: Config, dataset: Mapping[str, Any]) -> None:
     known = dataset["name"] in DATASETS.names() and (not recorded or source.record["model"]["name"] in MODELS.names())
     if not known and recorded.get("plugins"):
-        raise ConfigError(f"{source.run} was made with a plugin; if you trust it, add plugins={recorded['plugins']}")
+        typed = shlex.quote(f"plugins=[{','.join(map(str, recorded['plugins']))}]")
+        raise ConfigError(f"{source.run} was made with a plugin, which is code; if you trust it, add {typed}")
 
 
 def _recorded_config(source: Source) -> Config:
     if source.run is None:
         return {}
-    config = OmegaConf.to_container(OmegaConf.load(source.run / "config.yaml"))
-    assert isinstance(config, dict)
-    return {str(key): value for key, value in config.items()}
+    config = read_config(source.run)
+    for facts, group in ((config, "dataset"), (source.record, "model")):
+        options = need(facts, group, source.run)
+        if not isinstance(options, dict) or not isinstance(options.get("name"), str):
+            raise DataError(f"{source.run}: {group} on record names no {group}; the record is damaged or not kd's")
+    return config
 
 
 def _dataset(recorded: Config, chosen: Config, overrides: Sequence[str]) -> dict[str, Any]:
@@ -172,7 +188,7 @@ def _check_fit(source: Source, data: Data) -> None:
     recorded = source.record.get("data", {})
     if not recorded:
         return
-    classes = len(recorded["classes"])
+    classes = len(need(recorded, "classes", source.run))
     if classes != data.spec.num_classes:
         raise DataError(
             f"{source.run} knows {classes} classes, {data.name} has {data.spec.num_classes}: they do not fit"

@@ -19,7 +19,7 @@ from kd_cli.files import file_digest
 from kd_cli.losses.base import build_loss
 from kd_cli.metrics import read_metrics
 from kd_cli.models.base import MODELS
-from kd_cli.recorded import run_record, run_result
+from kd_cli.recorded import need, run_record, run_result
 from kd_cli.task import Distillation
 from kd_cli.tensors import check_numbers, conversion, read_tensors
 from kd_cli.types import DataSpec
@@ -153,7 +153,7 @@ def rebuild(source: Source, options: Mapping[str, Any], spec: DataSpec, *, where
 
 def graft_of(record: Mapping[str, Any]) -> dict[str, Any]:
     """What a run's record says of the network that its loss made of the student; nothing where it made none."""
-    return {key: record[key] for key in ("loss", "teacher")} if record.get("grafted") else {}
+    return {key: need(record, key, "a grafted network") for key in ("loss", "teacher")} if record.get("grafted") else {}
 
 
 def assemble(

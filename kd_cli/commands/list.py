@@ -144,8 +144,8 @@ def _name(options: Any) -> Any:
 
 
 def _numbers(path: Path) -> dict[str, Any]:
-    from kd_cli.files import read_json
+    from kd_cli.recorded import sound_result
 
-    result = read_json(path / "result.json") or {}
+    result = sound_result(path) or {}
     best = result.get("distilled", result)
     return {"seed": result.get("seed"), "test_top1": best.get("test_top1"), "val_top1": best.get("val_top1")}

@@ -55,13 +55,9 @@ def _without_repeats(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _config(run: Path) -> dict[str, Any]:
-    from omegaconf import OmegaConf
+    from kd_cli.recorded import read_config
 
-    try:
-        config = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))
-    except OSError:
-        return {}
-    return {str(key): value for key, value in config.items()} if isinstance(config, dict) else {}
+    return read_config(run) if (run / "config.yaml").exists() else {}
 
 
 def _short(value: Any) -> Any:

@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from kd_cli.files import read_json
+from kd_cli.recorded import run_result, sound_record, sound_result
 from kd_cli.rundir import config_digest
 from kd_cli.saved import Saved
 
@@ -14,7 +14,7 @@ from kd_cli.saved import Saved
 def recorded_results(saved: Saved) -> dict[str, Any]:
     """The run's result.json, with `weights` saying whose accuracy is that of the saved network: best, last or none."""
     run = saved.source.run
-    result = (read_json(run / "result.json") or {}) if run else {}
+    result = (run_result(run) or {}) if run else {}
     digests = result.get("weights_sha256", {})
     weights = next((name for name in ("best", "last") if digests.get(name) == saved.source.sha256), None)
     key = {"best": "test_top1", "last": "test_top1_last", None: ""}[weights]
@@ -36,9 +36,9 @@ def _seeds(saved: Saved) -> dict[str, Any] | None:
     point, part = (run.parent, run.name) if inside else (run, "")
     tops: dict[int, float] = {}
     for other in [point, *sorted(point.parent.iterdir())]:
-        seed = (read_json(other / "result.json") or {}).get("seed")
+        seed = (sound_result(other) or {}).get("seed")
         if seed is not None and seed not in tops and _same_but_seed(saved, other / part, seed):
-            tops[seed] = (read_json(other / part / "result.json") or {})["test_top1"]
+            tops[seed] = (sound_result(other / part) or {})["test_top1"]
     if len(tops) < 2:
         return None
     return {"test_top1": dict(sorted(tops.items())), "mean": fmean(tops.values()), "std": stdev(tops.values())}
@@ -46,7 +46,7 @@ def _seeds(saved: Saved) -> dict[str, Any] | None:
 
 def _same_but_seed(saved: Saved, other: Path, seed: int) -> bool:
     """Whether a completed run has this one's configuration, but for the seed, and its data."""
-    record = read_json(other / "run.json") or {}
+    record = sound_record(other) or {}
     here = saved.source.record
     wanted = config_digest({**saved.recorded, "seed": seed})
     return (

@@ -14,6 +14,7 @@ from typing import Any
 from kd_cli import console
 from kd_cli.errors import ConfigError
 from kd_cli.followers import Follower
+from kd_cli.recorded import read_config
 from kd_cli.registry import Registry
 from kd_cli.rundir import RunDir, flatten
 
@@ -96,7 +97,4 @@ def final_numbers(result: Mapping[str, Any]) -> dict[str, float]:
 
 def parameters(run: RunDir) -> dict[str, Any]:
     """The options that made a run: `loss.temperature` → 4.0. Where it is logged is not one of them."""
-    from omegaconf import OmegaConf
-
-    config = OmegaConf.to_container(OmegaConf.load(run.path / "config.yaml"))
-    return {key: value for key, value in flatten(config).items() if not key.startswith("logger.")}
+    return {key: value for key, value in flatten(read_config(run.path)).items() if not key.startswith("logger.")}

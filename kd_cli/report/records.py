@@ -10,14 +10,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from kd_cli.files import read_json
+from kd_cli.files import read_text
+from kd_cli.recorded import sound_record, sound_result
 from kd_cli.rundir import status_of
-
-_MAPPINGS = ("packages", "data", "teacher", "model", "loss", "machine")
-_LISTS = ("arguments", "resumed")
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's is fifteen times faster than OmegaConf
+from kd_cli.yaml_files import parse_record
 
 
 @dataclass(frozen=True)
@@ -79,17 +75,12 @@ class Run:
 
 def read_record(path: Path) -> dict[str, Any] | None:
     """run.json of a folder without what is not of the kind that it should be; None if there is none, or no JSON."""
-    record = read_json(path / "run.json")
-    if record is None:
-        return None
-    kinds: dict[str, type] = {**dict.fromkeys(_MAPPINGS, dict), **dict.fromkeys(_LISTS, list)}
-    sound: dict[str, Any] = {key: value for key, value in record.items() if isinstance(value, kinds.get(key, object))}
-    return sound | {key: [str(each) for each in sound[key]] for key in _LISTS if key in sound}
+    return sound_record(path)
 
 
 def read_run(path: Path, record: Mapping[str, Any], warnings: list[str]) -> Run:
     """The run in a folder whose run.json is read already."""
-    result, status = read_json(path / "result.json"), status_of(path)
+    result, status = sound_result(path), status_of(path)
     if result is None and status == "completed":
         missing = "damaged" if (path / "result.json").exists() else "missing"
         warnings.append(f"{path} is recorded as completed, but its result.json is {missing}: it is left out of tables")
@@ -98,20 +89,20 @@ def read_run(path: Path, record: Mapping[str, Any], warnings: list[str]) -> Run:
 
 def _config(path: Path, warnings: list[str]) -> Mapping[str, Any]:
     try:
-        return _parsed((path / "config.yaml").read_text())
-    except (OSError, ValueError, yaml.YAMLError):
+        return _parsed(read_text(path / "config.yaml"))
+    except (OSError, ValueError):
         warnings.append(f"{path / 'config.yaml'} is missing or damaged: it is compared with no other")
         return {}
 
 
 @lru_cache(maxsize=256)  # the parts of a comparison have the same
 def _parsed(text: str) -> Mapping[str, Any]:
-    return mapping(yaml.load(text, Loader=_LOADER))
+    return mapping(parse_record(text))
 
 
 def _epochs(path: Path, warnings: list[str]) -> list[Mapping[str, Any]]:
     try:
-        lines = (path / "metrics.jsonl").read_text().splitlines()
+        lines = read_text(path / "metrics.jsonl").splitlines()
     except (OSError, ValueError):
         return []
     rows = [_row(line) for line in lines]
@@ -123,7 +114,7 @@ def _epochs(path: Path, warnings: list[str]) -> list[Mapping[str, Any]]:
 def _row(line: str) -> Mapping[str, Any]:
     try:
         row = mapping(json.loads(line))
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return row if number(row.get("epoch")) is not None else {}
 
