@@ -13,6 +13,7 @@ from typing import Any
 from kd_cli.arguments import flags, option_values, typed_overrides, without_option
 from kd_cli.config import Config, Launch, check_config, override_key, winning_overrides
 from kd_cli.errors import ConfigError
+from kd_cli.hydra_checks import check_hydra, says_more
 from kd_cli.points import Points
 from kd_cli.pruning import TRIAL
 from kd_cli.sweep import Sweep, Swept
@@ -49,6 +50,9 @@ def run_hydra(job: Job, command: str, arguments: Sequence[str]) -> Mapping[str, 
 def _run_once(job: Job, command: str, arguments: Sequence[str]) -> Mapping[str, Any]:
     _extend_hydra(arguments)
     _name_folders("sweep", lambda: "point")  # --cfg hydra --resolve asks for it without a sweep
+    if says_more(arguments):
+        with _composed(command, arguments, sweep=False) as (_, config):
+            check_hydra(config.hydra)
     results: list[Mapping[str, Any]] = [{}]
     errors: list[Exception] = []
 
@@ -66,6 +70,7 @@ def _run_once(job: Job, command: str, arguments: Sequence[str]) -> Mapping[str, 
 
 def _run_sweep(job: Job, command: str, arguments: Sequence[str]) -> Swept:
     _extend_hydra(arguments)
+    _name_folders("sweep", lambda: "point")  # until the sweep is known, which names them
     sweep, study = _make_sweep(command, arguments)
     arguments = sweep.asked
     here, alone = partial(_start, job, command, arguments), partial(_run_once, job, command)
@@ -99,19 +104,29 @@ def _call_hydra(task: Callable[[Any], None], command: str, arguments: Sequence[s
 
 def _make_sweep(command: str, arguments: Sequence[str]) -> tuple[Sweep, Any]:
     """The sweep that the arguments and their presets ask for, and the study that it is, if it is one."""
+    from omegaconf import OmegaConf
+
+    with _composed(command, arguments, sweep=True) as (loader, config):
+        check_hydra(config.hydra)
+        sweep = Sweep(arguments, loader, config.hydra.sweeper.get("params") or {})
+    if says_more(arguments) and config.hydra.runtime.choices["hydra/launcher"] == "basic":
+        sweep.arguments += ["hydra/launcher=process", "hydra.launcher.n_jobs=1"]  # which looks at each point, too
+    study = config.get("study")
+    return sweep, OmegaConf.to_container(study, resolve=True) if study else None
+
+
+@contextmanager
+def _composed(command: str, arguments: Sequence[str], *, sweep: bool) -> Iterator[tuple[Any, Any]]:
+    """Hydra's loader, and the configuration with its node `hydra`, of which nothing was done yet."""
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
     from hydra.types import RunMode
-    from omegaconf import OmegaConf
 
     name = (option_values(arguments, "--config-name") or [command.replace("-", "_")])[-1]
     overrides = [word for word in arguments if "=" in word and not word.startswith("-")]
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
-        config = loader.load_configuration(name, overrides, RunMode.MULTIRUN)
-        sweep = Sweep(arguments, loader, config.hydra.sweeper.get("params") or {})
-    study = config.get("study")
-    return sweep, OmegaConf.to_container(study, resolve=True) if study else None
+        yield loader, loader.load_configuration(name, overrides, RunMode.MULTIRUN if sweep else RunMode.RUN)
 
 
 def _name_folders(sweep: str, point: Callable[..., str]) -> None:

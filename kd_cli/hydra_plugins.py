@@ -19,8 +19,10 @@ from hydra.plugins.launcher import Launcher
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import OmegaConf, open_dict
 
+from kd_cli.config_files import install_sources
 from kd_cli.errands import run_errands
 from kd_cli.errors import ConfigError, suggest
+from kd_cli.hydra_checks import check_hydra
 from kd_cli.launcher import Share, check_n_jobs, divide, find_slots, run_points
 from kd_cli.libraries import EXTRAS, make_library
 from kd_cli.machine import available_cores, given_threads
@@ -119,6 +121,7 @@ def _plain(value: Any) -> Any:
 def _compose(context: Any, config: Any, job_overrides: Sequence[Sequence[str]], first: int) -> list[Any]:
     points = [context.config_loader.load_sweep_config(config, list(overrides)) for overrides in job_overrides]
     for number, point in enumerate(points, first):
+        check_hydra(point.hydra)
         with open_dict(point):
             point.hydra.job.id = point.hydra.job.num = number
     return points
@@ -158,6 +161,7 @@ def install_plugins(folders: Sequence[str]) -> None:
         Plugins.instance().register(ProcessLauncher)
         Plugins.instance().register(LibraryLauncher)
         Plugins.instance().register(OptunaSweeper)
+        install_sources()
         _publish()
 
 

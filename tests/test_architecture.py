@@ -42,6 +42,8 @@ FLOORS = (
         "plan",
         "followers",
         "fork_server",
+        "hydra_checks",
+        "config_files",
         "pictures",
         "predictions",
         "pruning",
