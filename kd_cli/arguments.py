@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from kd_cli.config import override_key, winning_overrides
+
+_WITH_VALUE = ("--config-dir", "--config-name")
 
 
 def option_values(arguments: Sequence[str], option: str) -> list[str]:
@@ -32,6 +36,27 @@ def without_added(arguments: Sequence[str], overrides: Sequence[str]) -> list[st
     """Those of a run's overrides that `winning_overrides` did not add to the arguments."""
     added = {override_key(override) for override in winning_overrides(arguments)}  # by key: Hydra resolves the values
     return [override for override in overrides if override_key(override) not in added]
+
+
+def only_typed(arguments: Sequence[str]) -> list[str]:
+    """Those of a run's recorded arguments that kd takes from the user alone, since they can name code.
+
+    Its own yaml and modules (`--config-dir`, `plugins=`, `callable`), Hydra's options, and resolvers, which may look at
+    the environment.
+    """
+    values = {place + 1 for place, word in enumerate(arguments) if word in _WITH_VALUE}
+    return [word for place, word in enumerate(arguments) if place in values or _can_name_code(word)]
+
+
+def resume_line(run: Path | str, words: Sequence[str]) -> str:
+    """What to type to go on with a run, with those of its arguments that `only_typed` gives."""
+    return " ".join(["kd resume", *map(shlex.quote, [str(run), *words])])
+
+
+def _can_name_code(word: str) -> bool:
+    key = override_key(word)
+    named = "hydra" in key or "plugins" in key or "callable" in word or "_target_" in word
+    return word.startswith("-") or named or re.search(r"\$\{[^}]*:", word) is not None
 
 
 def flags(arguments: Sequence[str]) -> list[str]:

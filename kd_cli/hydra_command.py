@@ -64,7 +64,7 @@ _Info = Annotated[
     Optional[Info],  # noqa: UP045
     typer.Option("--info", "-i", help="Print what Hydra knows and stop.", rich_help_panel=HYDRA, show_default=False),
 ]
-_ConfigName = Annotated[
+ConfigName = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option(
         "--config-name", "-cn", help="Another primary configuration.", rich_help_panel=HYDRA, show_default=False
@@ -95,7 +95,7 @@ def hydra_command(
         package: _Package = None,
         info: _Info = None,
         config_dir: ConfigDir = None,
-        config_name: _ConfigName = None,
+        config_name: ConfigName = None,
         json: Json = False,
     ) -> None:
         console.setup(as_json=json)

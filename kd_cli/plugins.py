@@ -1,4 +1,7 @@
-"""Users' components: installed packages by entry point, modules and files by `plugins=[…]`."""
+"""Users' components: installed packages by entry point, modules and files by `plugins=[…]`.
+
+These are the only code from elsewhere that kd runs, and it says so.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,13 @@ from collections.abc import Iterable, Iterator
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
+from kd_cli import console
 from kd_cli.errors import ConfigError
 
 GROUP = "kd_cli.plugins"
+
+# What the user has named, and the module that it is: `my_package.losses`, or `mine` for a file mine.py.
+_named: dict[str, str] = {}
 
 
 def load_plugins(names: Iterable[str]) -> None:
@@ -22,12 +29,32 @@ def load_plugins(names: Iterable[str]) -> None:
         ConfigError: one that is not there or cannot be imported.
     """
     for entry in _installed():
+        trust(entry.module.partition(".")[0])
         _guarded(f"the installed plugin {entry.name!r}", entry.load)
     for name in names:
         if name.endswith(".py"):
             _guarded(f"plugins: {name}", lambda path=Path(name): _load_file(path))
         else:
-            _guarded(f"plugins: {name}", lambda name=name: importlib.import_module(name))
+            _guarded(f"plugins: {name}", lambda name=name: _load_module(name))
+
+
+def trust(module: str) -> None:
+    """Says that the user has named a module, or one that holds it: `trusted` knows it from now on."""
+    _named.setdefault(module, module)
+
+
+def trusted(path: str) -> str | None:
+    """The dotted path of something inside a module that the user has named, as it can be imported; otherwise None.
+
+    Args:
+        path: `my_package.models.build`; `mine.build` for what is in mine.py.
+    """
+    parts = path.split(".")
+    for length in range(len(parts), 0, -1):
+        module = _named.get(".".join(parts[:length]))
+        if module is not None:
+            return ".".join([module, *parts[length:]])
+    return path if any(path == module or path.startswith(f"{module}.") for module in _named.values()) else None
 
 
 def plugin_conf_dirs() -> Iterator[Path]:
@@ -53,13 +80,22 @@ def _guarded(what: str, load: object) -> None:
         raise ConfigError(f"{what} cannot be imported: {type(error).__name__}: {error}") from error
 
 
+def _load_module(name: str) -> None:
+    if name not in _named:
+        console.notice(f"plugins: the code of {name} is run")
+    importlib.import_module(name)
+    trust(name)
+
+
 def _load_file(path: Path) -> None:
     full = path.expanduser().resolve()
     if not full.is_file():
         raise ConfigError(f"plugins: there is no file {path} (looked for {full}); type plugins=[./mine.py]")
     name = f"kd_plugin_{full.stem}_{hashlib.sha256(str(full).encode()).hexdigest()[:8]}"
+    _named[full.stem] = name
     if name in sys.modules:
         return
+    console.notice(f"plugins: the code of {full} is run")
     spec = importlib.util.spec_from_file_location(name, full)
     assert spec is not None
     assert spec.loader is not None

@@ -15,6 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kd_cli.arguments import only_typed
 from kd_cli.config import hydra_quote
 from kd_cli.console import short_path
 
@@ -89,7 +90,7 @@ def resume_line(path: Path, identity: Mapping[str, Any]) -> str:
     of_comparison = identity.get("command") == "run" and identity.get("stage")
     run = path.parent if of_comparison else path
     if (run / "run.json").exists():
-        return f"kd resume {shlex.quote(short_path(run))}"
+        return " ".join(["kd resume", *map(shlex.quote, [short_path(run), *only_typed(identity.get("arguments", []))])])
     place = f"hydra.run.dir={hydra_quote(short_path(run))}"
     return rerun_line({**identity, "arguments": [*identity.get("arguments", []), place]})
 
@@ -127,15 +128,33 @@ def _git() -> dict[str, Any]:
     commit = _git_output("rev-parse", "HEAD")
     if not commit:
         return {"git_commit": None}
-    diff = _git_output("diff", "HEAD")
+    diff = _git_output(
+        "diff", "--no-ext-diff", "--no-textconv", "--ignore-submodules=dirty", "HEAD", without=_filters()
+    )
     digest = hashlib.sha256(diff.encode(errors="replace")).hexdigest() if diff else None
     facts = {"git_commit": commit.strip(), "git_dirty": bool(diff), "git_diff_sha256": digest}
     return {**facts, "git_diff": diff[:_MAX_DIFF]}
 
 
-def _git_output(*arguments: str) -> str:
+def _filters() -> list[str]:
+    """The filters that the repository's own configuration has: programs that `git diff` would run."""
+    listed = _git_output("config", "--show-scope", "--name-only", "-z", "--get-regexp", r"^filter\.").split("\0")
+    scoped = zip(listed[::2], listed[1::2], strict=False)
+    return sorted({name.rpartition(".")[0] for scope, name in scoped if scope not in ("system", "global")})
+
+
+def _git_output(*arguments: str, without: Sequence[str] = ()) -> str:
+    """What git prints; whoever made the repository has no program of theirs run by it."""
+    settings = {"core.fsmonitor": "false", "core.hooksPath": os.devnull, "protocol.allow": "never"}
+    settings |= {f"{name}.{option}": "" for name in without for option in ("clean", "process")}
+    settings |= {f"{name}.required": "false" for name in without}
+    environment = {**os.environ, "GIT_NO_LAZY_FETCH": "1", "GIT_CONFIG_COUNT": str(len(settings))}
+    for place, (key, value) in enumerate(settings.items()):
+        environment |= {f"GIT_CONFIG_KEY_{place}": key, f"GIT_CONFIG_VALUE_{place}": value}
     try:
-        done = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=10, errors="replace")
+        done = subprocess.run(
+            ["git", *arguments], capture_output=True, text=True, timeout=10, errors="replace", env=environment
+        )
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout if done.returncode == 0 else ""

@@ -12,11 +12,13 @@ import yaml
 from torch import Tensor, nn
 
 from kd_cli.models.base import MODELS
+from kd_cli.plugins import trust
 
 CONF = Path(__file__).parents[1] / "conf"
 STUDENTS = sorted(path.stem for path in (CONF / "student").glob("*.yaml"))
 INJECTED = ("num_classes", "in_channels", "image_size")
 OURS = [name for name in MODELS.names() if name not in ("external", "torchvision")]
+trust(__name__)
 MNIST, CIFAR = (1, 28, 28), (3, 32, 32)
 
 

@@ -318,7 +318,7 @@ class Lonely(Sly):
 def test_a_network_that_is_another_one_when_exported_is_noticed(
     network: str, way: str, reason: str, kd: Callable
 ) -> None:
-    external = ("student=external", f"student.callable={__name__}.{network}")
+    external = ("student=external", f"student.callable={__name__}.{network}", f"plugins=[{__name__}]")
     run = Path(kd("train-baseline", *DATA, *external, "trainer.epochs=1", "--json").json["run"])
     assert reason in kd("export", str(run), *external, "--format", way, code=1).message
     assert not (run / "export").exists()

@@ -12,7 +12,10 @@ from torch import Tensor, nn
 
 from kd_cli.errors import ConfigError
 from kd_cli.models.base import count_parameters
+from kd_cli.plugins import trust
 from kd_cli.taps import Tapped
+
+trust(__name__)
 
 
 def test_torchvisions_first_convolution_takes_grey_images_and_keeps_its_settings() -> None:
@@ -152,7 +155,8 @@ def two_outputs(in_channels: int) -> nn.Module:
     ("given", "message"),
     [
         ({"name": "external"}, r"student\.callable: .*student\.callable=package\.module\.function"),
-        ({"name": "external", "callable": "no_such_package.build"}, "No module named 'no_such_package'"),
+        ({"name": "external", "callable": "no_such_package.build"}, r"add plugins=\[no_such_package\]"),
+        ({"name": "external", "callable": f"{__name__}.nothing"}, "cannot import .* as package.module.function"),
         ({"name": "external", "callable": "torchvision.models.resnet19"}, "resnet19"),
         ({"name": "external", "callable": "justaword"}, "as package.module.function"),
         ({"name": "external", "callable": f"{__name__}.MNIST"}, "is a tuple, not a function"),

@@ -4,28 +4,42 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Optional
 
 import typer
 
 from kd_cli import console
+from kd_cli.arguments import only_typed, resume_line
 from kd_cli.config import hydra_quote
 from kd_cli.errors import ConfigError
-from kd_cli.hydra_command import launch, present_one
-from kd_cli.options import Json
+from kd_cli.hydra_command import ConfigName, launch, present_one
+from kd_cli.options import ConfigDir, Json
+from kd_cli.recorded import need, run_record
 
 PANEL = "Experiments"
 
 
+_JOBS = ("run", "train-teacher", "train-baseline", "distill")
+
+
 def command(
     run: Annotated[Path, typer.Argument(help="The folder of an interrupted run.", show_default=False)],
+    typed: Annotated[
+        Optional[list[str]],  # noqa: UP045 - Typer reads it on Python 3.10
+        typer.Argument(metavar="OVERRIDE", help="plugins=… and the like, again as they were.", show_default=False),
+    ] = None,
+    config_dir: ConfigDir = None,
+    config_name: ConfigName = None,
     json: Json = False,
 ) -> None:
     """Go on with an interrupted run; it ends with the same bits as if nothing had happened."""
     console.setup(as_json=json)
     run = run.absolute()
-    name, arguments = saved_command(run)
+    options = [word for folder in config_dir or [] for word in ("--config-dir", str(Path(folder).resolve()))]
+    options += ["--config-name", config_name] if config_name else []
+    name, arguments = saved_command(run, [*options, *(typed or [])])
     from kd_cli.commands import distill, train_baseline, train_teacher
     from kd_cli.commands import run as compare
 
@@ -39,25 +53,45 @@ def command(
     launch(name, [*arguments, f"hydra.run.dir={hydra_quote(str(run))}"], job, present)
 
 
-def saved_command(run: Path) -> tuple[str, list[str]]:
+def saved_command(run: Path, typed: Sequence[str] = ()) -> tuple[str, list[str]]:
     """The command and the arguments that made a run.
 
-    Raises:
-        ConfigError: the folder holds no run, or a part of a comparison.
-        DataError: its run.json is damaged.
-    """
-    from kd_cli.recorded import run_record
+    Args:
+        typed: those among the arguments that name code, which is not run because a record says so.
 
+    Raises:
+        ConfigError: the folder holds no run, or a part of a comparison, or not the same is typed.
+        DataError: the record is damaged.
+    """
     record = run_record(run)
     if not record:
         raise ConfigError(f"{run} holds no run (no run.json); kd list runs shows what is there")
-    if record["command"] == "run" and record.get("stage"):
+    command, arguments, directory = (need(record, key, run) for key in ("command", "arguments", "directory"))
+    if command not in _JOBS:
+        raise ConfigError(f"{run}: kd {command} is nothing to go on with; there are {', '.join(_JOBS)}")
+    if command == "run" and record.get("stage"):
         raise ConfigError(f"{run} is a part of a comparison; type kd resume {shlex.quote(str(run.parent))}")
+    _check_typed(run, directory, only_typed(arguments), typed)
     if record.get("status") == "diverged":
         console.notice(
-            f"{console.short_path(run)} has diverged: {record['error']} From its last checkpoint on the same numbers "
-            "lead there again; other ones are another run, in another folder"
+            f"{console.short_path(run)} has diverged: {record.get('error')} From its last checkpoint on the same "
+            "numbers lead there again; other ones are another run, in another folder"
         )
-    if Path(record["directory"]).is_dir():
-        os.chdir(record["directory"])  # relative paths in its arguments are meant from there
-    return record["command"], list(record["arguments"])
+    if Path(directory).is_dir():
+        os.chdir(directory)  # relative paths in its arguments are meant from there
+    return command, arguments
+
+
+def _check_typed(run: Path, directory: str, wanted: Sequence[str], typed: Sequence[str]) -> None:
+    """Raises a ConfigError unless the user has typed all that may name code, where it was typed before."""
+    there = Path(directory).resolve() == Path.cwd().resolve()
+    if sorted(wanted) == sorted(typed) and (there or not wanted):
+        return
+    extra = [word for word in typed if word not in wanted]
+    if extra:
+        raise ConfigError(f"{extra[0]}: {run} was made without it, and goes on as it was; kd show {run} says how")
+    line = resume_line(run if there else run.absolute(), wanted)
+    raise ConfigError(
+        f"{run} was made with {' '.join(wanted)}, which can run code, and no code is run because a record names it; if "
+        f"you trust it, type\n{line if there else f'cd {shlex.quote(directory)} && {line}'}"
+    )

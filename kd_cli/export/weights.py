@@ -8,6 +8,7 @@ from pathlib import Path
 from kd_cli.errors import ConfigError, DataError
 from kd_cli.export.deployed import Deployed, Subject
 from kd_cli.files import file_digest, read_json
+from kd_cli.plugins import trust
 from kd_cli.recorded import EXPORT, check_kinds
 from kd_cli.source import Source, assemble, load_weights
 from kd_cli.types import DataSpec
@@ -41,6 +42,8 @@ def load(folder: str | Path, *, trust_external: bool = False) -> Deployed:
             f"{folder} holds the weights of {model.get('callable')}, and importing it runs its code; if you trust it: "
             "load(folder, trust_external=True)"
         )
+    if model["name"] == "external":
+        trust(str(model.get("callable")).replace(":", ".").rpartition(".")[0])
     source = Source(folder / FILE, None, config["epoch"], file_digest(folder / FILE))
     if source.sha256 != config["weights_sha256"]:
         raise DataError(f"{source.weights} is damaged: its SHA-256 is not the one in config.json")

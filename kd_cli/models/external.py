@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import pkgutil
 import re
 from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
@@ -14,6 +13,7 @@ from torch import nn
 
 from kd_cli.errors import suggest
 from kd_cli.models.base import MODELS
+from kd_cli.models.imported import check_arguments, find_callable
 from kd_cli.models.pretrained import load_pretrained
 from kd_cli.taps import GROUPS
 
@@ -70,11 +70,10 @@ def external(
     pretrained: str | None = None,
     taps: Mapping[str, str] | None = None,
 ) -> nn.Module:
-    """Any importable function or class that returns a classifier.
+    """A function or class of torchvision, timm or a module that `plugins=` names, which returns a classifier.
 
     It is called with those of `num_classes`, `in_channels` and `image_size` that its signature names (with
-    `num_classes` also if it ends in `**kwargs`), and with `kwargs`, which win. Importing runs code: the path may come
-    from a yaml or a command line that the user trusts, never from a checkpoint's record.
+    `num_classes` also if it ends in `**kwargs`), and with `kwargs`, which win.
     Taps are the network's own `taps`, or those found as for `torchvision`.
 
     Args:
@@ -84,33 +83,19 @@ def external(
         taps: more names, as `named_taps` takes them.
 
     Raises:
-        ValueError: nothing callable there, arguments that it does not take, no `nn.Module` returned, logits that are
-            not [B, K], or a file that does not fit.
+        ValueError: code that the user has not named, nothing callable there, arguments that it does not take, no
+            `nn.Module` returned, logits that are not [B, K], or a file that does not fit.
     """
     if callable is None:
         raise ValueError(
             "callable: which function makes the network? Type student.callable=package.module.function "
             "(teacher.callable=… for a teacher)"
         )
-    function = _imported(callable)
+    function = find_callable(callable)
+    check_arguments(callable, kwargs)
     injected = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
     network = _called(function, callable, {**_taken(function, injected), **kwargs})
     return _ready(network, callable, num_classes, (in_channels, image_size, image_size), pretrained, taps)
-
-
-def _imported(path: str) -> Callable[..., Any]:
-    module, _, name = path.rpartition(".")
-    try:
-        found = pkgutil.resolve_name(path if ":" in path else f"{module}:{name}")
-    except Exception as error:  # foreign code: anything can happen in it
-        reason = f"{type(error).__name__}: {error}"
-        raise ValueError(f"callable: cannot import {path!r} as package.module.function: {reason}") from error
-    if not callable(found):
-        raise ValueError(
-            f"callable: {path} is a {type(found).__name__}, not a function or class that returns a network"
-        )
-    result: Callable[..., Any] = found
-    return result
 
 
 def _taken(function: Callable[..., Any], injected: Mapping[str, int]) -> dict[str, int]:
