@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 
 from kd_cli import console
-from kd_cli.data.decode import SUFFIXES, Mode, open_image, pixels_of, resize
+from kd_cli.data.decode import SUFFIXES, Mode, open_image, pixels_of, resize, walk_images
 from kd_cli.data.prepare import Prepare
 from kd_cli.errors import ConfigError, DataError
 from kd_cli.evaluate import evaluating
@@ -136,8 +135,7 @@ def _find(word: str) -> list[Path]:
 
 def _below(folder: Path) -> list[Path]:
     """Images in a folder and its folders; hidden files are none (other systems leave their notes in them)."""
-    files = (Path(parent, name) for parent, _, names in os.walk(folder, followlinks=True) for name in names)
-    return sorted(file for file in files if file.suffix.lower() in SUFFIXES and not file.name.startswith("."))
+    return sorted(file for file in map(Path, walk_images(folder)) if not file.name.startswith("."))
 
 
 def tested_pictures(saved: Saved, count: int) -> list[Picture]:

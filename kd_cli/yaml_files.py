@@ -15,6 +15,7 @@ MOST_BYTES = 1_000_000
 MOST_NODES = 10_000
 MOST_LEVELS = 40
 
+_TAGS = {None, "!", *(f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "null", "seq", "map"))}
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's is fifteen times faster than OmegaConf
 
 
@@ -71,6 +72,8 @@ class _Size:
             self._name(anchor, self._nodes - before)
         elif isinstance(event, yaml.NodeEvent):
             self._nodes += 1
+            if getattr(event, "tag", None) not in _TAGS:
+                raise ValueError(f"line {event.start_mark.line + 1}: the tag {event.tag!r} is not possible here")
             if isinstance(event, yaml.CollectionStartEvent):
                 self._open.append((event.anchor, self._nodes - 1))
             else:

@@ -221,7 +221,7 @@ def test_what_torchvision_prints_goes_to_standard_error(tmp_path: Path, capsys: 
             (root / "file").write_text("content")
         return (root / "file").read_text()
 
-    source = Source("Talk", talkative, files=["file"], archives=["file.gz"], url=NOWHERE)
+    source = Source("Talk", talkative, files=["file"], archives={"file.gz": ""}, url=NOWHERE)
     assert open_parts(source, str(tmp_path), download=True) == ("content", "content")
     printed = capsys.readouterr()
     assert printed.out == ""

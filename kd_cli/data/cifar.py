@@ -46,7 +46,7 @@ def cifar100(root: str, download: bool = True) -> Raw:
 def _source(title: str, dataset: Any) -> Source:
     names = [name for name, _ in dataset.train_list + dataset.test_list] + [dataset.meta["filename"]]
     files = [f"{dataset.base_folder}/{name}" for name in names]
-    return Source(title, dataset, files, [dataset.filename], dataset.url)
+    return Source(title, dataset, files, {dataset.filename: dataset.tgz_md5}, dataset.url)
 
 
 def _raw(train: Any, test: Any) -> Raw:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import os
+import stat
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -15,6 +17,7 @@ from torch import Tensor
 
 from kd_cli.data.store import Store
 from kd_cli.errors import DataError
+from kd_cli.files import open_regular
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -22,6 +25,8 @@ if TYPE_CHECKING:
 Mode = Literal["rgb", "gray"]
 CHANNELS: dict[Mode, int] = {"rgb": 3, "gray": 1}
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp"})
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")  # PIL knows others, and runs programs for some of them
+MOST_PIXELS = 89_000_000  # of one image; a file of some kB may claim more than there is memory for
 
 
 class Files:
@@ -119,13 +124,50 @@ def open_image(path: Path) -> tuple[Image.Image, str]:
     from PIL import Image
 
     try:
-        with warnings.catch_warnings(), Image.open(path) as image:
+        with warnings.catch_warnings(), open_regular(path) as file, Image.open(file, formats=FORMATS) as image:
             warnings.simplefilter("ignore")  # PIL's remarks on palettes and metadata; what cannot be read is an error
+            _check_size(image)
             return _opaque(_eight_bits(_upright(image))), _stored_as(image)
     except Exception as error:  # each format has its own kinds
         raise DataError(
             f"{path} cannot be read as an image ({' '.join(str(error).split())}); mend or remove it"
         ) from error
+
+
+def _check_size(image: Image.Image) -> None:
+    if image.width * image.height > MOST_PIXELS:
+        raise ValueError(f"it has {image.width}×{image.height} pixels, more than {MOST_PIXELS:,} in all")
+
+
+def walk_images(folder: Path) -> Iterator[str]:
+    """The paths of the files below a folder that are called like images, each folder once however links lead to it."""
+    seen: set[tuple[int, int]] = set()
+    for parent, below, names in os.walk(folder, followlinks=True):
+        status = Path(parent).stat()
+        if (status.st_dev, status.st_ino) in seen:
+            below.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        yield from (
+            os.path.join(parent, name)  # noqa: PTH118  (60,000 Path objects take longer than all the rest)
+            for name in names
+            if os.path.splitext(name)[1].lower() in SUFFIXES  # noqa: PTH122
+        )
+
+
+def file_status(path: str) -> os.stat_result:
+    """Size and time of an image file; a link is what it leads to, wherever that is.
+
+    Raises:
+        DataError: it is a device, a pipe or a link to nothing.
+    """
+    try:
+        status = os.stat(path)  # noqa: PTH116
+    except OSError as error:
+        raise DataError(f"{path} is no file ({error.strerror}); mend or remove it") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise DataError(f"{path} is a device or a pipe, not a file; remove it")
+    return status
 
 
 def pixels_of(image: Image.Image, mode: Mode) -> Tensor:

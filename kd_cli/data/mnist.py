@@ -5,8 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from kd_cli.data.base import DATASETS, Raw
 from kd_cli.data.download import Source, open_parts
+from kd_cli.errors import DataError
 
 NAMES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 
@@ -50,8 +54,15 @@ def fashion_mnist(root: str, download: bool = True) -> Raw:
 
 def _source(title: str, dataset: Any, url: str) -> Source:
     files = [str(Path(title, "raw", name)) for name in NAMES]
-    return Source(title, dataset, files, [f"{file}.gz" for file in files], url)
+    archives = {str(Path(title, "raw", name)): digest for name, digest in dataset.resources}
+    return Source(title, dataset, files, archives, url)
 
 
 def _raw(train: Any, test: Any, class_names: tuple[str, ...]) -> Raw:
+    for part in (train, test):
+        images, labels = part.data, part.targets
+        if not (isinstance(images, Tensor) and images.dtype == torch.uint8 and images.ndim == 3):
+            raise DataError(f"{train.raw_folder}: what is there are no grey images of 8 bits; remove it")
+        if not (isinstance(labels, Tensor) and labels.dtype == torch.int64 and labels.ndim == 1):
+            raise DataError(f"{train.raw_folder}: what is there are no labels; remove it")
     return Raw(train.data.unsqueeze(-1), train.targets, test.data.unsqueeze(-1), test.targets, class_names)
