@@ -169,6 +169,50 @@ def test_no_method_is_named_outside_its_own_file() -> None:
         assert not words & (methods - {"kd", "label_smoothing"}), path
 
 
+UNSAFE = {"pickle.load", "pickle.loads", "pickle.Unpickler", "yaml.unsafe_load", "yaml.full_load", "eval", "exec"}
+SAFE_LOADERS = {"SafeLoader", "CSafeLoader", "_LOADER"}
+
+
+def unsafe_calls(tree: ast.AST) -> list[str]:
+    """Calls that can run what is in a file."""
+    found = []
+    for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+        name = ast.unparse(call.func)
+        words = {word.arg: word.value for word in call.keywords}
+        strict = ast.unparse(words["weights_only"]) if "weights_only" in words else ""
+        pickled = ast.unparse(words["allow_pickle"]) if "allow_pickle" in words else "False"
+        unpickles = name == "torch.load" and strict != "True"
+        loads = name == "yaml.load" and ast.unparse(words.get("Loader", call)).rpartition(".")[2] not in SAFE_LOADERS
+        if name in UNSAFE or unpickles or loads or strict not in ("", "True", "weights_only") or pickled != "False":
+            found.append(ast.unparse(call))
+    return found
+
+
+def test_nothing_is_loaded_in_a_way_that_could_run_it() -> None:
+    for path in [*FILES, *sorted((ROOT / "benchmarks").rglob("*.py"))]:
+        assert not unsafe_calls(ast.parse(path.read_text())), path
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "torch.load(path)",
+        "torch.load(path, weights_only=False)",
+        "load(path, weights_only=False)",
+        "pickle.load(file)",
+        "pickle.loads(text)",
+        "yaml.load(text)",
+        "yaml.load(text, Loader=yaml.Loader)",
+        "yaml.unsafe_load(text)",
+        "np.load(path, allow_pickle=True)",
+        "eval(text)",
+        "exec(text)",
+    ],
+)
+def test_an_unsafe_way_to_load_would_be_found(line: str) -> None:
+    assert unsafe_calls(ast.parse(line))
+
+
 def test_the_top_level_holds_what_the_design_says() -> None:
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
     if listed.returncode:

@@ -408,7 +408,6 @@ def test_a_record_is_data(name: str, harmless: Callable[..., Outcome], trained: 
     change(run)
     outcome = harmless(*words)
     assert "Error" in outcome.err
-    print(name, "→", outcome.message.replace("─", ""))
     assert harmless("list", "runs", "--outputs", ".", codes=(0,))
     assert len(RECORDS) == 44
 

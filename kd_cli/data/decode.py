@@ -124,8 +124,9 @@ def open_image(path: Path) -> tuple[Image.Image, str]:
     from PIL import Image
 
     try:
-        with warnings.catch_warnings(), open_regular(path) as file, Image.open(file, formats=FORMATS) as image:
+        with warnings.catch_warnings(), open_regular(path) as file:
             warnings.simplefilter("ignore")  # PIL's remarks on palettes and metadata; what cannot be read is an error
+            image = Image.open(file, formats=FORMATS)
             _check_size(image)
             return _opaque(_eight_bits(_upright(image))), _stored_as(image)
     except Exception as error:  # each format has its own kinds
