@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from math import prod
 from typing import Any
 
 from kd_cli.config import override_key
@@ -18,6 +20,7 @@ _LOGGED_TO = {"logging.StreamHandler", "logging.NullHandler", "logging.FileHandl
 _LOG_FILE = "${hydra.runtime.output_dir}/${hydra.job.name}.log"
 _STREAMS = {"ext://sys.stdout", "ext://sys.stderr"}
 _VARIABLES = re.compile(r"KD_\w+|\w+_NUM_THREADS|CUDA_VISIBLE_DEVICES|CUBLAS_WORKSPACE_CONFIG|NCCL_DEBUG|TORCH_LOGS")
+_MOST_POINTS = 100_000
 _SHELL = ("setup", "additional_parameters")  # of Slurm's launcher: lines of its script
 _DISPATCH = re.compile(r"all|\d{0,6}|(\d{0,3} ?\* ?)?n_jobs")  # joblib calculates it
 
@@ -54,6 +57,22 @@ def check_hydra(hydra: Any) -> None:
     _check_variables(OmegaConf.to_container(hydra.job.env_set, resolve=True))
     if os.sep in str(hydra.output_subdir) or str(hydra.output_subdir) in (os.curdir, os.pardir):
         raise ConfigError(f"hydra.output_subdir: {hydra.output_subdir} is no name of a folder inside the run's folder")
+
+
+def count_values(override: Any) -> int:
+    """How many values a key of a sweep takes, or more than are possible."""
+    if not override.is_discrete_sweep():
+        return 1
+    return sum(1 for _ in islice(override.sweep_iterator(), _MOST_POINTS + 1))
+
+
+def check_points_number(keys: Iterable[str], counts: Sequence[int]) -> None:
+    """Raises a ConfigError if a sweep has more points than Hydra can list, which it does before the first one runs."""
+    if prod(counts) > _MOST_POINTS:
+        raise ConfigError(
+            f"{' '.join(sorted(keys))}: these are more than {_MOST_POINTS:,} points; type fewer values, or "
+            "hydra/sweeper=optuna to search among them"
+        )
 
 
 def _check(name: str, node: Any) -> None:

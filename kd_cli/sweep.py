@@ -10,13 +10,13 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from kd_cli import console
 from kd_cli.config import override_key
-from kd_cli.errors import ConfigError, Interrupted, KDError, Pruned, Terminated, describe_error, suggest
+from kd_cli.errors import Interrupted, KDError, Pruned, Terminated, describe_error, suggest
+from kd_cli.hydra_checks import check_points_number, count_values
 
 Point = Mapping[str, Any]
 
@@ -25,8 +25,6 @@ _VALUE_FOLLOWS = ("--config-dir", "--config-name", "--cfg", "--info", "--package
 LOG = "log.txt"  # in the folder of a point: what it said, or, where it said it on the screen, why it failed
 
 _MOST_LISTED = 20  # points that did not finish; the records have all of them
-
-_MOST_POINTS = 100_000  # Hydra lists all of them before the first one runs
 
 _LONGEST_NAME = 120  # characters; most file systems stop at 255 bytes
 
@@ -66,23 +64,19 @@ class Sweep:
         self.failures: list[Point] = []
         self.keys: set[str] = set()
         self.stopped = False  # by Ctrl-C or SIGTERM; Hydra would go on with the next point
-        parser, points = OverridesParser.create(loader), 1
+        parser, counts = OverridesParser.create(loader), []
         for place, argument in enumerate(self.asked):
             if "=" not in argument or argument.startswith("-") or self.asked[place - 1] in _VALUE_FOLLOWS:
                 continue
             override = parser.parse_override(argument)
             if override.is_sweep_override():
                 self.keys.add(override_key(argument))
-                points *= _count(override)
+                counts.append(count_values(override))
                 known = loader.get_group_options(override.key_or_group)
                 if known and override.is_discrete_sweep():
                     self._drop_unknown(place, override, known)
 
-        if points > _MOST_POINTS:
-            raise ConfigError(
-                f"{' '.join(sorted(self.keys))}: these are more than {_MOST_POINTS:,} points; type fewer values, or "
-                "hydra/sweeper=optuna to search among them"
-            )
+        check_points_number(self.keys, counts)
 
     def _drop_unknown(self, place: int, override: Any, known: Sequence[str]) -> None:
         """Takes group choices that do not exist out of the sweep: Hydra would refuse all of it for one of them."""
@@ -125,13 +119,6 @@ class Sweep:
         if point["status"] in ("failed", "diverged"):
             console.panel(f"point {hydra.job.num + 1} failed: {label}", point["error"])
         return point
-
-
-def _count(override: Any) -> int:
-    """How many values a key takes, or more than are possible."""
-    if not override.is_discrete_sweep():
-        return 1
-    return sum(1 for _ in islice(override.sweep_iterator(), _MOST_POINTS + 1))
 
 
 def _only_how(word: str) -> bool:
