@@ -406,6 +406,8 @@ def test_a_record_is_data(name: str, harmless: Callable[..., Outcome], trained: 
     Path("evil.py").write_text("open('ran', 'w')\n")
     change, words = RECORDS[name]
     change(run)
+    if words[0] == "resume":
+        setting("run.json", directory=str(tmp_path))(run)  # where evil.py is
     outcome = harmless(*words)
     assert "Error" in outcome.err
     assert harmless("list", "runs", "--outputs", ".", codes=(0,))
