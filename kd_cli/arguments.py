@@ -48,7 +48,7 @@ def only_typed(arguments: Sequence[str]) -> list[str]:
     return [word for place, word in enumerate(arguments) if place in values or _can_name_code(word)]
 
 
-def resume_line(run: Path | str, words: Sequence[str]) -> str:
+def resume_command(run: Path | str, words: Sequence[str]) -> str:
     """What to type to go on with a run, with those of its arguments that `only_typed` gives."""
     return " ".join(["kd resume", *map(shlex.quote, [str(run), *words])])
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from kd_cli import console, handover
-from kd_cli.arguments import only_typed, resume_line
+from kd_cli.arguments import only_typed, resume_command
 from kd_cli.build import (
     build_network,
     build_peer,
@@ -285,7 +285,7 @@ def _opened(folder: Path, config: Config, launch: Launch, stage: Stage | None, *
             yield run
         except (KeyboardInterrupt, Terminated) as error:
             kind = Interrupted if isinstance(error, KeyboardInterrupt) else Terminated
-            command = resume_line(console.short_path(run.path), only_typed(launch.arguments))
+            command = resume_command(console.short_path(run.path), only_typed(launch.arguments))
             raise kind(f"stopped; what was trained is kept. Go on with:\n{command}") from None
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Optional
 import typer
 
 from kd_cli import console
-from kd_cli.arguments import only_typed, resume_line
+from kd_cli.arguments import only_typed, resume_command
 from kd_cli.config import hydra_quote
 from kd_cli.errors import ConfigError
 from kd_cli.hydra_command import ConfigName, launch, present_one
@@ -90,7 +90,7 @@ def _check_typed(run: Path, directory: str, wanted: Sequence[str], typed: Sequen
     extra = [word for word in typed if word not in wanted]
     if extra:
         raise ConfigError(f"{extra[0]}: {run} was made without it, and goes on as it was; kd show {run} says how")
-    line = resume_line(console.short_path(run) if there else run, wanted)
+    line = resume_command(console.short_path(run) if there else run, wanted)
     raise ConfigError(
         f"{run} was made with {' '.join(wanted)}, which can run code, and no code is run because a record names it; if "
         f"you trust it, type\n{line if there else f'cd {shlex.quote(directory)} && {line}'}"
