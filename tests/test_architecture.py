@@ -38,6 +38,7 @@ FLOORS = (
         "plugins",
         "provenance",
         "options",
+        "answers",
         "arguments",
         "plan",
         "followers",

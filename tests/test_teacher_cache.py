@@ -17,12 +17,13 @@ from safetensors.torch import load_file
 from small import CPU, SPEC, loss_options, make_data, make_student, make_teacher, same_tensors, yaml_names
 from torch import Tensor, nn
 
+from kd_cli.answers import Entry, Rows
 from kd_cli.cache import cache_folder, write_cached
 from kd_cli.data.base import Data
 from kd_cli.losses.base import LOSSES, build_loss
 from kd_cli.recipe import Recipe
 from kd_cli.task import Distillation
-from kd_cli.teacher_cache import CachedTeacher, Entry, Rows, network_digest
+from kd_cli.teacher_cache import CachedTeacher, network_digest
 from kd_cli.trainer import Trainer
 from kd_cli.types import Outputs
 
