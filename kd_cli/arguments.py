@@ -12,11 +12,18 @@ from typing import Any
 from kd_cli.config import override_key, winning_overrides
 
 _WITH_VALUE = ("--config-dir", "--config-name")
+VALUE_FOLLOWS = ("--config-dir", "--config-name", "--cfg", "--info", "--package")
 
 
 def option_values(arguments: Sequence[str], option: str) -> list[str]:
     """The values given to an option in a list of arguments: `--config-dir DIR`."""
     return [value for name, value in itertools.pairwise(arguments) if name == option]
+
+
+def override_words(arguments: Sequence[str]) -> list[str]:
+    """The words that are neither options nor an option's value."""
+    pairs = zip(["", *arguments], arguments, strict=False)
+    return [word for before, word in pairs if not word.startswith("-") and before not in VALUE_FOLLOWS]
 
 
 def without_option(arguments: Sequence[str], option: str) -> list[str]:

@@ -9,21 +9,22 @@ from typing import Any
 import torch
 from torch import nn
 
+from kd_cli.cache import is_untouched
 from kd_cli.config import Config, stage_recipe
 from kd_cli.data.base import Data
 from kd_cli.errors import ConfigError
 from kd_cli.files import file_digest
 from kd_cli.losses.base import build_loss
 from kd_cli.models.base import MODELS
-from kd_cli.plan import Training, model_options
+from kd_cli.plan import Training, check_groups, model_options
 from kd_cli.recipe import Recipe
 from kd_cli.rundir import RunDir
 from kd_cli.seeds import derive_seed
-from kd_cli.shortage import needing_memory
+from kd_cli.shortage import countable, needing_memory
 from kd_cli.source import model_shape
 from kd_cli.task import Distillation
 from kd_cli.teacher_cache import CachedTeacher, make_entry
-from kd_cli.teachers import Ensemble, check_groups
+from kd_cli.teachers import Ensemble
 from kd_cli.trainer import seed_dropout
 
 
@@ -46,8 +47,11 @@ def pick_device(name: str) -> torch.device:
 def build_network(options: Mapping[str, Any], role: str, seed: int, data: Data, device: torch.device) -> nn.Module:
     """A network with its first weights: a pure function of the seed and the network's options."""
     seed_dropout(derive_seed(seed, "weights"), device)
-    with needing_memory(
-        f"the network {role}={options['name']}", f"Type {role}=… with a smaller one, or another device=…"
+    with (
+        needing_memory(
+            f"the network {role}={options['name']}", f"Type {role}=… with a smaller one, or another device=…"
+        ),
+        countable(role),
     ):
         network = MODELS.build(options, where=role, **model_shape(data.spec))
         return network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
@@ -80,7 +84,7 @@ def build_task(
             data.spec,
             name=name,
             label_smoothing=smoothing,
-            ask_in=recipe.batch_size,
+            ask_in=min(recipe.batch_size, data.spec.num_train),
         )
     except ValueError as error:
         raise ConfigError(f"loss={name} cannot work on this pair: {error}") from error
@@ -109,7 +113,7 @@ def remember_teacher(
 
 def cache_limit(config: Config) -> int:
     """Bytes that kept answers of teachers may take; 0: nothing is kept."""
-    return int(config["teacher_cache_gb"] * 1e9) if config["teacher_cache"] else 0
+    return int(config["teacher_cache_gb"] * 1e9) if config["teacher_cache"] and not is_untouched() else 0
 
 
 def build_peer(config: Config, seed: int, data: Data, device: torch.device) -> nn.Module:

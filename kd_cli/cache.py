@@ -8,8 +8,8 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,24 @@ if TYPE_CHECKING:
 log = logging.getLogger("kd")
 
 _DEAD_AFTER = 3600  # seconds without a byte: whoever wrote this file was killed
+
+_untouched = False
+
+
+@contextmanager
+def untouched() -> Iterator[None]:
+    """While this is open, what is kept on the disk is read, and nothing is added or removed."""
+    global _untouched
+    _untouched = True
+    try:
+        yield
+    finally:
+        _untouched = False
+
+
+def is_untouched() -> bool:
+    """Whether nothing may be kept now."""
+    return _untouched
 
 
 def cache_folder() -> Path:
@@ -48,6 +66,8 @@ def write_cached(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, 
 
     Where that is not possible there is a notice, and next time the tensors are made again.
     """
+    if _untouched:
+        return
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with guard_disk(path, sum(tensor.nbytes for tensor in tensors.values())):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
 from kd_cli.errors import ConfigError, suggest
-from kd_cli.ranges import declared_ranges, require
+from kd_cli.ranges import declared_checks
 from kd_cli.recipe import Recipe, make_recipe
 from kd_cli.registry import convert
 
@@ -90,14 +91,14 @@ def check_config(config: Config, reference: Config) -> None:
     Raises:
         ConfigError: all that is wrong, one line each.
     """
-    problems = _problems(config, reference, "")
+    problems = _nameless(config) or _problems(config, reference, "")
     if problems:
         raise ConfigError("\n".join(problems))
-    _check_loss_ranges(config["loss"])
+    _check_ranges(config)
     make_recipe(config["trainer"])
     for stage in STAGE_TRAINER:
         stage_recipe(config, stage)
-    if not config["teacher_cache_gb"] > 0:
+    if not 0 < config["teacher_cache_gb"] < math.inf:
         raise ConfigError(
             f"teacher_cache_gb: {config['teacher_cache_gb']} is not possible; it must be above 0 "
             "(teacher_cache=false keeps nothing)"
@@ -106,14 +107,29 @@ def check_config(config: Config, reference: Config) -> None:
         raise ConfigError(f"seed: {config['seed']} is not possible; it must be a whole number ≥ 0")
 
 
-def _check_loss_ranges(options: Mapping[str, Any]) -> None:
-    """Says early what the loss would say when it is built, which needs torch."""
-    rules = declared_ranges("kd_cli.losses", str(options["name"]), shared="Mix")
-    for key in (key for key in rules.keys() & options.keys() if options[key] is not None):
-        try:
-            require(key, options[key], **rules[key])
-        except ValueError as error:
-            raise ConfigError(f"loss.{error}") from error
+def _nameless(config: Config) -> list[str]:
+    """A user's yaml may hold anything: a list, a text, nothing."""
+    nodes = {key: config[key] for key in ("dataset", "teacher", "student", "loss", "logger") if key in config}
+    return [
+        f"{key}: {node!r} does not say which {key} it is; its yaml must be a mapping with a line name: NAME"
+        for key, node in nodes.items()
+        if not (isinstance(node, Mapping) and node.get("name"))
+    ]
+
+
+def _check_ranges(config: Config) -> None:
+    """Says early what the components would say when they are built, which needs torch."""
+    packages = {"loss": "losses", "teacher": "models", "student": "models", "dataset": "data"}
+    for where, package in packages.items():
+        options = config[where]
+        checks = declared_checks(f"kd_cli.{package}", str(options["name"]), shared="Mix" if where == "loss" else "")
+        for key in (key for key in checks if options.get(key) is not None):
+            try:
+                checks[key](options[key])
+            except ValueError as error:
+                raise ConfigError(f"{where}.{error}") from error
+            except TypeError:  # a list of words, a word: its component says what it takes
+                continue
 
 
 def _problems(config: Mapping[str, Any], reference: Mapping[str, Any], prefix: str) -> list[str]:

@@ -176,6 +176,12 @@ def _hydra_text(error: BaseException) -> str:
         group, _, name = str(missing).rpartition("/")
         options = getattr(error, "options", None) or ()
         return f"{group or '--config-name'}: there is no {group or 'configuration'} {name!r}{suggest(name, options)}"
+    if type(cause).__name__.startswith("Interpolation"):
+        where = getattr(cause, "full_key", None)
+        reason = str(cause).splitlines()[0]
+        return f"{where}: {reason}; type ${{KEY}} with a key of the configuration, which cannot be removed"
+    if str(error).startswith("Could not delete"):
+        return f"{error} type ~KEY with a key that is there: --cfg job shows all of them"
     lines = [line for line in str(error).splitlines() if "append to your config use" not in line]
     parent, key = getattr(cause, "parent_node", None), getattr(cause, "key", None)
     if "Config" in type(cause).__name__ and parent is not None and hasattr(parent, "keys") and key not in parent:

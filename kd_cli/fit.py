@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, get_args
 
 import torch
@@ -15,12 +16,12 @@ from kd_cli.config import recipe_key
 from kd_cli.console import Watcher
 from kd_cli.data.base import Data, Part
 from kd_cli.divergence import advice, check_score
-from kd_cli.errors import ConfigError, DataError, Terminated
+from kd_cli.errors import DataError, Terminated
 from kd_cli.evaluate import predict
 from kd_cli.followers import Follower, followed
 from kd_cli.models.base import count_parameters
 from kd_cli.predictions import Predictions, write_predictions
-from kd_cli.recipe import Recipe
+from kd_cli.recipe import Recipe, check_possible
 from kd_cli.recorded import STATE, check_kinds
 from kd_cli.rundir import RunDir
 from kd_cli.scores import accuracy
@@ -28,7 +29,7 @@ from kd_cli.shortage import evaluation_memory, training_memory
 from kd_cli.stopping import patiently
 from kd_cli.task import Task
 from kd_cli.train_state import TrainState
-from kd_cli.trainer import Record, Trainer, check_precision
+from kd_cli.trainer import Record, Trainer
 
 Result = dict[str, Any]
 
@@ -58,7 +59,7 @@ def fit(
     """
     stage, seed = facts["stage"], facts["seed"]
     check_recipe(recipe, data, device)
-    _check_same_images(run, data)
+    check_same_images(run.path, run.record, data)
     run.note(data=_data_facts(data), seed=seed)
     if recipe.compile:
         task.deployed.compile()
@@ -88,9 +89,7 @@ def check_recipe(recipe: Recipe, data: Data, device: torch.device) -> None:
     Raises:
         ConfigError: early stopping without validation images, or a precision that the device does not have.
     """
-    if recipe.early_stopping and not data.size("val"):
-        raise ConfigError("trainer.early_stopping needs validation images; type dataset.val_fraction=0.1")
-    check_precision(recipe, device)
+    check_possible(recipe, validation=bool(data.size("val")), on_cuda=device.type == "cuda")
 
 
 def finished(run: RunDir, data: Data) -> Result | None:
@@ -100,16 +99,24 @@ def finished(run: RunDir, data: Data) -> Result | None:
         DataError: the images have changed since.
     """
     if run.result is not None and not run.record.get("specialist"):  # whose data are a part of these
-        _check_same_images(run, data)
+        check_same_images(run.path, run.record, data)
     return run.result
 
 
-def _check_same_images(run: RunDir, data: Data) -> None:
-    """What was begun on other images can neither go on nor be compared with what learns from these."""
-    known = run.record.get("data", {}).get("fingerprint")
+def check_same_images(path: Path, record: Mapping[str, Any], data: Data) -> None:
+    """What was begun on other images can neither go on nor be compared with what learns from these.
+
+    Args:
+        path: the run's folder.
+        record: its run.json.
+
+    Raises:
+        DataError: the images have changed since.
+    """
+    known = record.get("data", {}).get("fingerprint")
     if known not in (None, data.fingerprint):
         raise DataError(
-            f"the images of {data.name} have changed since {run.path} was begun; choose another folder: "
+            f"the images of {data.name} have changed since {path} was begun; choose another folder: "
             "hydra.run.dir=DIR, of a sweep hydra.sweep.dir=DIR"
         )
 

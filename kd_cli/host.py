@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from kd_cli.arguments import flags, option_values, typed_overrides, without_option
 from kd_cli.config import Config, Launch, check_config, override_key, winning_overrides
+from kd_cli.early import check_early
 from kd_cli.errors import ConfigError
 from kd_cli.hydra_checks import check_hydra, says_more
 from kd_cli.points import Points
@@ -28,12 +29,13 @@ def conf_dir() -> Path:
     return packaged if packaged.is_dir() else here.parent / "conf"
 
 
-def run_hydra(job: Job, command: str, arguments: Sequence[str]) -> Mapping[str, Any] | Swept:
+def run_hydra(job: Job, command: str, arguments: Sequence[str], *, writes: bool = True) -> Mapping[str, Any] | Swept:
     """Lets Hydra compose the configuration and call `job`, once or for every point of a sweep.
 
     Args:
         command: `train-teacher`; its primary configuration is `conf/train_teacher.yaml`.
         arguments: Hydra's own command line: flags and overrides.
+        writes: whether the job does; if not, a sweep of it leaves nothing, and its points run here.
 
     Returns:
         What `job` returned; for a sweep what came of its points; nothing where Hydra only printed (`--cfg`, `--info`).
@@ -43,15 +45,17 @@ def run_hydra(job: Job, command: str, arguments: Sequence[str]) -> Mapping[str, 
         Exception: whatever Hydra raises; nothing was printed.
     """
     if "--multirun" in arguments or "hydra.mode=MULTIRUN" in arguments:
-        return _run_sweep(job, command, arguments)
+        return _run_sweep(job, command, arguments, writes=writes)
     return _run_once(job, command, arguments)
 
 
 def _run_once(job: Job, command: str, arguments: Sequence[str]) -> Mapping[str, Any]:
+    from kd_cli.footprint import watched
+
     _extend_hydra(arguments)
     _name_folders("sweep", lambda: "point")  # --cfg hydra --resolve asks for it without a sweep
     if says_more(arguments):
-        with _composed(command, arguments, sweep=False) as (_, config):
+        with _explained(arguments), _composed(command, arguments, sweep=False) as (_, config):
             check_hydra(config.hydra)
     results: list[Mapping[str, Any]] = [{}]
     errors: list[Exception] = []
@@ -62,24 +66,32 @@ def _run_once(job: Job, command: str, arguments: Sequence[str]) -> Mapping[str, 
         except Exception as error:  # Hydra would print lines of its own about it
             errors.append(error)
 
-    _call_hydra(run, command, arguments)
+    with watched(), _explained(arguments):
+        _call_hydra(run, command, arguments)
     if errors:
         raise errors[0]
     return results[-1]
 
 
-def _run_sweep(job: Job, command: str, arguments: Sequence[str]) -> Swept:
+def _run_sweep(job: Job, command: str, arguments: Sequence[str], *, writes: bool) -> Swept:
+    from kd_cli.footprint import watched
+
     _extend_hydra(arguments)
     _name_folders("sweep", lambda: "point")  # until the sweep is known, which names them
-    sweep, study = _make_sweep(command, arguments)
+    with _explained(arguments):
+        sweep, study = _make_sweep(command, arguments)
     arguments = sweep.asked
     here, alone = partial(_start, job, command, arguments), partial(_run_once, job, command)
-    points = Points(sweep, study, command, arguments, here, alone)
+    points = Points(sweep, study, command, arguments, here, alone, writes=writes)
     _name_folders(sweep.name, lambda _root_: sweep.folder(_root_.hydra.overrides.task))
-    try:
-        _call_hydra(points, command, sweep.arguments)
-    finally:
-        points.close()
+    with watched() as places:
+        try:
+            with _explained(sweep.arguments):
+                _call_hydra(points, command, sweep.arguments)
+        finally:
+            points.close()
+            for place in places if not (writes and points.records) else ():
+                place.remove()
     return Swept([*sweep.failures, *points.records], points.found)
 
 
@@ -90,6 +102,12 @@ def _extend_hydra(arguments: Sequence[str]) -> None:
     for word in arguments:
         if word.startswith("hydra/launcher="):
             check_launcher(word.partition("=")[2])
+
+
+def _explained(arguments: Sequence[str]) -> AbstractContextManager[None]:
+    from kd_cli.grammar import explained
+
+    return explained(arguments, [*map(Path, option_values(arguments, "--config-dir")), conf_dir()])
 
 
 def _call_hydra(task: Callable[[Any], None], command: str, arguments: Sequence[str]) -> None:
@@ -169,6 +187,7 @@ def plain(config: Any) -> Config:
 def _start(job: Job, command: str, arguments: Sequence[str], composed: Any) -> Mapping[str, Any]:
     """One point: checks the configuration, loads plugins, calls the job."""
     from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
 
     hydra = HydraConfig.get()
     folder = Path(hydra.runtime.output_dir)
@@ -176,8 +195,8 @@ def _start(job: Job, command: str, arguments: Sequence[str], composed: Any) -> M
         config, launched = _prepared(command, arguments, composed, hydra, folder)
         return job(config, launched)
     finally:
-        if not any(override_key(override) == "hydra.run.dir" for override in hydra.overrides.hydra):
-            _remove_if_empty(folder)  # Hydra made it before anything was checked
+        if hydra.mode == RunMode.MULTIRUN:  # Hydra made it before anything was checked
+            _remove_empty(folder, Path(hydra.sweep.dir).absolute())
 
 
 def _prepared(command: str, arguments: Sequence[str], composed: Any, hydra: Any, folder: Path) -> tuple[Config, Launch]:
@@ -189,8 +208,12 @@ def _prepared(command: str, arguments: Sequence[str], composed: Any, hydra: Any,
     config.pop("study", None)  # what a study asks is the sweep's affair
     overrides = typed_overrides(arguments, hydra)
     if hydra.job.chdir:
-        raise ConfigError("hydra.job.chdir: true is not possible; relative paths are meant from where kd was started")
+        raise ConfigError(
+            "hydra.job.chdir: true is not possible, since relative paths are meant from where kd was started; "
+            "type hydra.job.chdir=false"
+        )
     check_config(config, _reference(hydra))
+    check_early(config)
     load_plugins(config["plugins"])
     named = any(override_key(override) == "hydra.run.dir" for override in hydra.overrides.hydra)
     launch = Launch(
@@ -204,10 +227,11 @@ def _prepared(command: str, arguments: Sequence[str], composed: Any, hydra: Any,
     return config, launch
 
 
-def _remove_if_empty(folder: Path) -> None:
+def _remove_empty(folder: Path, top: Path) -> None:
     with suppress(OSError):
-        folder.rmdir()
-        folder.parent.rmdir()
+        while folder.is_relative_to(top) and folder != top:
+            folder.rmdir()
+            folder = folder.parent
 
 
 def _reference(hydra: Any) -> Config:

@@ -15,6 +15,7 @@ from kd_cli.errors import ConfigError
 _USUAL = re.compile(
     r"hydra\.(run\.dir|mode|verbose|sweep\.(dir|subdir)|launcher\.n_jobs|sweeper\.\w+)|hydra/(launcher|sweeper)"
 )
+_CALLBACKS = {"footprint": {"_target_": "kd_cli.footprint.Watch"}}  # of run.yaml
 _LAUNCHERS = ("hydra_plugins.", "hydra._internal.core_plugins.")
 _LOGGED_TO = {"logging.StreamHandler", "logging.NullHandler", "logging.FileHandler"}
 _LOG_FILE = "${hydra.runtime.output_dir}/${hydra.job.name}.log"
@@ -85,7 +86,7 @@ Faults = Iterator[tuple[str, Any, str]]
 
 
 def _callbacks(node: Any) -> Faults:
-    if node:
+    if node and node != _CALLBACKS:
         yield (
             "",
             node,

@@ -11,7 +11,7 @@ import typer
 from kd_cli import console
 from kd_cli.config import Config, Launch
 from kd_cli.errors import ConfigError
-from kd_cli.options import HYDRA, ConfigDir, Json
+from kd_cli.options import HYDRA, ConfigDir, DryRun, Json
 
 
 class Cfg(str, Enum):
@@ -77,6 +77,8 @@ def hydra_command(
     doc: str,
     job: Callable[[Config, Launch], Mapping[str, Any]],
     present: Callable[[Mapping[str, Any]], None],
+    *,
+    trains: bool = True,
 ) -> Callable[..., None]:
     """The Typer callback of a training command.
 
@@ -85,6 +87,7 @@ def hydra_command(
         doc: its help.
         job: what one run does; its record is what `--json` prints.
         present: shows a record to a person.
+        trains: whether the job does; one that does not is its own dry run.
     """
 
     def command(
@@ -96,11 +99,14 @@ def hydra_command(
         info: _Info = None,
         config_dir: ConfigDir = None,
         config_name: ConfigName = None,
+        dry_run: DryRun = not trains,
         json: Json = False,
     ) -> None:
         console.setup(as_json=json)
-        if (cfg or info) and (json or multirun):
-            raise ConfigError("--cfg and --info show one configuration as yaml: leave --json and --multirun out")
+        if (cfg or info) and (json or multirun or (dry_run and trains)):
+            raise ConfigError(
+                "--cfg and --info show one configuration as yaml: leave --json, --multirun and --dry-run out"
+            )
         arguments = ["--multirun"] if multirun else []
         for option, value in (("--cfg", cfg), ("--info", info)):
             arguments += [option, value.value] if value else []
@@ -109,7 +115,8 @@ def hydra_command(
             arguments += [option, text] if text else []
         for folder in config_dir or []:
             arguments += ["--config-dir", folder]
-        launch(name, [*arguments, *(overrides or [])], job, present)
+        chosen = (foresee, present_foreseen) if dry_run and trains else (job, present)
+        launch(name, [*arguments, *(overrides or [])], *chosen, writes=not dry_run)
 
     command.__doc__ = doc
     return command
@@ -120,8 +127,13 @@ def launch(
     arguments: list[str],
     job: Callable[[Config, Launch], Mapping[str, Any]],
     present: Callable[[Mapping[str, Any]], None],
+    *,
+    writes: bool = True,
 ) -> None:
     """Runs a training command and shows what came of it.
+
+    Args:
+        writes: whether the job does.
 
     Raises:
         KDError: a run failed, or a point of a sweep did.
@@ -129,7 +141,7 @@ def launch(
     from kd_cli import sweep
     from kd_cli.host import run_hydra
 
-    result = run_hydra(job, name, arguments)
+    result = run_hydra(job, name, arguments, writes=writes)
     if isinstance(result, sweep.Swept):
         sweep.summarize(result.points)
         sweep.present_search(result.found)
@@ -139,6 +151,39 @@ def launch(
     elif result:
         present(result)
         console.emit(result)
+
+
+def foresee(config: Config, launched: Launch) -> Mapping[str, Any]:
+    """The job of `--dry-run`."""
+    from kd_cli import foresee
+
+    return foresee.foresee(config, launched)
+
+
+def present_foreseen(result: Mapping[str, Any]) -> None:
+    """What a command would train, and where."""
+    if result["status"] == "completed":
+        console.say(f"{result['run']} is complete already; nothing would be trained")
+        return
+    if "teachers" in result:
+        top1 = result["teacher_val_top1"]
+        accuracy = "" if top1 is None else f", {top1:.2f} % on validation"
+        console.say(f"teacher    {', '.join(map(console.short_path, result['teachers']))}{accuracy}")
+    for training in result["trainings"]:
+        console.say(f"{training['name']:<10} {_work(training)}")
+    place = console.short_path(result["run"]) if result["run"] else f"a new folder in {result['outputs']}"
+    console.say(f"Nothing speaks against it. It would go into {place}; nothing was trained or written.", style="bold")
+
+
+def _work(training: Mapping[str, Any]) -> str:
+    if training["completed"]:
+        return "is complete already"
+    done = f", {training['epochs_done']} of them done" if training["epochs_done"] else ""
+    taught = f", taught by {' + '.join(training['taught_by'])}" if training["taught_by"] else ""
+    return (
+        f"{training['network']}: {training['epochs']} epochs{done} of {training['steps']} batches of "
+        f"{training['batch_size']} images{taught}"
+    )
 
 
 def present_one(result: Mapping[str, Any]) -> None:

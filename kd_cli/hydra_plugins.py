@@ -68,8 +68,8 @@ class ProcessLauncher(Launcher):
         """Hydra gets no results: what came of the points is with the task."""
         setup_globals()
         points = _compose(self.context, self.config, job_overrides, initial_job_idx)
-        share = self._divide(len(points))
-        if share.processes == 1:
+        share = self._divide(len(points)) if self.task.writes else None
+        if share is None or share.processes == 1:
             return [_run_here(self.context, self.task, point) for point in points]
         self.task.run_apart(points, lambda works, first: run_points(works, share, first))
         return [JobReturn(status=JobStatus.COMPLETED) for _ in points]
@@ -103,7 +103,8 @@ class LibraryLauncher(Launcher):
         """Hydra gets no results: what came of the points is with the task."""
         setup_globals()
         points = _compose(self.context, self.config, job_overrides, initial_job_idx)
-        if self.library.shares_devices and self.library.divide(len(points))[0] == 1:
+        alone = self.library.shares_devices and self.library.divide(len(points))[0] == 1
+        if alone or not self.task.writes:
             return [_run_here(self.context, self.task, point) for point in points]
         device = str(self.config.device)
         self.task.run_apart(points, lambda works, first: run_errands(self.library, works, device, first))

@@ -22,6 +22,12 @@ class Which(str, Enum):
 
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output and nothing else there.")]
+DryRun = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run", help="Look for all that can go wrong, say what would be trained, and stop; nothing is written."
+    ),
+]
 ConfigDir = Annotated[
     Optional[list[str]],  # noqa: UP045
     typer.Option(

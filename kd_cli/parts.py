@@ -8,9 +8,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from kd_cli.claim import config_digest
 from kd_cli.config import STAGE_TRAINER, Config
 from kd_cli.plan import Training
-from kd_cli.rundir import RunDir, config_digest
+from kd_cli.rundir import RunDir
 from kd_cli.sweepdir import shared_folder
 
 _OF_ALL = ("dataset", "seed", "device", "plugins")  # what every training depends on

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from kd_cli.config import Config, Stage
@@ -49,7 +51,7 @@ def plan(config: Config, *, teacher: str, given: bool) -> list[Training]:
     Raises:
         ConfigError: options of a procedure that do not fit together.
     """
-    check_procedure(config, teacher=teacher, given=given)
+    check_procedure(config, teacher=teacher)
     teachers = [] if given or teacher != "frozen" else list(_teachers(config))
     between = list(_between(config, tuple(each.name for each in teachers)))
     last = (between[-1].name,) if between else tuple(each.name for each in teachers)
@@ -58,11 +60,24 @@ def plan(config: Config, *, teacher: str, given: bool) -> list[Training]:
     return [*teachers, baseline, *between, Training("distilled", "distilled", student, config["seed"], last)]
 
 
-def check_procedure(config: Config, *, teacher: str, given: bool) -> None:
+def check_procedure(config: Config, *, teacher: str) -> None:
     """Checks `ensemble`, `specialists`, `assistants` and `generations`, and that they can be used together.
 
     Raises:
         ConfigError: a number outside its range or options that contradict each other; it says what to type instead.
+    """
+    check_numbers(config)
+    asked = procedures(config)
+    if asked and teacher != "frozen":
+        name = config["loss"]["name"]
+        raise ConfigError(f"{asked[0]} needs a loss that asks a finished teacher, and {name} does not; type loss=kd")
+
+
+def check_numbers(config: Config) -> None:
+    """Checks what of the procedures depends neither on the loss nor on the data.
+
+    Raises:
+        ConfigError: a number outside its range, weights that are not one per teacher, or two kinds of teachers.
     """
     for key, low in (("ensemble.size", 1), ("generations", 1), ("specialists.groups", 0), ("specialists.classes", 2)):
         value: Any = config
@@ -70,15 +85,66 @@ def check_procedure(config: Config, *, teacher: str, given: bool) -> None:
             value = value[word]
         if convert(value, int, key) < low:
             raise ConfigError(f"{key}: {value} is not possible; it must be a whole number ≥ {low}")
-    asked = procedures(config)
-    if asked and teacher != "frozen":
-        name = config["loss"]["name"]
-        raise ConfigError(f"{asked[0]} needs a loss that asks a finished teacher, and {name} does not; type loss=kd")
-    several = [key for key in asked if key in ("ensemble.size", "specialists.groups")]
+    given = given_paths(config)
+    several = [key for key in procedures(config) if key in ("ensemble.size", "specialists.groups")]
     if several and given:
         raise ConfigError(f"{several[0]} trains teachers, and teacher.checkpoint names finished ones; give one of them")
     if len(several) == 2:
         raise ConfigError("ensemble.size: more than 1 is not possible with specialists.groups; type ensemble.size=1")
+    try:
+        check_weights(config["ensemble"]["weights"], members(config, given))
+    except ValueError as error:
+        raise ConfigError(f"ensemble.{error}") from error
+
+
+def given_paths(config: Config) -> list[Path]:
+    """What `teacher.checkpoint` names.
+
+    Raises:
+        ConfigError: one that is not there.
+    """
+    given = config["teacher"].get("checkpoint")
+    if isinstance(given, list) and not given:
+        raise ConfigError("teacher.checkpoint: [] names no teacher; type a run's folder, or null for the newest")
+    paths = [Path(str(each)).expanduser() for each in (given if isinstance(given, list) else [given] if given else [])]
+    missing = [path for path in paths if not path.exists()]
+    if missing:
+        raise ConfigError(f"teacher.checkpoint: there is no {missing[0]}; kd list runs shows what is there")
+    return paths
+
+
+def members(config: Config, given: Sequence[Any]) -> int:
+    """How many teachers an ensemble has."""
+    return len(given) if len(given) > 1 else int(config["ensemble"]["size"])
+
+
+def check_weights(weights: Any, members: int) -> None:
+    """Refuses weights that are not one per member.
+
+    Raises:
+        ValueError: neither `confidence` nor a list of numbers, another number of them, or they cannot be normalised.
+    """
+    if weights is None or weights == "confidence":
+        return
+    numbers = weights if isinstance(weights, list | tuple) else [weights]
+    if numbers is not weights or not all(type(number) in (int, float) for number in numbers):
+        raise ValueError(f"weights: {weights!r} is not possible; type confidence, null or one number per teacher")
+    if len(weights) != members:
+        raise ValueError(f"weights: {len(weights)} numbers do not fit {members} teachers; give one per teacher")
+    if any(not (math.isfinite(weight) and weight >= 0) for weight in weights) or sum(weights) <= 0:
+        raise ValueError(f"weights: {list(weights)} is not possible; they must be ≥ 0 and not all 0")
+
+
+def check_groups(count: int, size: int, classes: int) -> None:
+    """Refuses more groups than there are classes for.
+
+    Raises:
+        ValueError: `count` groups of `size` do not fit `classes`, or one would have all of them.
+    """
+    if count * size > classes or (count and size >= classes):
+        raise ValueError(
+            f"specialists.groups={count} × specialists.classes={size} do not fit {classes} classes; take fewer"
+        )
 
 
 def model_options(config: Config, role: str) -> dict[str, Any]:

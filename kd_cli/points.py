@@ -11,6 +11,7 @@ from typing import Any
 
 from kd_cli import console
 from kd_cli.arguments import flags, typed_overrides, without_added
+from kd_cli.claim import check_free
 from kd_cli.config import hydra_quote, override_key
 from kd_cli.provenance import provenance, rerun_line
 from kd_cli.pruning import TRIAL
@@ -26,6 +27,7 @@ class Points:
         study: of which the sweep is part, or None.
         here: runs a point in this process, from its composed configuration.
         alone: runs one from its own command line; importable, since it travels to other processes.
+        writes: whether the points do; if not, each is to run here, and the sweep has no folder.
     """
 
     def __init__(
@@ -36,8 +38,11 @@ class Points:
         arguments: Sequence[str],
         here: Callable[[Any], Point],
         alone: Callable[[Sequence[str]], Point],
+        *,
+        writes: bool,
     ) -> None:
         self.records: list[Point] = []
+        self.writes = writes
         self.found: Mapping[str, Any] | None = None  # by a search
         self.unknown = sweep.failures  # points of a group's choices that are not there
         self._sweep, self._study, self._command, self._arguments = sweep, study, command, arguments
@@ -50,11 +55,14 @@ class Points:
 
         hydra = HydraConfig.get()
         self.open(hydra)
-        self._add([hydra], [self._sweep.guard(partial(self._here, config), _folder(hydra) / LOG)])
+        log = _folder(hydra) / LOG if self.writes else None
+        self._add([hydra], [self._sweep.guard(partial(self._here, config), log)])
 
     def open(self, hydra: Any) -> None:
-        """Takes the sweep's folder, whose name Hydra knows; `kd check` leaves nothing that could be gone on with."""
-        if self._folder is None and self._command != "check":
+        """Takes the sweep's folder, whose name Hydra knows."""
+        if not self.writes:
+            check_free(Path(str(hydra.sweep.dir)).absolute(), "hydra.sweep.dir")
+        elif self._folder is None:
             facts = {**provenance(self._command, self._arguments), "keys": sorted(self._sweep.keys)}
             diff = facts.pop("git_diff", "")
             facts["git_diff_sha256"] = hashlib.sha256(diff.encode()).hexdigest() if diff else None

@@ -82,9 +82,11 @@ class Recipe:
             raise ValueError("nesterov: true is not possible; sgd then needs a momentum above 0")
 
 
+_COUNT = "≥ 1 and below 2,147,483,648"
 _RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
-    ("≥ 1", lambda value: value >= 1, ("epochs", "batch_size", "eval_batch_size", "accumulate", "checkpoint_every")),
-    ("≥ 1", lambda value: value >= 1, ("step_size", "early_stopping", "limit_train_batches")),
+    (_COUNT, lambda value: 1 <= value < 2**31, ("epochs", "batch_size", "eval_batch_size", "accumulate")),
+    (_COUNT, lambda value: 1 <= value < 2**31, ("step_size", "early_stopping", "limit_train_batches")),
+    (_COUNT, lambda value: 1 <= value < 2**31, ("checkpoint_every",)),
     ("≥ 0", lambda value: 0 <= value < math.inf, ("weight_decay", "warmup_epochs", "min_lr", "checkpoint_minutes")),
     ("> 0", lambda value: 0 < value < math.inf, ("lr", "gamma", "clip_grad_norm")),
     ("in [0, 1)", lambda value: 0 <= value < 1, ("momentum", "label_smoothing")),
@@ -104,3 +106,19 @@ def make_recipe(options: Mapping[str, Any], where: str = "trainer") -> Recipe:
         return Recipe(**bind_options(Recipe, options, where=where, what="the trainer"))
     except ValueError as error:
         raise ConfigError(f"{where}.{error}") from error
+
+
+def check_possible(recipe: Recipe, *, validation: bool = True, on_cuda: bool) -> None:
+    """Finds what of a recipe cannot be done.
+
+    Args:
+        validation: there are validation images.
+        on_cuda: it runs on a CUDA device.
+
+    Raises:
+        ConfigError: early stopping without validation images, or fp16 without CUDA.
+    """
+    if recipe.early_stopping and not validation:
+        raise ConfigError("trainer.early_stopping needs validation images; type dataset.val_fraction=0.1")
+    if recipe.precision == "fp16" and not on_cuda:
+        raise ConfigError("trainer.precision: fp16 needs a CUDA device; type trainer.precision=bf16")

@@ -195,7 +195,8 @@ def _convert_collection(value: Any, origin: Any, arguments: tuple[Any, ...], key
         raise ConfigError(f"{key}: {value!r} is not a list; type {key}=[…]")
     fixed = origin is tuple and arguments and arguments[-1] is not Ellipsis
     if fixed and len(value) != len(arguments):
-        raise ConfigError(f"{key}: needs {len(arguments)} values, not {len(value)}")
+        example = ",".join(map(_example, arguments))
+        raise ConfigError(f"{key}: needs {len(arguments)} values, not {len(value)}; type {key}=[{example}]")
     hints = arguments if fixed else [arguments[0] if arguments else Any] * len(value)
     items = [convert(item, hint, f"{key}[{i}]") for i, (item, hint) in enumerate(zip(value, hints, strict=True))]
     return tuple(items) if origin is tuple else items

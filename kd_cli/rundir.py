@@ -13,8 +13,6 @@ result.json          appears only when the run is complete
 from __future__ import annotations
 
 import errno
-import hashlib
-import json
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,13 +23,14 @@ from types import TracebackType
 from typing import Any
 
 from kd_cli.checkpoints import Checkpoints, owner
+from kd_cli.claim import check_same, config_digest, in_use, read_record
 from kd_cli.config import to_yaml
-from kd_cli.errors import ConfigError, DataError, DiskError, status_after
+from kd_cli.errors import ConfigError, DiskError, status_after
 from kd_cli.files import guard_disk, remove_unfinished, write_json, write_text
-from kd_cli.locks import Lock, holder, is_free, take
+from kd_cli.locks import Lock, is_free, take
 from kd_cli.metrics import read_metrics, write_metrics
 from kd_cli.provenance import go_on, rerun_line, resume_line
-from kd_cli.recorded import read_config, sound_record, sound_result
+from kd_cli.recorded import sound_record, sound_result
 
 log = logging.getLogger("kd")
 
@@ -72,7 +71,7 @@ class RunDir:
             if lock is not None:
                 lock.close()
             if exact:
-                raise ConfigError(f"{path} is in use by {holder(path)}; wait for it, or choose another hydra.run.dir")
+                raise in_use(path)
         raise ConfigError(f"{path}: a thousand runs started in the same second; choose a folder with hydra.run.dir=DIR")
 
     @property
@@ -154,10 +153,7 @@ class RunDir:
     def _begin(self, identity: Mapping[str, Any], config: Mapping[str, Any]) -> None:
         before = self._whole_record()
         digest = config_digest(config)
-        if before and before.get("config_digest") != digest:
-            raise ConfigError(
-                f"{self.path} holds another run ({_difference(self.path, config)}); choose another hydra.run.dir"
-            )
+        check_same(self.path, before, config)
         if self.result is not None:
             return
         running = {"status": "running", "pid": os.getpid()}
@@ -175,14 +171,10 @@ class RunDir:
 
     def _whole_record(self) -> dict[str, Any]:
         """run.json, or nothing where there is none yet."""
-        if not self.record and (self.path / "run.json").exists():
-            raise DataError(
-                f"{self.path / 'run.json'} is damaged, so what this run is cannot be known; choose another folder, "
-                "hydra.run.dir=DIR (its checkpoints can still be evaluated: kd evaluate FOLDER/checkpoints/epoch-…)"
-            )
+        record = read_record(self.path)
         if self.result is None and (self.path / "result.json").exists():
             log.warning("%s is damaged; it is made again", self.path / "result.json")
-        return self.record
+        return record
 
 
 def find_runs(root: Path) -> Iterator[Path]:
@@ -208,33 +200,6 @@ def status_of(path: Path, record: Mapping[str, Any] | None = None) -> str:
     return "interrupted" if is_free(path) else status
 
 
-def config_digest(config: Mapping[str, Any]) -> str:
-    """SHA-256 of a configuration, whatever the order of its keys and wherever its run is logged."""
-    config = {key: value for key, value in config.items() if key != "logger"}
-    return hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest()
-
-
 def now() -> str:
     """UTC, to the microsecond, so that runs sort by it."""
     return datetime.now(timezone.utc).isoformat()
-
-
-def _difference(path: Path, config: Mapping[str, Any]) -> str:
-    try:
-        old = flatten(read_config(path))
-    except DataError:
-        return "its config.yaml cannot be read"
-    new = flatten(dict(config))
-    keys = [key for key in {**old, **new} if old.get(key) != new.get(key) and not key.startswith("logger.")]
-    shown = ", ".join(f"{key}: {old.get(key)} there, {new.get(key)} here" for key in keys[:3])
-    return shown + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
-
-
-def flatten(node: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one: `{"loss.temperature": 4.0}`."""
-    if not isinstance(node, Mapping):
-        return {prefix: node}
-    items: dict[str, Any] = {}
-    for key, value in node.items():
-        items |= flatten(value, f"{prefix}.{key}" if prefix else str(key))
-    return items

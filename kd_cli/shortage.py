@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from traceback import clear_frames
 
-from kd_cli.errors import OutOfMemory, missing_memory
+from kd_cli.errors import ConfigError, OutOfMemory, missing_memory
 from kd_cli.recipe import Recipe
 
 _ANOTHER = "kd changes neither by itself: that is another configuration, so a folder that you name must be a new one."
@@ -31,6 +31,27 @@ def needing_memory(what: str, remedy: str) -> Iterator[None]:
             raise
         clear_frames(error.__traceback__)  # what was made so far would be kept with them, and the end needs memory too
         raise OutOfMemory(f"{what} does not fit into memory{missing}. {remedy}") from error
+
+
+@contextmanager
+def countable(what: str) -> Iterator[None]:
+    """Refuses numbers that torch cannot count with: no machine has so much memory.
+
+    Args:
+        what: the configuration key of what is made from those numbers.
+
+    Raises:
+        ConfigError: in the place of what torch raises.
+    """
+    try:
+        yield
+    except (OverflowError, RuntimeError, TypeError) as error:
+        if "overflow" not in str(error).lower():
+            raise
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f"{what}: no machine has memory for numbers this large ({reason}); type smaller ones"
+        ) from error
 
 
 @contextmanager

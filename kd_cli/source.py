@@ -82,7 +82,9 @@ def locate(path: Path, which: str | None = None) -> Source:
     if result is None or "best_epoch" not in result:
         stages = [stage.name for stage in (path / "teacher", path / "distilled") if (stage / "run.json").exists()]
         hint = f"; it is a comparison, name one of its runs: {path / stages[0]}" if stages else ""
-        raise DataError(f"{path} is not a completed run, a checkpoint or a .safetensors file{hint}")
+        raise DataError(
+            f"{path} is not a completed run, a checkpoint or a .safetensors file{hint}; kd list runs shows all"
+        )
     epoch = result["epochs"] if which == "last" else result["best_epoch"]
     source = _from_checkpoint(Checkpoint(path / "checkpoints" / f"epoch-{epoch:04d}"))
     recorded = result["weights_sha256"][which or "best"]

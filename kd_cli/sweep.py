@@ -14,15 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from kd_cli import console
+from kd_cli.arguments import VALUE_FOLLOWS
 from kd_cli.config import override_key
 from kd_cli.errors import Interrupted, KDError, Pruned, Terminated, describe_error, suggest
 from kd_cli.hydra_checks import check_points_number, count_values
 
 Point = Mapping[str, Any]
 
-_VALUE_FOLLOWS = ("--config-dir", "--config-name", "--cfg", "--info", "--package")
-
 LOG = "log.txt"  # in the folder of a point: what it said, or, where it said it on the screen, why it failed
+
+_FINE = ("completed", "ready", "pruned")
 
 _MOST_LISTED = 20  # points that did not finish; the records have all of them
 
@@ -66,7 +67,7 @@ class Sweep:
         self.stopped = False  # by Ctrl-C or SIGTERM; Hydra would go on with the next point
         parser, counts = OverridesParser.create(loader), []
         for place, argument in enumerate(self.asked):
-            if "=" not in argument or argument.startswith("-") or self.asked[place - 1] in _VALUE_FOLLOWS:
+            if "=" not in argument or argument.startswith("-") or self.asked[place - 1] in VALUE_FOLLOWS:
                 continue
             override = parser.parse_override(argument)
             if override.is_sweep_override():
@@ -105,8 +106,8 @@ class Sweep:
         """`${kd_point:}`: a folder's name, the same at every start of the same sweep."""
         return _file_name(",".join(sorted(self.label(overrides).split(" "))))
 
-    def guard(self, start: Callable[[], Point], log: Path) -> Point:
-        """Runs one point in this process. A failure is shown and written to its log, and the sweep goes on."""
+    def guard(self, start: Callable[[], Point], log: Path | None) -> Point:
+        """Runs one point in this process. A failure is shown and written to its log, if any, and the sweep goes on."""
         from hydra.core.hydra_config import HydraConfig
 
         hydra = HydraConfig.get()
@@ -114,7 +115,7 @@ class Sweep:
         if self.stopped:
             return not_started(label)
         console.say(f"\npoint {hydra.job.num + 1}: {label}", style="bold")
-        point = attempt(label, lambda: _explained(start, log))
+        point = attempt(label, (lambda: _explained(start, log)) if log else start)
         self.stopped = point["status"] == "interrupted"
         if point["status"] in ("failed", "diverged"):
             console.panel(f"point {hydra.job.num + 1} failed: {label}", point["error"])
@@ -241,7 +242,7 @@ def _but_loss(name: str) -> list[str]:
 
 def list_unfinished(points: Sequence[Point]) -> None:
     """Each point that did not finish: why, where it says more, and what to type to run it by itself."""
-    bad = [point for point in points if point["status"] not in ("completed", "pruned", "not started")]
+    bad = [point for point in points if point["status"] not in (*_FINE, "not started")]
     if bad:
         console.say("Not finished; the last line of each goes on with it by itself:")
     for point in bad[:_MOST_LISTED]:
@@ -257,7 +258,7 @@ def list_unfinished(points: Sequence[Point]) -> None:
 
 def check_points(points: Sequence[Point]) -> None:
     """Raises a KDError if a point failed, so that the exit code says so."""
-    bad = [point for point in points if point["status"] not in ("completed", "pruned")]
+    bad = [point for point in points if point["status"] not in _FINE]
     if bad:
         counts = Counter(point["status"] for point in bad)
         kinds = ", ".join(f"{count} {status}" for status, count in counts.items())

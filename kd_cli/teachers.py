@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
+
+from kd_cli.plan import check_groups, check_weights
 
 Weights = Sequence[float] | Literal["confidence"] | None
 
@@ -44,23 +46,6 @@ class Ensemble(nn.Module):
             confidence = logits.softmax(dim=2).amax(dim=2)  # [M, B]
             shares = confidence / confidence.sum(dim=0)
         return (shares[..., None] * logits).sum(dim=0)
-
-
-def check_weights(weights: Any, members: int) -> None:
-    """Refuses weights that are not one per member.
-
-    Raises:
-        ValueError: neither `confidence` nor a list of numbers, another number of them, or they cannot be normalised.
-    """
-    if weights is None or weights == "confidence":
-        return
-    numbers = weights if isinstance(weights, list | tuple) else [weights]
-    if numbers is not weights or not all(type(number) in (int, float) for number in numbers):
-        raise ValueError(f"weights: {weights!r} is not possible; type confidence, null or one number per teacher")
-    if len(weights) != members:
-        raise ValueError(f"weights: {len(weights)} numbers do not fit {members} teachers; give one per teacher")
-    if any(not (math.isfinite(weight) and weight >= 0) for weight in weights) or sum(weights) <= 0:
-        raise ValueError(f"weights: {list(weights)} is not possible; they must be ≥ 0 and not all 0")
 
 
 class Specialists(nn.Module):
@@ -113,18 +98,6 @@ def _joined(said: Tensor, special: Tensor, inside: Tensor, group: Sequence[int])
     joined = others - mass + torch.logaddexp(mass, special[:, -1:]) - math.log(2)
     joined[:, group] = torch.logaddexp(said[:, group], special[:, :-1]) - math.log(2)
     return joined
-
-
-def check_groups(count: int, size: int, classes: int) -> None:
-    """Refuses more groups than there are classes for.
-
-    Raises:
-        ValueError: `count` groups of `size` do not fit `classes`, or one would have all of them.
-    """
-    if count * size > classes or (count and size >= classes):
-        raise ValueError(
-            f"specialists.groups={count} × specialists.classes={size} do not fit {classes} classes; take fewer"
-        )
 
 
 def confusable_groups(confusion: Tensor, count: int, size: int) -> list[list[int]]:

@@ -15,10 +15,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from kd_cli.checkpoint import load_state
 from kd_cli.data.base import Data
 from kd_cli.divergence import LossGuard, check_score
-from kd_cli.errors import ConfigError
 from kd_cli.evaluate import evaluate
 from kd_cli.optim import learning_rate, make_optimizer
-from kd_cli.recipe import Recipe
+from kd_cli.recipe import Recipe, check_possible
 from kd_cli.seeds import derive_seed
 from kd_cli.shortage import evaluation_memory
 from kd_cli.stopping import patiently
@@ -62,7 +61,7 @@ class Trainer:
         save: Callable[[Trainer], None] | None = None,
         where: str = "trainer",
     ) -> None:
-        check_precision(recipe, device)
+        check_possible(recipe, on_cuda=device.type == "cuda")
         self.recipe = recipe
         self.seed = seed
         self.device = device
@@ -270,18 +269,6 @@ class Trainer:
     def _autocast(self) -> AbstractContextManager[Any]:
         dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[self.recipe.precision]
         return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
-
-
-def check_precision(recipe: Recipe, device: torch.device) -> None:
-    """Refuses a precision that the device does not have.
-
-    Raises:
-        ConfigError: fp16 without CUDA.
-    """
-    if recipe.precision == "fp16" and device.type != "cuda":
-        raise ConfigError(
-            f"trainer.precision: fp16 needs a CUDA device, not {device.type}; type trainer.precision=bf16"
-        )
 
 
 def seed_dropout(seed: int, device: torch.device) -> None:

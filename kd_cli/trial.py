@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from kd_cli.build import build_network, build_peer, build_task, kind_of_teacher, pick_device
 from kd_cli.config import Config, stage_recipe
 from kd_cli.data.base import Data
-from kd_cli.experiment import check, open_data, prepare
 from kd_cli.models.base import count_parameters
 from kd_cli.plan import model_options
 from kd_cli.profiling import count_flops
+from kd_cli.ready import check, open_data, prepare
 from kd_cli.seeds import derive_seed
 from kd_cli.task import Distillation, Supervised, Task
 from kd_cli.trainer import seed_dropout

@@ -108,15 +108,15 @@ def test_every_trainer_yaml_is_a_recipe(name: str) -> None:
 def test_ranges_read_from_the_source_are_those_that_the_losses_enforce() -> None:
     """Every numeric range of a built-in loss that `require` states is also known without torch."""
     from kd_cli.losses.base import LOSSES, Mix
-    from kd_cli.ranges import declared_ranges
+    from kd_cli.ranges import declared_checks
 
-    assert declared_ranges("kd_cli.losses", "kd", shared="Mix").keys() == {
+    assert declared_checks("kd_cli.losses", "kd", shared="Mix").keys() == {
         "temperature",
         "kl_weight",
         *inspect.signature(Mix).parameters,
     }
     for name in LOSSES.names():
-        for option, rule in declared_ranges("kd_cli.losses", name, shared="Mix").items():
+        for option, check in declared_checks("kd_cli.losses", name, shared="Mix").items():
             component = Mix if option in inspect.signature(Mix).parameters else LOSSES.component(name)
             with pytest.raises(ValueError, match=option):
-                component(**{option: rule.get("low", 0.0) - 1})
+                component(**{option: check.keywords.get("low", 0.0) - 1})

@@ -58,5 +58,9 @@ def _text(value: Any) -> str:
 
 
 command = hydra_command(
-    "check", "Try one step of a teacher, a student and a loss: shapes, layers, cost; nothing is trained.", job, present
+    "check",
+    "Try one step of a teacher, a student and a loss: shapes, layers, cost; nothing is trained.",
+    job,
+    present,
+    trains=False,
 )

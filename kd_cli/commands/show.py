@@ -19,11 +19,12 @@ def command(
 ) -> None:
     """Show a run: configuration, metrics, result and provenance."""
     console.setup(as_json=json)
+    from kd_cli.claim import flatten
     from kd_cli.errors import ConfigError
     from kd_cli.metrics import read_metrics
     from kd_cli.provenance import rerun_line
     from kd_cli.recorded import run_record, run_result
-    from kd_cli.rundir import flatten, status_of
+    from kd_cli.rundir import status_of
 
     record = run_record(run)
     if not record:

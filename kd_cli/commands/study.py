@@ -12,7 +12,8 @@ import typer
 from kd_cli import console
 from kd_cli.config import override_key
 from kd_cli.errors import ConfigError, KDError, suggest
-from kd_cli.options import ConfigDir, Json
+from kd_cli.hydra_command import foresee, launch, present_foreseen
+from kd_cli.options import ConfigDir, DryRun, Json
 
 PANEL = "Experiments"
 
@@ -37,6 +38,7 @@ def command(
         Optional[list[str]],  # noqa: UP045 - Typer reads it on Python 3.10
         typer.Argument(metavar="OVERRIDE", help="As of kd run -m: seed=0,1,2,3,4 dataset=…", show_default=False),
     ] = None,
+    dry_run: DryRun = False,
     config_dir: ConfigDir = None,
     json: Json = False,
 ) -> None:
@@ -53,7 +55,11 @@ def command(
     from kd_cli.commands.run import job
 
     folders = [word for folder in config_dir or [] for word in ("--config-dir", folder)]
-    swept = run_hydra(job, "run", ["--multirun", *folders, f"study={name}", *(overrides or [])])
+    arguments = ["--multirun", *folders, f"study={name}", *(overrides or [])]
+    if dry_run:
+        launch("run", arguments, foresee, present_foreseen, writes=False)
+        return
+    swept = run_hydra(job, "run", arguments)
     assert isinstance(swept, Swept)
     points = swept.points
     if any(point["status"] == "completed" for point in points):

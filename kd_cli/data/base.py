@@ -97,10 +97,8 @@ def load_dataset(options: Mapping[str, Any]) -> Data:
 
 def _common(options: Mapping[str, Any]) -> Common:
     """Checks all options and returns the common ones."""
-    own = {key: value for key, value in options.items() if key not in COMMON}
-    arguments = DATASETS.check(own)
-    what = f"dataset {options['name']!r}"
-    shared = {key: value for key, value in options.items() if key in COMMON}
+    arguments = DATASETS.check({key: value for key, value in options.items() if key not in COMMON})
+    what, shared = f"dataset {options['name']!r}", {key: value for key, value in options.items() if key in COMMON}
     checked = bind_options(Common, shared, where="dataset", what=what)
     try:
         _check_own(DATASETS.component(str(options["name"])), arguments)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Literal
 
-from kd_cli.data.store import InMemory
+InMemory = Literal["auto", True, False]
 
 
 @dataclass(frozen=True)
@@ -41,9 +42,11 @@ class Common:
             raise ValueError(f"val_fraction={self.val_fraction} is outside 0 … 0.9; type dataset.val_fraction=0.1")
         if self.mean == () or self.std == ():
             raise ValueError("mean and std need at least one number; type dataset.mean=[0.5] dataset.std=[0.5]")
-        if self.std is not None and min(self.std) <= 0:
-            raise ValueError(f"std={list(self.std)} divides: each must be above 0; type dataset.std=[1.0]")
-        if self.memory_limit_gb <= 0:
+        if self.std is not None and not all(0 < value < math.inf for value in self.std):
+            raise ValueError(f"std={list(self.std)} divides: each must be a number above 0; type dataset.std=[1.0]")
+        if self.mean is not None and not all(map(math.isfinite, self.mean)):
+            raise ValueError(f"mean={list(self.mean)} must be finite; type dataset.mean=[0.5]")
+        if not 0 < self.memory_limit_gb < math.inf:
             raise ValueError(f"memory_limit_gb={self.memory_limit_gb} must be above 0; type dataset.memory_limit_gb=4")
         if self.workers < 0:
             raise ValueError(f"workers={self.workers} must be 0 or more; type dataset.workers=2")

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from kd_cli.cache import cache_folder, read_cached, write_cached
 from kd_cli.data.base import DATASETS, Raw, checked_by
+from kd_cli.data.common import InMemory
 from kd_cli.data.decode import SUFFIXES, Files, Mode, file_status, walk_images
 from kd_cli.data.order import stratified_split
-from kd_cli.data.store import InMemory, fits_in_memory
+from kd_cli.data.store import fits_in_memory
 from kd_cli.errors import DataError
 from kd_cli.tensors import digest_tensor
 

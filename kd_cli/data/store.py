@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, Protocol, Union, cast
+from typing import Any, Protocol, Union, cast
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from kd_cli.data.common import InMemory
 from kd_cli.errors import DataError
 from kd_cli.machine import available_cores
 from kd_cli.tensors import digest_tensor
-
-InMemory = Literal["auto", True, False]
 
 
 class Streamed(Protocol):

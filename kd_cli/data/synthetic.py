@@ -10,22 +10,20 @@ from torch.nn import functional
 
 from kd_cli.data.base import DATASETS, Raw, checked_by
 from kd_cli.data.order import generator
+from kd_cli.ranges import require
 
 
 def _check(
     *, num_classes: int, num_train: int, num_test: int, image_size: int, channels: int, noise: float, **_: Any
 ) -> None:
-    if num_classes < 2:
-        raise ValueError(f"num_classes={num_classes}: there must be 2 or more; type dataset.num_classes=10")
+    require("num_classes", num_classes, low=2)
+    require("image_size", image_size, low=4)
+    require("noise", noise, low=0.0)
     for option, value in (("num_train", num_train), ("num_test", num_test)):
         if value < num_classes:
             raise ValueError(f"{option}={value} leaves classes empty; type dataset.{option}={10 * num_classes}")
-    if image_size < 4:
-        raise ValueError(f"image_size={image_size} pixels is below 4; type dataset.image_size=16")
     if channels not in (1, 3):
         raise ValueError(f"channels={channels} must be 1 or 3; type dataset.channels=3")
-    if noise < 0:
-        raise ValueError(f"noise={noise} must be 0 or more; type dataset.noise=1")
 
 
 @DATASETS.register("synthetic")

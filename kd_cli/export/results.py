@@ -6,8 +6,8 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from kd_cli.claim import config_digest
 from kd_cli.recorded import run_result, sound_record, sound_result
-from kd_cli.rundir import config_digest
 from kd_cli.saved import Saved
 
 

@@ -12,11 +12,12 @@ from contextlib import suppress
 from typing import Any
 
 from kd_cli import console
+from kd_cli.claim import flatten
 from kd_cli.errors import ConfigError
 from kd_cli.followers import Follower
 from kd_cli.recorded import read_config
 from kd_cli.registry import Registry
-from kd_cli.rundir import RunDir, flatten
+from kd_cli.rundir import RunDir
 
 LOGGERS: Registry[Follower | None] = Registry("logger", "kd_cli.loggers", injected=("run",))
 

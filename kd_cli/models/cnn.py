@@ -9,7 +9,8 @@ from typing import cast
 from torch import Tensor, nn
 
 from kd_cli.models.base import MODELS
-from kd_cli.models.layers import check_widths, hidden_layers
+from kd_cli.models.layers import hidden_layers
+from kd_cli.ranges import check_widths, require
 
 
 @MODELS.register("cnn")
@@ -46,6 +47,7 @@ class CNN(nn.Module):
     ) -> None:
         super().__init__()
         check_widths("hidden", hidden)
+        require("dropout", dropout, low=0.0, high=1.0)
         check_widths("blocks", [width for block in blocks for width in block])
         size = _final_size(image_size, blocks, kernel_size, padding)
         self.blocks = nn.Sequential()

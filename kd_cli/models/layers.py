@@ -39,16 +39,6 @@ def stage(
     )
 
 
-def check_widths(key: str, widths: Sequence[int]) -> None:
-    """Refuses layers without units.
-
-    Raises:
-        ValueError: a width below 1.
-    """
-    if any(width < 1 for width in widths):
-        raise ValueError(f"{key}: a layer needs at least 1 unit, not {min(widths)}")
-
-
 def hidden_layers(widths: Sequence[int], dropout: float, *, dropout_first: bool) -> nn.Sequential:
     """Linear layers, each with a ReLU and a dropout behind it: [B, widths[0]] → [B, widths[-1]].
 

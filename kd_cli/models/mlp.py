@@ -8,7 +8,8 @@ from typing import cast
 from torch import Tensor, nn
 
 from kd_cli.models.base import MODELS
-from kd_cli.models.layers import check_widths, hidden_layers
+from kd_cli.models.layers import hidden_layers
+from kd_cli.ranges import check_widths, require
 
 
 @MODELS.register("mlp")
@@ -37,6 +38,7 @@ class MLP(nn.Module):
     ) -> None:
         super().__init__()
         check_widths("hidden", hidden)
+        require("dropout", dropout, low=0.0, high=1.0)
         widths = [in_channels * image_size * image_size, *hidden]
         self.hidden = hidden_layers(widths, dropout, dropout_first=True)
         self.fc = nn.Linear(widths[-1], num_classes)
