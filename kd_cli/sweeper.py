@@ -41,11 +41,11 @@ class OptunaSweeper(Sweeper):
     def setup(self, *, hydra_context: Any, task_function: Any, config: Any) -> None:
         """Raises a ConfigError if an option is not possible or Optuna is not installed."""
         check_installed()
+        self.options = Options(**self._given)
         if not task_function.writes:
             raise ConfigError(
                 "hydra/sweeper=optuna needs an accuracy, and there is none without training; leave it and -m out"
             )
-        self.options = Options(**self._given)
         self.loader, self.task, self.config = hydra_context.config_loader, task_function, config
         self.launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config

@@ -58,7 +58,7 @@ def dry(words: list[str]) -> list[str]:
 
 def misses(bad: Bad, folder: Path) -> list[str]:
     """What is wrong with the answers to a mistake, of the command itself and of its dry run."""
-    folders = folder / "real", folder / "test"  # names of one length: the messages' lines are broken alike
+    folders = folder / "typed", folder / "tried"  # names of one length: the messages' lines are broken alike
     for each in folders:
         each.mkdir(parents=True)
         bad.make(each)
@@ -70,7 +70,8 @@ def misses(bad: Bad, folder: Path) -> list[str]:
     found += [f"exit code {real.code}, not {bad.code}"] if real.code != bad.code else []
     found += [f"{part!r} is not in the message" for part in (bad.key, bad.remedy) if part not in real.message]
     found += ["a traceback"] if "Traceback" in real.err + test.err else []
-    same = (real.code, real.message) == (test.code, test.message.replace("/test", "/real"))
+    said = ["".join(outcome.message.split()).replace("/tried", "/typed") for outcome in (real, test)]
+    same = real.code == test.code and said[0] == said[1]
     found += [] if same else [f"--dry-run says {test.code} {test.message}"]
     return [f"{bad}: {'; '.join(found)}\n{real.message}"] if found else []
 
