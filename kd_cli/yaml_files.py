@@ -27,6 +27,8 @@ def check_file(path: Path) -> None:
     """
     try:
         _check(read_text(path, MOST_BYTES), aliases=True)
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} cannot be read: {error}; save it as UTF-8") from error
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from error
 

@@ -121,7 +121,7 @@ def open_image(path: Path) -> tuple[Image.Image, str]:
     Raises:
         DataError: it cannot be read.
     """
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     try:
         with warnings.catch_warnings(), open_regular(path) as file:
@@ -129,6 +129,8 @@ def open_image(path: Path) -> tuple[Image.Image, str]:
             image = Image.open(file, formats=FORMATS)
             _check_size(image)
             return _opaque(_eight_bits(_upright(image))), _stored_as(image)
+    except UnidentifiedImageError as error:  # whose message names the open file by a number
+        raise DataError(f"{path} cannot be read as an image (it is of no known format); mend or remove it") from error
     except Exception as error:  # each format has its own kinds
         raise DataError(
             f"{path} cannot be read as an image ({' '.join(str(error).split())}); mend or remove it"
