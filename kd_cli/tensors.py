@@ -20,6 +20,7 @@ log = logging.getLogger("kd")
 
 _LARGEST_HEADER = 2**24  # bytes; a network of 100,000 tensors has less
 _MOST_TENSORS = 100_000
+_SEALED = "kd"  # the header's entry with all facts
 _PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # how files of torch.save begin
 
 _CONVERT = (
@@ -97,7 +98,8 @@ def sealed(name: str, tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -
         name: what the file is, such as the place it has in a folder.
     """
     told = {**facts, "file": name, "tensors": digest_tensors(tensors)}
-    return {**told, "seal": _digest(told)}
+    # As one: the library writes several facts in any order, and the same run is to give the same bytes.
+    return {_SEALED: json.dumps({**told, "seal": _digest(told)}, sort_keys=True)}
 
 
 def read_sealed(path: Path, name: str) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -106,14 +108,23 @@ def read_sealed(path: Path, name: str) -> tuple[dict[str, Tensor], dict[str, str
     Raises:
         DataError: there is no such file, it is damaged, or it is another one.
     """
-    tensors, facts = read_tensors(path)
+    tensors, header = read_tensors(path)
+    facts = _parsed(header.pop(_SEALED, ""))
     seal = facts.pop("seal", None)
-    if seal != _digest(facts) or facts.pop("tensors", None) != digest_tensors(tensors):
+    if header or seal != _digest(facts) or facts.pop("tensors", None) != digest_tensors(tensors):
         raise DataError(f"{path} is damaged (wrong checksum)")  # safetensors itself checks its header only
     written_as = facts.pop("file", None)
     if written_as != name:
         raise DataError(f"{path} is damaged: it is another file, {written_as}")
     return tensors, facts
+
+
+def _parsed(text: str) -> dict[str, str]:
+    try:
+        facts = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return facts if isinstance(facts, dict) else {}
 
 
 def _kind(tensor: Tensor) -> str:

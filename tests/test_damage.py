@@ -235,7 +235,7 @@ def test_cache_files_that_changed_places_are_noticed(cached: list[Path], caplog:
 
 @pytest.mark.parametrize(
     ("before", "after"),
-    [(b"[0, 1]", b"[1, 0]"), (b'"embedding":{', b'"embeddinG":{'), (b'"digest":"abc"', b'"digest":"abd"')],
+    [(b"[0, 1]", b"[1, 0]"), (b'"embedding":{', b'"embeddinG":{'), (b'digest\\": \\"abc', b'digest\\": \\"abd')],
     ids=["order", "name of a tap", "digest of images"],
 )
 def test_changed_facts_in_a_cache_file_are_noticed(

@@ -129,7 +129,7 @@ def greedy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., tup
     def words(most: int, at: str = "training", after: int = 0) -> tuple[str, ...]:
         kwargs = (f"+student.kwargs.{name}={value}" for name, value in (("most", most), ("at", at), ("after", after)))
         small = (word for word in SMALL if not word.startswith("student"))
-        return (*small, "student=external", "student.callable=greedy.Greedy", *kwargs)
+        return (*small, "plugins=[greedy]", "student=external", "student.callable=greedy.Greedy", *kwargs)
 
     return words
 
@@ -156,7 +156,9 @@ def test_the_checkpoint_before_it_stays_whole_and_training_goes_on_from_there(
     (checkpoint,) = Path("run/checkpoints").iterdir()
     assert Checkpoint(checkpoint).plain["epoch"] == 1
     assert not Path("run/result.json").exists()
-    gone = kd("resume", "run")  # its first steps are the second epoch's: there is room again
+    gone = kd(
+        "resume", "run", "plugins=[greedy]", "student.callable=greedy.Greedy"
+    )  # its first steps are the second epoch's: there is room again
     assert "goes on after epoch 1" in gone.err + gone.out
     assert Path("run/result.json").exists()
 
