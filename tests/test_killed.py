@@ -17,6 +17,7 @@ import pytest
 from forked import fork, run
 from interrupted import COMMANDS, HARD, STEPS, everything, write_network
 
+from kd_cli import checkpoints
 from kd_cli.trainer import Trainer
 
 pytestmark = pytest.mark.slow
@@ -51,9 +52,13 @@ def cache_in(folder: Path, *calls: Callable[[], object]) -> Callable[[], None]:
     return prepare
 
 
+SHORT = ("trainer.epochs=2", "trainer.batch_size=32")  # a checkpoint after each of fourteen steps
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_killed_at_50_random_moments_it_ends_with_the_same_bits(command: str, work: Path, tmp_path: Path) -> None:
-    words = (command, *HARD, *COMMANDS[command])
+    """Thirty of its whole time, and twenty inside the writing of a checkpoint."""
+    words = (command, *HARD, *COMMANDS[command], *SHORT)
     whole = tmp_path / "whole"
     start = time.monotonic()
     run(*words, f"hydra.run.dir={whole}", before=cache_in(whole))
@@ -61,17 +66,41 @@ def test_killed_at_50_random_moments_it_ends_with_the_same_bits(command: str, wo
     moment, same, saving = random.Random(command), 0, 0
     for number in range(50):
         folder = tmp_path / str(number)
-        process = fork(*words, f"hydra.run.dir={folder}", before=cache_in(folder))
-        time.sleep(moment.uniform(0.2, 1.0) * lasts)
-        process.signal(signal.SIGKILL)
+        aimed, mark = number % 5 < 2, tmp_path / f"{number}-saving"
+        save = partial(watch_saves, mark, moment.randrange(1, 14) if aimed else None, moment.uniform(0, 0.8))
+        process = fork(*words, f"hydra.run.dir={folder}", before=cache_in(folder, save))
+        if not aimed:
+            time.sleep(moment.uniform(0.2, 1.0) * lasts)
+            process.signal(signal.SIGKILL)
         process.ended()
-        saving += bool(list((folder / "checkpoints").glob(".*")))
+        saving += mark.exists()
         run(*words, f"hydra.run.dir={folder}", before=cache_in(folder))
         same += everything(folder) == expected
         assert not leftovers(folder)
     print(f"{command}: {same} of 50 ended with the same bits, {saving} of them killed while a checkpoint was written")
     assert same == 50
     assert saving >= 10
+
+
+def watch_saves(mark: Path, kill_at: int | None, share: float) -> None:
+    """A file is there while this process writes a checkpoint; it kills itself in the middle of one of them.
+
+    Args:
+        kill_at: the first checkpoint has the number 0.
+        share: of the time that the one before it took, from its beginning.
+    """
+    write, took = checkpoints.write_checkpoint, [0.0]
+
+    def watched_write(*arguments: Any) -> None:
+        start = time.monotonic()
+        mark.touch()
+        if len(took) - 1 == kill_at:
+            threading.Timer(share * took[-1], os.kill, (os.getpid(), signal.SIGKILL)).start()
+        write(*arguments)
+        mark.unlink()
+        took.append(time.monotonic() - start)
+
+    checkpoints.write_checkpoint = watched_write
 
 
 def leftovers(folder: Path) -> list[Path]:
@@ -81,22 +110,20 @@ def leftovers(folder: Path) -> list[Path]:
 
 def test_killed_before_and_after_every_rename_it_ends_with_the_same_bits(work: Path, tmp_path: Path) -> None:
     """Renames are what make a file or a folder whole: the process kills itself there."""
-    words = ("distill", *HARD, *COMMANDS["distill"], "trainer.checkpoint_minutes=10", "trainer.epochs=2")
+    words = ("distill", *HARD, *COMMANDS["distill"], *SHORT, "trainer.checkpoint_minutes=10")
     whole = tmp_path / "whole"
     run(*words, f"hydra.run.dir={whole}", before=cache_in(whole, partial(watch_renames, tmp_path / "renames")))
     points, expected, same = (tmp_path / "renames").read_text().splitlines(), everything(whole), []
-    for number in range(len(points)):
-        for after in (False, True):
-            folder = tmp_path / f"{number}-{after}"
-            here = tmp_path / f"{number}-{after}-renames"
-            killed = fork(
-                *(*words, f"hydra.run.dir={folder}"),
-                before=cache_in(folder, partial(watch_renames, here, number, after)),
-            ).ended()
-            assert killed.code == -signal.SIGKILL, (points[number], killed.err)
-            run(*words, f"hydra.run.dir={folder}", before=cache_in(folder))
-            same.append(everything(folder) == expected and not leftovers(folder))
-            print(points[number], after, same[-1], leftovers(folder))
+    firsts = {points.index(name) for name in points}  # what comes after the others is what comes before the next ones
+    for number, after in [(number, False) for number in range(len(points))] + [(number, True) for number in firsts]:
+        folder, here = tmp_path / f"{number}-{after}", tmp_path / f"{number}-{after}-renames"
+        killed = fork(
+            *(*words, f"hydra.run.dir={folder}"),
+            before=cache_in(folder, partial(watch_renames, here, number, after)),
+        ).ended()
+        assert killed.code == -signal.SIGKILL, (points[number], killed.err)
+        run(*words, f"hydra.run.dir={folder}", before=cache_in(folder))
+        same.append(everything(folder) == expected and not leftovers(folder))
     print(f"{sum(same)} of {len(same)} ended with the same bits; the renames: {', '.join(points)}")
     assert all(same)
     named = "run.json config.yaml metrics.jsonl metrics.csv epoch-0001 epoch-0002 predictions.safetensors result.json"

@@ -129,7 +129,8 @@ def test_without_one_plain_value_of_its_state_it_does_not(key: str, work: Path, 
 def seal(checkpoint: Path) -> None:
     """A manifest that fits what was changed."""
     names = [path.name for path in checkpoint.iterdir() if path.name != "manifest.json"]
-    (checkpoint / "manifest.json").write_text(json.dumps({name: file_digest(checkpoint / name) for name in names}))
+    manifest = {name: file_digest(checkpoint / name) for name in names}
+    (checkpoint / "manifest.json").write_text(json.dumps(manifest, indent=2))
 
 
 def assert_not_the_same(folder: Path, work: Path) -> None:

@@ -79,7 +79,7 @@ def retouch(file: Path, change: Callable[[dict[str, Tensor]], Mapping[str, Tenso
     """Other tensors in the place of a checkpoint's weights, under a manifest that says so."""
     save_file({name: tensor.contiguous() for name, tensor in change(load_file(file)).items()}, file)
     manifest = file.parent / "manifest.json"
-    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {file.name: file_digest(file)}))
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {file.name: file_digest(file)}, indent=2))
 
 
 def random_weights(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -127,8 +127,7 @@ def refused(kd: Run, teacher: Path, *words: str, code: int = 3) -> str:
     """What is said of a teacher that `kd distill` does not take; nothing was trained."""
     before = digests(Path("taught"))
     said = kd("distill", *STUDENT, f"teacher.checkpoint={teacher}", *words, "hydra.run.dir=refused", code=code).message
-    assert not list(Path("refused").rglob("*.safetensors"))
-    shutil.rmtree("refused")
+    assert not Path("refused").exists()
     assert digests(Path("taught")) == before
     return said
 
