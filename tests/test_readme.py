@@ -38,7 +38,7 @@ def test_it_holds_no_gaps() -> None:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_of_the_documents_composes(kd, command: str) -> None:
     """Composed and checked, not run: with --cfg nothing is trained."""
-    flags = ("-m", "--cfg", "job", "hydra", "-p", "hydra.launcher", "--resolve", "--json")
+    flags = ("-m", "--dry-run", "--cfg", "job", "hydra", "-p", "hydra.launcher", "--resolve", "--json")
     words = [word for word in shlex.split(command)[1:] if word not in flags]
     if words[0] == "study":
         words = ["run", f"study={words[1]}", *words[2:]]
