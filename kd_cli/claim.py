@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -11,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from kd_cli.errors import ConfigError, DataError
-from kd_cli.locks import holder
-from kd_cli.recorded import read_config, sound_record, sound_result
+from kd_cli.locks import holder, is_held
+from kd_cli.recorded import read_config, run_record, sound_result
 
 
 def is_complete(path: Path, config: Mapping[str, Any]) -> bool:
@@ -23,7 +22,7 @@ def is_complete(path: Path, config: Mapping[str, Any]) -> bool:
         DataError: its run.json is damaged.
     """
     check_free(path)
-    check_same(path, read_record(path), config)
+    check_same(path, run_record(path), config)
     return sound_result(path) is not None
 
 
@@ -40,28 +39,8 @@ def check_free(path: Path, key: str = "hydra.run.dir") -> None:
     if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
         reason = "Permission denied" if there.is_dir() else "Not a directory"
         raise ConfigError(f"{key}: {path} cannot be written ({reason}); choose another: {key}=DIR")
-    try:
-        with (path / ".lock").open() as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise in_use(path, key) from error
-    except OSError:  # there is none, or this file system has no locks
-        return
-
-
-def read_record(path: Path) -> dict[str, Any]:
-    """The run.json of a folder; nothing where there is none yet.
-
-    Raises:
-        DataError: it is damaged.
-    """
-    record = sound_record(path) or {}
-    if not record and (path / "run.json").exists():
-        raise DataError(
-            f"{path / 'run.json'} is damaged, so what this run is cannot be known; choose another folder, "
-            "hydra.run.dir=DIR (its checkpoints can still be evaluated: kd evaluate FOLDER/checkpoints/epoch-…)"
-        )
-    return record
+    if is_held(path):
+        raise in_use(path, key)
 
 
 def in_use(path: Path, key: str = "hydra.run.dir") -> ConfigError:

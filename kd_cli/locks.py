@@ -117,14 +117,16 @@ def holder(path: Path) -> str:
     return f"process {facts.get('pid')} on {facts.get('host')} since {since} UTC ({facts.get('command')})"
 
 
-def is_free(path: Path) -> bool:
-    """Whether nobody has a folder, as far as that can be known."""
+def is_held(path: Path) -> bool | None:
+    """Whether a process has a folder; None where that cannot be known."""
     try:
         with (path / _FILE).open() as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
     except OSError:
-        return False
-    return True
+        return None
+    return False
 
 
 def _opened(path: Path, key: str) -> io.FileIO:

@@ -26,7 +26,11 @@ def run_record(run: Path) -> dict[str, Any]:
         DataError: it is damaged.
     """
     path = run / "run.json"
-    record = read_record(path, "Restore it from a copy; its weights alone can be used as a .safetensors file") or {}
+    remedy = (
+        "Restore it from a copy, or choose another folder, hydra.run.dir=DIR; "
+        "its weights alone can be used as a .safetensors file"
+    )
+    record = read_record(path, remedy) or {}
     check_kinds(record, _RUN, path)
     return record
 

@@ -23,14 +23,14 @@ from types import TracebackType
 from typing import Any
 
 from kd_cli.checkpoints import Checkpoints, owner
-from kd_cli.claim import check_same, config_digest, in_use, read_record
+from kd_cli.claim import check_same, config_digest, in_use
 from kd_cli.config import to_yaml
 from kd_cli.errors import ConfigError, DiskError, status_after
 from kd_cli.files import guard_disk, remove_unfinished, write_json, write_text
-from kd_cli.locks import Lock, is_free, take
+from kd_cli.locks import Lock, is_held, take
 from kd_cli.metrics import read_metrics, write_metrics
 from kd_cli.provenance import go_on, rerun_line, resume_line
-from kd_cli.recorded import sound_record, sound_result
+from kd_cli.recorded import run_record, sound_record, sound_result
 
 log = logging.getLogger("kd")
 
@@ -171,7 +171,7 @@ class RunDir:
 
     def _whole_record(self) -> dict[str, Any]:
         """run.json, or nothing where there is none yet."""
-        record = read_record(self.path)
+        record = run_record(self.path)
         if self.result is None and (self.path / "result.json").exists():
             log.warning("%s is damaged; it is made again", self.path / "result.json")
         return record
@@ -197,7 +197,7 @@ def status_of(path: Path, record: Mapping[str, Any] | None = None) -> str:
     status = str((record or sound_record(path) or {}).get("status", "unknown"))
     if status != "running":
         return status
-    return "interrupted" if is_free(path) else status
+    return "interrupted" if is_held(path) is False else status
 
 
 def now() -> str:

@@ -17,7 +17,7 @@ from conftest import SMALL
 from forked import Forked, fork, run
 from test_image_folder import make_tree
 
-from kd_cli.locks import holder, is_free, take
+from kd_cli.locks import holder, is_held, take
 
 TINY = (
     *("dataset=synthetic", "dataset.num_train=60", "dataset.num_test=20", "dataset.image_size=8"),
@@ -52,7 +52,7 @@ def test_a_lock_is_not_inherited_and_ends_with_close(tmp_path: Path) -> None:
     assert holder(tmp_path / "a").startswith(f"process {os.getpid()} on ")
     assert holder(tmp_path / "a").endswith(" UTC (kd run)")
     lock.close()
-    assert is_free(tmp_path / "a")
+    assert is_held(tmp_path / "a") is False
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
     assert holder(tmp_path / "a") == "another process"  # nobody says who
