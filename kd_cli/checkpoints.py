@@ -42,26 +42,29 @@ class Checkpoints:
         place: Place,
         tensors: Mapping[str, Mapping[str, Tensor]],
         plain: Mapping[str, Any],
-        *,
-        best_epoch: int | None,
     ) -> None:
-        """Writes one checkpoint beside the others, then removes what is neither recent nor best.
+        """Writes one checkpoint beside the others.
 
         Args:
             place: where the training stands.
             tensors: file stem (`model`, `training`) → name → tensor.
             plain: everything else, as plain JSON values.
-            best_epoch: the epoch whose checkpoint must stay; None: there is none yet.
 
         Raises:
             KDError: the disk is full or cannot be written; the others are as they were.
         """
-        name = place_name(place)
         with guard_disk(self.folder):
             self.folder.mkdir(exist_ok=True)
-            write_checkpoint(
-                self.folder / name, tensors, {**plain, "epoch": place[0], "step": place[1], "run": self.run}
-            )
+            facts = {"epoch": place[0], "step": place[1], "run": self.run}
+            write_checkpoint(self.folder / place_name(place), tensors, {**plain, **facts})
+
+    def prune(self, place: Place, best_epoch: int | None) -> None:
+        """Removes what is neither recent nor best.
+
+        Args:
+            place: of the newest one.
+            best_epoch: the epoch whose checkpoint must stay; None: there is none yet.
+        """
         # What lies behind it is damaged, or of a training that was given up.
         newest = [path.name for other, path in self._places() if other <= place][-_KEEP:]
         for old in self.folder.iterdir():

@@ -188,8 +188,11 @@ def save_checkpoint(run: RunDir, trainer: Trainer) -> None:
     state = trainer.state()
     tensors = {"model": trainer.deployed.state_dict(), "training": state.tensors}
     best = best_epoch(state.plain["records"]) if state.plain["records"] else None
+    place = (state.epoch, state.step)
     with run.there():
-        run.checkpoints.save((state.epoch, state.step), tensors, state.plain, best_epoch=best)
+        run.checkpoints.save(place, tensors, state.plain)
+    with run.there():  # writing takes a while; another run's folder may be in its place by now
+        run.checkpoints.prune(place, best)
 
 
 def _ended(records: Sequence[Record], recipe: Recipe) -> bool:

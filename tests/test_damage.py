@@ -51,7 +51,7 @@ def save(checkpoints: Checkpoints, epoch: int) -> None:
     """Two files of tensors and one of plain values, different for every epoch."""
     made = torch.Generator().manual_seed(epoch)
     tensors = {stem: {"w": torch.randn(40, 9, generator=made)} for stem in ("model", "training")}
-    checkpoints.save((epoch, 0), tensors, {"records": [{"epoch": epoch}], "scaler": {}}, best_epoch=epoch)
+    checkpoints.save((epoch, 0), tensors, {"records": [{"epoch": epoch}], "scaler": {}})
 
 
 @pytest.fixture

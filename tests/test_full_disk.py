@@ -14,7 +14,7 @@ import shutil
 import signal
 import subprocess
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,6 +24,8 @@ from disks import apart, can_mount, grow, make_read_only, obey_permissions, smal
 from forked import fork, run
 
 from kd_cli.checkpoint import Checkpoint
+from kd_cli.trainer import Trainer
+from kd_cli.types import Batch
 
 DATA = (
     "dataset=synthetic",
@@ -118,6 +120,19 @@ def with_small_files(size: int, *words: str) -> Outcome:
     return Outcome(code, *said)
 
 
+def stand_still() -> None:
+    """Stops this process at the first step of its second epoch."""
+    obey_permissions()
+    learn = Trainer._learn
+
+    def stop_and_learn(self: Trainer, group: Sequence[Batch]) -> None:
+        if (self.epoch, self.step) == (1, 0):
+            os.kill(os.getpid(), signal.SIGSTOP)
+        learn(self, group)
+
+    Trainer._learn = stop_and_learn  # type: ignore[method-assign]
+
+
 @contextmanager
 def stopped_run(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], str]]:
     """A run in the middle of its epochs that stands still, and what makes it go on and gives its last message.
@@ -126,10 +141,8 @@ def stopped_run(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], str]]:
     """
     monkeypatch.setenv("COLUMNS", "3000")
     run(*LONG, "hydra.run.dir=whole")
-    begun = fork(*LONG, FOLDER, "--json", before=obey_permissions)
-    while not [*Path("disk/run").glob("checkpoints/epoch-*")]:
-        os.sched_yield()
-    begun.signal(signal.SIGSTOP)
+    begun = fork(*LONG, FOLDER, "--json", before=stand_still)
+    os.waitpid(begun.pid, os.WUNTRACED)
 
     def go_on() -> str:
         begun.signal(signal.SIGCONT)

@@ -25,7 +25,8 @@ def open_run(path: Path, config: dict = CONFIG, *, exact: bool = True) -> RunDir
 
 def save(run: RunDir, epoch: int, best: int | None = None) -> None:
     weight = torch.full((3,), float(epoch))
-    run.checkpoints.save((epoch, 0), {"model": {"w": weight}}, {"note": epoch}, best_epoch=best or epoch)
+    run.checkpoints.save((epoch, 0), {"model": {"w": weight}}, {"note": epoch})
+    run.checkpoints.prune((epoch, 0), best or epoch)
 
 
 def test_a_new_run_is_running_and_ends_completed(tmp_path: Path) -> None:
@@ -132,7 +133,7 @@ def test_a_full_disk_says_so_and_loses_nothing(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (2000, old[1]))  # every larger file meets the error of a full disk
         try:
             with pytest.raises(KDError, match="cannot be written"):
-                run.checkpoints.save((2, 0), {"model": {"w": torch.zeros(10_000)}}, {}, best_epoch=2)
+                run.checkpoints.save((2, 0), {"model": {"w": torch.zeros(10_000)}}, {})
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, old)
         assert {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()} == before
