@@ -28,7 +28,7 @@ from kd_cli.config import to_yaml
 from kd_cli.errors import ConfigError, DiskError, status_after
 from kd_cli.files import guard_disk, remove_unfinished, write_json, write_text
 from kd_cli.locks import Lock, is_held, take
-from kd_cli.metrics import read_metrics, write_metrics
+from kd_cli.metrics import write_metrics
 from kd_cli.provenance import go_on, rerun_line, resume_line
 from kd_cli.recorded import run_record, sound_record, sound_result
 
@@ -101,11 +101,6 @@ class RunDir:
             if not self.record:  # what it said must not be lost
                 raise FileNotFoundError(errno.ENOENT, "it cannot be read", "run.json")
             write_json(self.path / "run.json", self.record | facts)
-
-    def metrics(self) -> list[dict[str, Any]]:
-        """The records of all epochs so far."""
-        with self.there():
-            return read_metrics(self.path)
 
     def log(self, records: Sequence[Mapping[str, Any]]) -> None:
         """Writes metrics.jsonl and metrics.csv: the records of all epochs so far."""

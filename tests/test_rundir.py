@@ -14,6 +14,7 @@ import torch
 
 from kd_cli.checkpoint import Checkpoint
 from kd_cli.errors import ConfigError, DataError, DivergedError, KDError
+from kd_cli.metrics import read_metrics
 from kd_cli.rundir import RunDir, find_runs, status_of
 
 CONFIG = {"seed": 0, "loss": {"temperature": 4.0}}
@@ -142,7 +143,7 @@ def test_a_full_disk_says_so_and_loses_nothing(tmp_path: Path) -> None:
 def test_metrics_are_written_for_programs_and_for_spreadsheets(tmp_path: Path) -> None:
     with open_run(tmp_path / "a") as run:
         run.log([{"epoch": epoch, "train_loss": 1 / epoch} for epoch in (1, 2)])
-        assert [row["epoch"] for row in run.metrics()] == [1, 2]
+        assert [row["epoch"] for row in read_metrics(run.path)] == [1, 2]
         assert (run.path / "metrics.csv").read_text().splitlines() == ["epoch,train_loss", "1,1.0", "2,0.5"]
 
 

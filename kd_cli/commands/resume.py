@@ -20,7 +20,6 @@ from kd_cli.recorded import need, run_record
 
 PANEL = "Experiments"
 
-
 _JOBS = ("run", "train-teacher", "train-baseline", "distill")
 
 
