@@ -12,15 +12,15 @@ from pathlib import Path
 import torch
 
 from benchmarks.loop import BATCH, CPU, LR, SEED
-from kd_cli.build import build_network
+from kd_cli.config.recipe import Recipe
 from kd_cli.data.base import Data, Raw
 from kd_cli.data.common import Common
-from kd_cli.fit import save_checkpoint
-from kd_cli.memory import keep_freed_memory
-from kd_cli.recipe import Recipe
-from kd_cli.rundir import RunDir
-from kd_cli.task import Supervised
-from kd_cli.trainer import Trainer
+from kd_cli.experiments.build import build_network
+from kd_cli.machine import keep_freed_memory
+from kd_cli.runs.folder import RunDir
+from kd_cli.training.fit import save_checkpoint
+from kd_cli.training.task import Supervised
+from kd_cli.training.trainer import Trainer
 
 IMAGES, CLASSES = 50_000, 10
 

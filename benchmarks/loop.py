@@ -12,14 +12,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from benchmarks.script import MEAN, STD
-from kd_cli.build import build_network
+from kd_cli.config.recipe import Recipe
 from kd_cli.data.base import Data, load_dataset
 from kd_cli.data.image_folder import image_folder
-from kd_cli.data.order import permutation
-from kd_cli.memory import keep_freed_memory
-from kd_cli.recipe import Recipe
-from kd_cli.task import Supervised
-from kd_cli.trainer import Trainer
+from kd_cli.data.sampling import permutation
+from kd_cli.experiments.build import build_network
+from kd_cli.machine import keep_freed_memory
+from kd_cli.training.task import Supervised
+from kd_cli.training.trainer import Trainer
 
 BATCH, LR, SEED, CPU = 128, 1e-3, 42, torch.device("cpu")
 Epochs = Iterator[tuple[float, float]]  # seconds and mean loss

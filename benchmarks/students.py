@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, stack_module_state, vmap
 
 from benchmarks.script import Student
-from kd_cli.memory import keep_freed_memory
+from kd_cli.machine import keep_freed_memory
 
 BATCH, WARM, STACKED = 128, 10, 5
 Step = Callable[[], None]

@@ -14,9 +14,9 @@ import typer
 
 from kd_cli import __version__, commands, console
 from kd_cli.errors import ConfigError, Interrupted, Problem, describe_error
-from kd_cli.hydra_command import Info
-from kd_cli.memory import keep_freed_memory
-from kd_cli.stopping import heeding
+from kd_cli.launch.hydra_command import Info
+from kd_cli.machine import keep_freed_memory
+from kd_cli.signals import heeding
 
 app = typer.Typer(
     name="kd",

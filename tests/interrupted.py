@@ -9,8 +9,8 @@ from typing import Any
 
 from safetensors.torch import load_file
 
-from kd_cli.metrics import read_metrics
-from kd_cli.tensors import digest_tensors
+from kd_cli.runs.metrics import read_metrics
+from kd_cli.storage.tensors import digest_tensors
 
 TIMES = {"seconds", "images_per_second", "train_seconds", "run"}
 

@@ -12,8 +12,8 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from kd_cli.predictions import Predictions, write_predictions
 from kd_cli.report.results import results_of
+from kd_cli.runs.predictions import Predictions, write_predictions
 
 TRAINERS = ("trainer", "teacher_trainer", "baseline_trainer", "distill_trainer")
 CLASSES = ("ant", "bee", "cat")

@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 from small import CPU
 
 from kd_cli.cli import main
-from kd_cli.data import corrupt
-from kd_cli.evaluate import predict
-from kd_cli.saved import Saved
-from kd_cli.scores import agreement, judge
+from kd_cli.data import corruptions as corrupt
+from kd_cli.metrics.evaluate import predict
+from kd_cli.metrics.scores import agreement, judge
+from kd_cli.saved.network import Saved
 
 RUN = (*SMALL, "teacher.hidden=[16]", "trainer.epochs=1", "hydra.run.dir=there")
 SCORES = {"top1", "top5", "nll", "brier", "ece", "mce", "agreement", "kl"}
@@ -91,7 +91,7 @@ def test_a_comparison_that_was_moved_still_finds_its_teacher_and_a_changed_one_i
 
 def replace_weights(run: Path) -> None:
     """Other weights with records that speak of them: only the student's record knows the old ones."""
-    from kd_cli.files import file_digest
+    from kd_cli.storage.files import file_digest
 
     checkpoint = next((run / "checkpoints").iterdir())
     weights, old = checkpoint / "model.safetensors", file_digest(checkpoint / "model.safetensors")

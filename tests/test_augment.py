@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from kd_cli.data import augment
-from kd_cli.data.order import generator
+from kd_cli.data.sampling import generator
 
 
 def make_pixels(size: int = 12, height: int = 9, width: int = 11, channels: int = 3) -> Tensor:

@@ -17,7 +17,7 @@ from conftest import SMALL
 from forked import Forked, fork, run
 from test_image_folder import make_tree
 
-from kd_cli.locks import holder, is_held, take
+from kd_cli.storage.locks import holder, is_held, take
 
 TINY = (
     *("dataset=synthetic", "dataset.num_train=60", "dataset.num_test=20", "dataset.image_size=8"),

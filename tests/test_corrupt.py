@@ -11,8 +11,8 @@ from small import CPU, make_data
 from test_augment import make_pixels
 from torch import Tensor
 
-from kd_cli.data import corrupt
-from kd_cli.data.prepare import Prepare
+from kd_cli.data import corruptions as corrupt
+from kd_cli.data.preprocess import Prepare
 
 IDS = torch.arange(12)
 

@@ -15,14 +15,13 @@ import torch
 from conftest import SMALL, Outcome
 from safetensors.torch import load_file, save_file
 
-from kd_cli.answers import Entry, Rows
-from kd_cli.cache import cache_folder, read_cached, write_cached
-from kd_cli.checkpoint import Checkpoint
-from kd_cli.checkpoints import Checkpoints
 from kd_cli.errors import DataError
-from kd_cli.files import file_digest, open_regular
-from kd_cli.predictions import FILE, Predictions, read_predictions, write_predictions
-from kd_cli.sweepdir import SweepDir
+from kd_cli.runs.checkpoint import Checkpoint, Checkpoints
+from kd_cli.runs.predictions import FILE, Predictions, read_predictions, write_predictions
+from kd_cli.runs.sweep_folder import SweepDir
+from kd_cli.storage.cache import cache_folder, read_cached, write_cached
+from kd_cli.storage.files import file_digest, open_regular
+from kd_cli.teachers.outputs import Entry, Rows
 
 Damage = Callable[[bytes, random.Random], bytes]
 TIMES = 300

@@ -11,7 +11,7 @@ from reading import labels_of, pixels_of
 from test_augment import make_pixels
 
 from kd_cli.data.base import load_dataset
-from kd_cli.data.reshape import fitted, resized
+from kd_cli.data.resize import fitted, resized
 from kd_cli.errors import ConfigError
 
 

@@ -15,14 +15,14 @@ from safetensors.torch import load_file
 from small import CPU, SPEC, loss_options, make_data, make_student, make_teacher
 from torch import Tensor, nn
 
-from kd_cli.checkpoint import Checkpoint
-from kd_cli.divergence import LossGuard, look_every
+from kd_cli.config.recipe import Recipe
 from kd_cli.errors import DivergedError
-from kd_cli.fit import best_epoch
 from kd_cli.losses.base import build_loss
-from kd_cli.recipe import Recipe
-from kd_cli.task import Distillation
-from kd_cli.trainer import Trainer
+from kd_cli.runs.checkpoint import Checkpoint
+from kd_cli.training.fit import best_epoch
+from kd_cli.training.guard import LossGuard, look_every
+from kd_cli.training.task import Distillation
+from kd_cli.training.trainer import Trainer
 
 Run = Callable[..., Outcome]
 Spoil = Callable[[Tensor], Tensor]

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from kd_cli.cli import main
 from kd_cli.errors import DataError
 from kd_cli.export.weights import load
-from kd_cli.files import read_json
-from kd_cli.saved import Saved
+from kd_cli.saved.network import Saved
+from kd_cli.storage.files import read_json
 
 CPU = torch.device("cpu")
 WAYS = ("onnx", "onnx-int8", "pt2", "safetensors")

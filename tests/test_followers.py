@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from small import CPU, make_data, make_student, same_tensors
 
+from kd_cli.config.recipe import Recipe
 from kd_cli.errors import KDError
-from kd_cli.fit import fit
-from kd_cli.recipe import Recipe
-from kd_cli.rundir import RunDir
-from kd_cli.task import Supervised
+from kd_cli.runs.folder import RunDir
+from kd_cli.training.fit import fit
+from kd_cli.training.task import Supervised
 
 Told = list[tuple[str, Any]]
 

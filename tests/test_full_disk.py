@@ -23,8 +23,8 @@ from conftest import Outcome
 from disks import apart, can_mount, grow, make_read_only, obey_permissions, small_disk
 from forked import fork, run
 
-from kd_cli.checkpoint import Checkpoint
-from kd_cli.trainer import Trainer
+from kd_cli.runs.checkpoint import Checkpoint
+from kd_cli.training.trainer import Trainer
 from kd_cli.types import Batch
 
 DATA = (

@@ -24,7 +24,7 @@ from kd_cli.data import decode
 from kd_cli.data.base import load_dataset
 from kd_cli.data.decode import read_image, walk_images
 from kd_cli.errors import DataError
-from kd_cli.predicting import find_images
+from kd_cli.evaluation.predict import find_images
 
 CIFAR = "cifar-10-python.tar.gz"
 

@@ -26,10 +26,10 @@ from PIL import Image
 from safetensors.torch import load_file, save, save_file
 
 from kd_cli.errors import ConfigError, DataError, KDError
-from kd_cli.predictions import FILE, read_predictions
-from kd_cli.saved import Saved
-from kd_cli.source import locate
-from kd_cli.tensors import conversion, read_tensors
+from kd_cli.runs.predictions import FILE, read_predictions
+from kd_cli.saved.network import Saved
+from kd_cli.saved.weights import locate
+from kd_cli.storage.tensors import conversion, read_tensors
 
 MARK = "executed"
 GIGABYTE = 2**30

@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 from conftest import HERE, SMALL, Outcome
 
-from kd_cli.arguments import only_typed
+from kd_cli.config.overrides import only_typed
 from kd_cli.errors import ConfigError
-from kd_cli.files import read_json
 from kd_cli.models.imported import check_arguments, find_callable
-from kd_cli.yaml_files import check_file, parse_record
+from kd_cli.storage.files import read_json
+from kd_cli.storage.yaml import check_file, parse_record
 
 SECRET = "no-one-may-read-this"
 TOUCH = "{_target_: subprocess.run, args: [touch, ran]}"
@@ -290,7 +290,7 @@ def test_a_swept_preset_runs_nothing(name: str, launcher: str, harmless: Callabl
 def test_a_clusters_script_is_typed(kd: Callable[..., Outcome]) -> None:
     from omegaconf import OmegaConf
 
-    from kd_cli.hydra_checks import check_hydra
+    from kd_cli.config.hydra_checks import check_hydra
 
     logs = {"version": 1}
     node: dict[str, Any] = {"callbacks": {}, "job_logging": logs, "hydra_logging": logs, "output_subdir": None}
@@ -451,7 +451,7 @@ def test_a_run_with_plugins_goes_on_when_they_are_typed_again(kd: Callable[..., 
 def test_no_program_that_a_repository_names_is_run() -> None:
     import subprocess
 
-    from kd_cli.provenance import provenance
+    from kd_cli.runs.provenance import provenance
 
     def git(*words: str) -> None:
         subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *words], check=True, capture_output=True)

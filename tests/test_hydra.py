@@ -12,8 +12,8 @@ import pytest
 import yaml
 from conftest import HERE, ROOT, SMALL
 
-from kd_cli.completion import complete
-from kd_cli.host import compose
+from kd_cli.config.compose import compose
+from kd_cli.launch.completion import complete
 
 CONF = ROOT / "conf"
 CHOICES = [

@@ -16,9 +16,9 @@ from reading import labels_of, pixels_of, refused
 from small import CPU
 from torch import Tensor
 
-from kd_cli.cache import cache_folder
 from kd_cli.data.base import load_dataset
 from kd_cli.errors import DataError
+from kd_cli.storage.cache import cache_folder
 
 # --- a tree of images
 

@@ -17,8 +17,8 @@ import pytest
 from forked import fork, run
 from interrupted import COMMANDS, HARD, STEPS, everything, write_network
 
-from kd_cli import checkpoints
-from kd_cli.trainer import Trainer
+from kd_cli.runs import checkpoint as checkpoints
+from kd_cli.training.trainer import Trainer
 
 pytestmark = pytest.mark.slow
 

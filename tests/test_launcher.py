@@ -18,8 +18,8 @@ import pytest
 import torch
 from conftest import HERE, SMALL, started, wait_for
 
-from kd_cli.launcher import Share, divide, run_points
-from kd_cli.worker import Work
+from kd_cli.sweeps.processes import Share, divide, run_points
+from kd_cli.sweeps.worker import Work
 
 BASELINE = ("train-baseline", "-m", *SMALL)
 pytestmark = pytest.mark.usefixtures("one_thread")

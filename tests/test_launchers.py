@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from conftest import HERE, SMALL, started
 
-from kd_cli.libraries import make_library
 from kd_cli.machine import available_cores
+from kd_cli.sweeps.backends import make_library
 
 pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
 pytest.importorskip("hydra_plugins.hydra_submitit_launcher")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kd_cli.rundir import RunDir
+from kd_cli.runs.folder import RunDir
 
 
 def make_run(path: Path, stage: str | None) -> None:

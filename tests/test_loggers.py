@@ -16,14 +16,14 @@ from conftest import HERE, SMALL
 from safetensors.torch import load_file
 from small import CPU, make_data, make_student, read_yaml, yaml_names
 
+from kd_cli.config.recipe import Recipe
 from kd_cli.errors import Interrupted
-from kd_cli.fit import fit
-from kd_cli.followers import Follower
-from kd_cli.loggers.base import LOGGERS, make_loggers
-from kd_cli.metrics import read_metrics
-from kd_cli.recipe import Recipe
-from kd_cli.rundir import RunDir
-from kd_cli.task import Supervised
+from kd_cli.runs.folder import RunDir
+from kd_cli.runs.metrics import read_metrics
+from kd_cli.training.callbacks import Follower
+from kd_cli.training.fit import fit
+from kd_cli.training.loggers.base import LOGGERS, make_loggers
+from kd_cli.training.task import Supervised
 
 LOG_EPOCHS = """
 import sys

@@ -12,11 +12,11 @@ import torch
 from small import CPU, SPEC, loss_options, make_batch, make_data, make_student, make_teacher, same_tensors, yaml_names
 from torch import Tensor, nn
 
+from kd_cli.config.recipe import Recipe
 from kd_cli.losses.base import LOSSES, Mix, build_loss
-from kd_cli.recipe import Recipe
-from kd_cli.task import Distillation, Supervised, Task
-from kd_cli.train_state import TrainState
-from kd_cli.trainer import Trainer
+from kd_cli.training.state import TrainState
+from kd_cli.training.task import Distillation, Supervised, Task
+from kd_cli.training.trainer import Trainer
 
 NAMES = LOSSES.names()
 every_loss = pytest.mark.parametrize("name", NAMES)

@@ -22,7 +22,7 @@ from kd_cli.losses.label_smoothing import label_smoothing_loss
 from kd_cli.losses.mse_logits import mse_logits_loss
 from kd_cli.losses.mse_probs import mse_probs_loss
 from kd_cli.losses.soft_ce import soft_ce_loss
-from kd_cli.task import Distillation
+from kd_cli.training.task import Distillation
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 TEMPERATURES = (0.5, 1.0, 4.0, 20.0)

@@ -12,11 +12,11 @@ import torch
 from small import CPU, SPEC, batch_of, draw, loss_options, make_data, make_student, make_teacher, same_tensors, spec
 from torch import Tensor, nn
 
+from kd_cli.config.recipe import Recipe
 from kd_cli.losses.adversarial import Adversarial, discriminator_loss, fooling_loss
 from kd_cli.losses.base import Mix, build_loss
-from kd_cli.recipe import Recipe
-from kd_cli.task import Distillation
-from kd_cli.trainer import Trainer
+from kd_cli.training.task import Distillation
+from kd_cli.training.trainer import Trainer
 from kd_cli.types import Outputs
 
 LABELS = torch.tensor([1, 0, 3, 3, 2])

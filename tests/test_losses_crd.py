@@ -14,14 +14,14 @@ import torch
 from small import CPU, SPEC, loss_options, make_batch, make_data, make_student, make_teacher, same_tensors
 from torch import Tensor
 
+from kd_cli.config.recipe import Recipe
 from kd_cli.errors import ConfigError
 from kd_cli.losses.base import Mix, build_loss
 from kd_cli.losses.common import unit
 from kd_cli.losses.crd import CRD, crd_loss, crd_scores, log_normalizer
-from kd_cli.recipe import Recipe
-from kd_cli.task import Distillation
-from kd_cli.train_state import TrainState
-from kd_cli.trainer import Trainer
+from kd_cli.training.state import TrainState
+from kd_cli.training.task import Distillation
+from kd_cli.training.trainer import Trainer
 from kd_cli.types import Batch, DataSpec, Outputs
 
 IDS, LABELS = torch.tensor([4, 0, 7, 2]), torch.tensor([1, 0, 1, 2])

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kd_cli.losses.base import Mix
 from kd_cli.losses.ctkd import CTKD, adversary_strength, ctkd_loss, reverse_gradient
-from kd_cli.task import Distillation
+from kd_cli.training.task import Distillation
 from kd_cli.types import Batch, Outputs
 
 

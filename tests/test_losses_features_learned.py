@@ -14,13 +14,13 @@ from features import draw
 from small import CPU, SPEC, SmallNet, loss_options, make_batch, make_data, make_student, make_teacher
 from torch import Tensor, nn
 
+from kd_cli.config.recipe import Recipe
 from kd_cli.errors import ConfigError
 from kd_cli.losses.base import LOSSES, Distiller, Mix, build_loss
 from kd_cli.losses.kdsvd import eigenvectors, kdsvd_loss, singular_vectors
 from kd_cli.losses.vid import Gaussian
-from kd_cli.recipe import Recipe
-from kd_cli.task import Distillation
-from kd_cli.trainer import Trainer
+from kd_cli.training.task import Distillation
+from kd_cli.training.trainer import Trainer
 from kd_cli.types import Outputs
 
 NAMES = ("fitnet", "at", "sp", "pkt", "nst", "fsp", "vid", "kdsvd")

@@ -17,7 +17,7 @@ from kd_cli.errors import ConfigError
 from kd_cli.losses.base import LOSSES, Distiller, Mix, build_loss
 from kd_cli.losses.common import standardized
 from kd_cli.losses.logit_standardization import LogitStandardization
-from kd_cli.task import Distillation
+from kd_cli.training.task import Distillation
 from kd_cli.types import Batch, DataSpec, Outputs
 
 

@@ -20,7 +20,7 @@ from kd_cli.losses.mlkd import gram_distance
 from kd_cli.losses.nkd import nkd_loss
 from kd_cli.losses.tfkd import TfKD, tfkd_loss, virtual_logits
 from kd_cli.losses.wsld import soft_label_weights, wsld_loss
-from kd_cli.task import Distillation
+from kd_cli.training.task import Distillation
 from kd_cli.types import DataSpec, Outputs
 
 

@@ -25,14 +25,14 @@ from small import (
 )
 from torch import Tensor, nn
 
+from kd_cli.config.recipe import Recipe
 from kd_cli.errors import ConfigError
 from kd_cli.losses.base import Mix, build_loss
 from kd_cli.losses.byot import BYOT, feature_loss
 from kd_cli.losses.dml import DML, dml_loss
-from kd_cli.recipe import Recipe
-from kd_cli.task import Distillation
-from kd_cli.train_state import TrainState
-from kd_cli.trainer import Trainer
+from kd_cli.training.state import TrainState
+from kd_cli.training.task import Distillation
+from kd_cli.training.trainer import Trainer
 from kd_cli.types import Outputs
 
 LABELS = torch.tensor([1, 0, 3, 3, 2])

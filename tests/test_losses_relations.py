@@ -20,7 +20,7 @@ from kd_cli.losses.cc import cc_loss, correlation
 from kd_cli.losses.common import unit
 from kd_cli.losses.ickd import channel_correlation, ickd_loss
 from kd_cli.losses.rkd import angles, relative_distances, rkd_angle_loss, rkd_distance_loss
-from kd_cli.task import Distillation
+from kd_cli.training.task import Distillation
 from kd_cli.types import Batch, DataSpec, Outputs
 
 Loss = Callable[[Tensor, Tensor], Tensor]

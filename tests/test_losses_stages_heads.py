@@ -16,7 +16,7 @@ from kd_cli.losses.adapters import makes_logits
 from kd_cli.losses.base import Mix, build_loss
 from kd_cli.models.base import MODELS
 from kd_cli.taps import Tapped
-from kd_cli.task import Distillation
+from kd_cli.training.task import Distillation
 
 BATCH = make_batch()
 NAMES = ("srrl", "catkd")

@@ -18,7 +18,7 @@ from kd_cli.errors import ConfigError
 from kd_cli.losses.adapters import Norm
 from kd_cli.losses.base import Distiller, Mix, build_loss
 from kd_cli.losses.ofd import NegativeMean
-from kd_cli.task import Distillation
+from kd_cli.training.task import Distillation
 from kd_cli.types import Batch, Outputs
 
 BATCH = make_batch()

@@ -13,14 +13,14 @@ from heads import HEADS, headed
 from small import CPU, SPEC, loss_options, make_batch, make_data, make_student, make_teacher, same_tensors
 from torch import Tensor, nn
 
-from kd_cli.evaluate import evaluate, evaluating
+from kd_cli.config.recipe import Recipe
 from kd_cli.losses.base import Mix, build_loss
 from kd_cli.losses.simkd import Projector, headless
+from kd_cli.metrics.evaluate import evaluate, evaluating
 from kd_cli.models.base import MODELS, count_parameters
-from kd_cli.recipe import Recipe
 from kd_cli.taps import Tapped
-from kd_cli.task import Distillation
-from kd_cli.trainer import Trainer
+from kd_cli.training.task import Distillation
+from kd_cli.training.trainer import Trainer
 
 BATCH = make_batch()
 PUBLISHED = tuple(head for head in HEADS if head != "nothing published")

@@ -13,8 +13,8 @@ from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, MultiStepLR, OneCycleLR, StepLR
 
-from kd_cli.optim import learning_rate, make_optimizer
-from kd_cli.recipe import Recipe
+from kd_cli.config.recipe import Recipe
+from kd_cli.training.optim import learning_rate, make_optimizer
 
 STEPS = 7  # updates per epoch
 

@@ -19,12 +19,12 @@ import torch
 import yaml
 from conftest import ROOT, SMALL, Outcome
 
-from kd_cli.checkpoint import Checkpoint
 from kd_cli.cli import main
-from kd_cli.config import recipe_key
+from kd_cli.config.overrides import recipe_key
+from kd_cli.config.recipe import Recipe
 from kd_cli.errors import OutOfMemory, describe_error, missing_memory
-from kd_cli.recipe import Recipe
-from kd_cli.shortage import evaluation_memory, training_memory
+from kd_cli.runs.checkpoint import Checkpoint
+from kd_cli.training.guard import evaluation_memory, training_memory
 
 Run = Callable[..., Outcome]
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from kd_cli.losses.base import LOSSES, build_loss
 from kd_cli.models.base import MODELS
-from kd_cli.task import Distillation
+from kd_cli.training.task import Distillation
 from kd_cli.types import Batch, DataSpec
 
 SPEC = DataSpec(10, 100, (3, 32, 32), tuple("abcdefghij"))

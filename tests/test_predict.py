@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 from kd_cli.console import printable
 from kd_cli.data.decode import open_image, read_image
 from kd_cli.errors import ConfigError, DataError
+from kd_cli.evaluation.predict import Panel, Reader, find_images
 from kd_cli.models.base import MODELS
-from kd_cli.pictures.grid import Panel, prediction_grid, shown_classes
-from kd_cli.predicting import Reader, find_images
+from kd_cli.report.plots.grid import prediction_grid, shown_classes
 from kd_cli.types import DataSpec
 
 SIZE = 16  # of synthetic images

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from small import read_yaml, yaml_names
 
+from kd_cli.config.recipe import Recipe, make_recipe
 from kd_cli.errors import ConfigError
-from kd_cli.recipe import Recipe, make_recipe
 
 FIELDS = [field.name for field in dataclasses.fields(Recipe)]
 AT_LEAST_ONE = (
@@ -107,8 +107,8 @@ def test_every_trainer_yaml_is_a_recipe(name: str) -> None:
 
 def test_ranges_read_from_the_source_are_those_that_the_losses_enforce() -> None:
     """Every numeric range of a built-in loss that `require` states is also known without torch."""
+    from kd_cli.config.check import declared_checks
     from kd_cli.losses.base import LOSSES, Mix
-    from kd_cli.ranges import declared_checks
 
     assert declared_checks("kd_cli.losses", "kd", shared="Mix").keys() == {
         "temperature",

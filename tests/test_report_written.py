@@ -209,7 +209,7 @@ def test_kd_report_says_what_is_missing(kd: Callable[..., Outcome], tmp_path: Pa
 
 
 def test_of_too_many_runs_the_newest_comparisons_are_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from kd_cli.report import judged
+    from kd_cli.report import scores as judged
 
     logits, labels = told_apart([1, 0, 1], [0, 1, 2])
     three_seeds(tmp_path, logits=logits, labels=labels)

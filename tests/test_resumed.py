@@ -14,8 +14,8 @@ from forked import fork, run
 from interrupted import COMMANDS, HARD, STEPS, everything, write_network
 from safetensors.torch import load_file, save_file
 
-from kd_cli.checkpoints import Checkpoints
-from kd_cli.files import file_digest
+from kd_cli.runs.checkpoint import Checkpoints
+from kd_cli.storage.files import file_digest
 
 pytestmark = pytest.mark.slow
 

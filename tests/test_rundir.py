@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from kd_cli.checkpoint import Checkpoint
 from kd_cli.errors import ConfigError, DataError, DivergedError, KDError
-from kd_cli.metrics import read_metrics
-from kd_cli.rundir import RunDir, find_runs, status_of
+from kd_cli.runs.checkpoint import Checkpoint
+from kd_cli.runs.folder import RunDir, find_runs, status_of
+from kd_cli.runs.metrics import read_metrics
 
 CONFIG = {"seed": 0, "loss": {"temperature": 4.0}}
 

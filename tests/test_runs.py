@@ -15,8 +15,8 @@ import yaml
 from conftest import HERE, SMALL, started, wait_for
 from safetensors.torch import load_file, save_file
 
-from kd_cli.predictions import read_predictions
-from kd_cli.rundir import RunDir
+from kd_cli.runs.folder import RunDir
+from kd_cli.runs.predictions import read_predictions
 
 TEACHER = "teacher.hidden=[32]"
 

@@ -18,8 +18,8 @@ from forked import run
 from test_image_folder import make_tree
 
 from kd_cli.errors import KDError
-from kd_cli.provenance import changes, go_on
-from kd_cli.rundir import RunDir
+from kd_cli.runs.folder import RunDir
+from kd_cli.runs.provenance import changes, go_on
 
 # An assistant, augmentation, images that are decoded in workers, a loss with layers and a memory.
 COMMAND = (

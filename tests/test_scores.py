@@ -11,8 +11,8 @@ import torch
 from small import CPU, make_data, make_student
 from torchmetrics.functional.classification import multiclass_calibration_error
 
-from kd_cli.evaluate import evaluate, predict
-from kd_cli.scores import agreement, calibration_error, confusion, judge, per_class, reliability
+from kd_cli.metrics.evaluate import evaluate, predict
+from kd_cli.metrics.scores import agreement, calibration_error, confusion, judge, per_class, reliability
 
 SHAPES = [(40, 10), (40, 2), (1, 10), (1, 2), (200, 7)]
 

@@ -20,11 +20,11 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from optuna.trial import TrialState
 
 from kd_cli.errors import ConfigError
-from kd_cli.pruning import opened_study
-from kd_cli.search import Search
-from kd_cli.search_options import Options
-from kd_cli.search_space import read_axes, size_of
-from kd_cli.sweep import Point
+from kd_cli.sweeps.point import Point
+from kd_cli.sweeps.search.options import Options
+from kd_cli.sweeps.search.space import read_axes, size_of
+from kd_cli.sweeps.search.study import Search
+from kd_cli.training.trial_pruner import opened_study
 
 BASELINE = ("train-baseline", "-m", *SMALL, "hydra/sweeper=optuna")
 RATE = "trainer.lr=tag(log,interval(1e-3,1e-1))"

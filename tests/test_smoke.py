@@ -10,12 +10,12 @@ import torch
 from small import CPU, loss_options, read_yaml, yaml_names
 from torch import nn
 
+from kd_cli.config.recipe import Recipe
 from kd_cli.data.base import Data, load_dataset
 from kd_cli.losses.base import build_loss
 from kd_cli.models.base import MODELS
-from kd_cli.recipe import Recipe
-from kd_cli.task import Distillation
-from kd_cli.trainer import Trainer
+from kd_cli.training.task import Distillation
+from kd_cli.training.trainer import Trainer
 
 
 @cache

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kd_cli.statistics import accuracy_error, paired_gain, recovered_share, sign_flip_p, t95
+from kd_cli.metrics.significance import accuracy_error, paired_gain, recovered_share, sign_flip_p, t95
 
 
 def test_mean_spread_and_margin_are_those_of_the_textbook() -> None:

@@ -10,8 +10,8 @@ import yaml
 from conftest import HERE, ROOT, SMALL
 
 from kd_cli.commands.list import choices
-from kd_cli.files import read_json
-from kd_cli.host import compose
+from kd_cli.config.compose import compose
+from kd_cli.storage.files import read_json
 
 STUDIES = [choice["name"] for choice in choices("study", [])]
 FAST = (*SMALL, HERE, "trainer.epochs=1", "dataset.num_train=200")

@@ -9,7 +9,7 @@ from pathlib import Path
 from conftest import HERE, SMALL
 
 from kd_cli import console
-from kd_cli.sweep import summarize
+from kd_cli.sweeps.summary import summarize
 
 RUN = ("run", "-m", HERE, *SMALL, "trainer.epochs=1", "teacher.hidden=[32]")
 

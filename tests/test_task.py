@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from kd_cli.losses.base import Distiller, Mix, build_loss
 from kd_cli.losses.kd import KD, kd_loss
 from kd_cli.losses.label_smoothing import LabelSmoothing
-from kd_cli.task import Distillation, Supervised, cross_entropy
+from kd_cli.training.task import Distillation, Supervised, cross_entropy
 from kd_cli.types import Batch, DataSpec, Outputs
 
 BATCH = make_batch()

@@ -17,14 +17,14 @@ from safetensors.torch import load_file
 from small import CPU, SPEC, loss_options, make_data, make_student, make_teacher, same_tensors, yaml_names
 from torch import Tensor, nn
 
-from kd_cli.answers import Entry, Rows
-from kd_cli.cache import cache_folder, write_cached
+from kd_cli.config.recipe import Recipe
 from kd_cli.data.base import Data
 from kd_cli.losses.base import LOSSES, build_loss
-from kd_cli.recipe import Recipe
-from kd_cli.task import Distillation
-from kd_cli.teacher_cache import CachedTeacher, network_digest
-from kd_cli.trainer import Trainer
+from kd_cli.storage.cache import cache_folder, write_cached
+from kd_cli.teachers.cache import CachedTeacher, network_digest
+from kd_cli.teachers.outputs import Entry, Rows
+from kd_cli.training.task import Distillation
+from kd_cli.training.trainer import Trainer
 from kd_cli.types import Outputs
 
 BATCH = 50  # of 180 images: the last batch of an epoch is smaller

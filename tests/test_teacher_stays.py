@@ -17,11 +17,11 @@ from safetensors.torch import load_file, save_file
 from small import CPU, SPEC, loss_options, make_batch, make_data, make_student, make_teacher, same_tensors
 from torch import Tensor, nn
 
-from kd_cli.files import file_digest
+from kd_cli.config.recipe import Recipe
 from kd_cli.losses.base import LOSSES, build_loss
-from kd_cli.recipe import Recipe
-from kd_cli.task import Distillation
-from kd_cli.trainer import Trainer
+from kd_cli.storage.files import file_digest
+from kd_cli.training.task import Distillation
+from kd_cli.training.trainer import Trainer
 
 Run = Callable[..., Outcome]
 RECIPE = Recipe(epochs=1, batch_size=16, lr=0.01, weight_decay=0.1, momentum=0.9, clip_grad_norm=1.0, ema_decay=0.9)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kd_cli.teachers import Ensemble, Specialists, confusable_groups
+from kd_cli.teachers.ensemble import Ensemble, Specialists, confusable_groups
 
 
 class Says(nn.Module):

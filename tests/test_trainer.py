@@ -13,17 +13,17 @@ import torch.nn.functional as F
 from small import CPU, SPEC, make_batch, make_data, make_student, make_teacher, same_tensors
 from torch import Tensor, nn
 
+from kd_cli.config.recipe import Recipe
 from kd_cli.data.base import Data
-from kd_cli.divergence import LossGuard
 from kd_cli.errors import ConfigError, DivergedError
-from kd_cli.evaluate import evaluate, predict
 from kd_cli.losses.base import Mix
 from kd_cli.losses.kd import KD
-from kd_cli.optim import learning_rate, make_optimizer
-from kd_cli.recipe import Recipe
-from kd_cli.task import Distillation, Supervised, Task
-from kd_cli.train_state import TrainState
-from kd_cli.trainer import Progress, Trainer
+from kd_cli.metrics.evaluate import evaluate, predict
+from kd_cli.training.guard import LossGuard
+from kd_cli.training.optim import learning_rate, make_optimizer
+from kd_cli.training.state import TrainState
+from kd_cli.training.task import Distillation, Supervised, Task
+from kd_cli.training.trainer import Progress, Trainer
 from kd_cli.types import Batch, Step
 
 TIMES = ("seconds", "images_per_second")

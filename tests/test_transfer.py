@@ -15,13 +15,13 @@ from small import CONF, CPU, make_data, make_student
 from test_datasets import make_cifar
 from torch import Tensor, nn
 
+from kd_cli.config.compose import compose
 from kd_cli.errors import ConfigError, DataError
-from kd_cli.evaluate import evaluate
-from kd_cli.host import compose
-from kd_cli.probe import PENALTIES, features, fit_logistic, linear_probe, logits_of
-from kd_cli.saved import Saved
-from kd_cli.statistics import paired_gain
-from kd_cli.transfer import Shared, adapt, summary, zero_shot
+from kd_cli.evaluation.linear_probe import PENALTIES, features, fit_logistic, linear_probe, logits_of
+from kd_cli.evaluation.transfer import Shared, adapt, summary, zero_shot
+from kd_cli.metrics.evaluate import evaluate
+from kd_cli.metrics.significance import paired_gain
+from kd_cli.saved.network import Saved
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 

@@ -14,7 +14,7 @@ import typer
 
 from kd_cli import console
 from kd_cli.errors import ConfigError, DataError
-from kd_cli.options import Json
+from kd_cli.launch.options import Json
 
 PANEL = "Results"
 
@@ -37,7 +37,7 @@ def command(
 ) -> None:
     """List, verify or clear what is kept on disk: teachers' answers and decoded images. Losing it costs only time."""
     console.setup(as_json=json)
-    from kd_cli.cache import cache_folder
+    from kd_cli.storage.cache import cache_folder
 
     rows = _chosen([_row(path) for path in _paths(cache_folder())], entries or [])
     if action is Action.clear:
@@ -66,8 +66,8 @@ def _paths(root: Path) -> list[Path]:
 
 
 def _row(path: Path) -> dict[str, Any]:
-    from kd_cli.cache import folder_size, last_used
-    from kd_cli.files import read_json
+    from kd_cli.storage.cache import folder_size, last_used
+    from kd_cli.storage.files import read_json
 
     about: Mapping[str, Any] = (read_json(path / "about.json") or {}) if path.is_dir() else {}
     taps = about.get("taps")
@@ -109,7 +109,7 @@ def _chosen(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> list[dict[s
 
 
 def _state(path: Path) -> str:
-    from kd_cli.cache import read_cached
+    from kd_cli.storage.cache import read_cached
 
     whole = all(read_cached(file) for file in _files(path)) and (path.is_file() or _is_about(path))
     return "whole" if whole else "damaged"
@@ -117,8 +117,8 @@ def _state(path: Path) -> str:
 
 def _is_about(path: Path) -> bool:
     """Whether about.json says what the name of its folder was made of."""
-    from kd_cli.cache import entry_name
-    from kd_cli.files import read_json
+    from kd_cli.storage.cache import entry_name
+    from kd_cli.storage.files import read_json
 
     return entry_name(read_json(path / "about.json") or {}) == path.name
 

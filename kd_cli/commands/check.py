@@ -6,15 +6,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from kd_cli import console
-from kd_cli.config import Config, Launch
-from kd_cli.hydra_command import hydra_command
+from kd_cli.config.base import Config, Launch
+from kd_cli.launch.hydra_command import hydra_command
 
 PANEL = "Experiments"
 
 
 def job(config: Config, launch: Launch) -> dict[str, Any]:  # noqa: ARG001 - the signature of a job
     """Builds a pair and a loss, and tries one step; nothing is trained or written."""
-    from kd_cli.trial import try_pair
+    from kd_cli.experiments.check import try_pair
 
     return try_pair(config)
 

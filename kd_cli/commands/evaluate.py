@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from kd_cli import console
-from kd_cli.options import ConfigDir, Device, Json, WhichEpoch, split_targets
+from kd_cli.launch.options import ConfigDir, Device, Json, WhichEpoch, split_targets
 
 PANEL = "Results"
 
@@ -50,9 +50,9 @@ def command(
     """Evaluate saved networks on any part of any data set that fits them."""
     console.setup(as_json=json)
     runs, overrides = split_targets(targets, "evaluate")
-    from kd_cli.assess import Assessor
-    from kd_cli.build import pick_device
-    from kd_cli.saved import Saved
+    from kd_cli.evaluation.assess import Assessor
+    from kd_cli.machine import pick_device
+    from kd_cli.saved.network import Saved
 
     assessor = Assessor(part.value, pick_device(device), seed=seed if corruptions else None)
     chosen = None if which is None else which.value

@@ -11,7 +11,7 @@ import typer
 
 from kd_cli import console
 from kd_cli.errors import ConfigError
-from kd_cli.options import ConfigDir, Json, WhichEpoch
+from kd_cli.launch.options import ConfigDir, Json, WhichEpoch
 
 PANEL = "Results"
 
@@ -53,7 +53,7 @@ def command(
 
         check_installed()
     from kd_cli.export.write import export
-    from kd_cli.saved import Saved
+    from kd_cli.saved.network import Saved
 
     chosen = None if which is None else which.value
     saved = Saved(_one(run), which=chosen, overrides=overrides or [], config_dirs=config_dir or [])
@@ -65,7 +65,7 @@ def command(
 
 def _one(path: Path) -> Path:
     """A run; of a comparison its distilled student."""
-    from kd_cli.saved import expand
+    from kd_cli.runs.folder import expand
 
     runs = expand(path)
     if runs == [path]:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Optional
 import typer
 
 from kd_cli import console
-from kd_cli.options import ConfigDir, Json
+from kd_cli.launch.options import ConfigDir, Json
 
 PANEL = "Results"
 
@@ -94,7 +94,7 @@ def command(
 
 def choices(group: str, config_dirs: list[str]) -> Iterator[dict[str, str]]:
     """Every yaml of a group, with what its first comment says: `# what · source`."""
-    from kd_cli.host import conf_dir
+    from kd_cli.config.compose import conf_dir
     from kd_cli.plugins import plugin_conf_dirs
 
     found: dict[str, Path] = {}
@@ -113,7 +113,7 @@ def _headline(path: Path) -> str:
 
 
 def _runs(outputs: Path, status: Status | None, stage: Stage | None, limit: int | None) -> None:
-    from kd_cli.rundir import find_records
+    from kd_cli.runs.folder import find_records
 
     found = [_standing(path, record) for path, record in find_records(outputs)]
     fitting = [run for run in found if status in (None, run["status"]) and stage in (None, run["stage"])]
@@ -126,7 +126,7 @@ def _runs(outputs: Path, status: Status | None, stage: Stage | None, limit: int 
 
 
 def _standing(path: Path, record: Mapping[str, Any]) -> dict[str, Any]:
-    from kd_cli.rundir import status_of
+    from kd_cli.runs.folder import status_of
 
     return {
         "run": str(path),
@@ -144,7 +144,7 @@ def _name(options: Any) -> Any:
 
 
 def _numbers(path: Path) -> dict[str, Any]:
-    from kd_cli.recorded import sound_result
+    from kd_cli.runs.records import sound_result
 
     result = sound_result(path) or {}
     best = result.get("distilled", result)

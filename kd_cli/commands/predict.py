@@ -12,8 +12,8 @@ import typer
 
 from kd_cli import console
 from kd_cli.errors import ConfigError, DataError
-from kd_cli.options import ConfigDir, Device, Json, WhichEpoch, is_path
-from kd_cli.pictures.saving import check_folder, check_picture, save_file, save_picture
+from kd_cli.launch.options import ConfigDir, Device, Json, WhichEpoch, is_path
+from kd_cli.report.plots.files import check_folder, check_picture, save_file, save_picture
 
 PANEL = "Results"
 _COLUMNS = ("image", "true", "network", "rank", "class", "probability")
@@ -48,9 +48,9 @@ def command(
     words = [word for word in images or [] if is_path(word)]
     overrides = [word for word in images or [] if not is_path(word)]
     _check(run, words, test, table, grid)
-    from kd_cli.build import pick_device
-    from kd_cli.networks import open_networks
-    from kd_cli.predicting import Reader, ask, find_images, tested_pictures
+    from kd_cli.evaluation.networks import open_networks
+    from kd_cli.evaluation.predict import Reader, ask, find_images, tested_pictures
+    from kd_cli.machine import pick_device
 
     place, chosen, folders = pick_device(device), which.value if which else None, config_dir or []
     files = find_images(words)
@@ -65,7 +65,7 @@ def command(
     if table:
         save_file(table, _as_csv(answers.rows).encode())
     if grid and answers.first:
-        from kd_cli.pictures.grid import prediction_grid
+        from kd_cli.report.plots.grid import prediction_grid
 
         save_picture(prediction_grid(answers.first, answers.classes, top), grid)
         _say_drawn(grid, len(answers.first), len(answers.rows))

@@ -11,8 +11,8 @@ import typer
 from kd_cli import console
 from kd_cli.commands.list import choices
 from kd_cli.errors import ConfigError
-from kd_cli.options import ConfigDir, Device, Json, is_path
-from kd_cli.pictures.saving import check_picture, save_picture
+from kd_cli.launch.options import ConfigDir, Device, Json, is_path
+from kd_cli.report.plots.files import check_picture, save_picture
 
 PANEL = "Results"
 _Count = Annotated[
@@ -56,8 +56,9 @@ def command(
         raise ConfigError("name a run or a network: kd profile outputs/…; kd profile resnet56 resnet20")
     if picture:
         check_picture(picture, "--picture")
-    from kd_cli import efficiency, profiling
-    from kd_cli.build import pick_device
+    from kd_cli.evaluation import efficiency
+    from kd_cli.machine import pick_device
+    from kd_cli.metrics import cost as profiling
 
     place, folders = pick_device(device), config_dir or []
     subjects = efficiency.open_subjects(
@@ -151,7 +152,7 @@ def _times(ratio: float | None) -> str | None:
 
 
 def _draw(picture: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    from kd_cli.pictures.costs import cost_chart
+    from kd_cli.report.plots.costs import cost_chart
 
     known = [row for row in rows if row["test_top1"] is not None]
     left_out = [row["name"] for row in rows if row["test_top1"] is None]

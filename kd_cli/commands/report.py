@@ -10,7 +10,7 @@ from typing import Annotated, Any, Optional
 import typer
 
 from kd_cli import console
-from kd_cli.options import Json
+from kd_cli.launch.options import Json
 
 PANEL = "Results"
 
@@ -47,7 +47,7 @@ def command(
 
 def present(results: Mapping[str, Any], paths: Mapping[str, Path]) -> None:
     """The tables, the findings, the warnings, and where all of it is."""
-    from kd_cli.report.cells import tables
+    from kd_cli.report.tables import tables
 
     for table in tables(results):
         console.table(table.title, table.columns, table.rows, left=table.left)

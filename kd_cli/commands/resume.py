@@ -11,12 +11,11 @@ from typing import Annotated, Any, Optional
 import typer
 
 from kd_cli import console
-from kd_cli.arguments import only_typed, resume_command
-from kd_cli.config import hydra_quote
+from kd_cli.config.overrides import hydra_quote, only_typed, resume_command
 from kd_cli.errors import ConfigError
-from kd_cli.hydra_command import ConfigName, launch, present_one
-from kd_cli.options import ConfigDir, Json
-from kd_cli.recorded import need, run_record
+from kd_cli.launch.hydra_command import ConfigName, launch, present_one
+from kd_cli.launch.options import ConfigDir, Json
+from kd_cli.runs.records import need, run_record
 
 PANEL = "Experiments"
 

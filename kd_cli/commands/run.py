@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from kd_cli import console
-from kd_cli.config import Config, Launch
-from kd_cli.hydra_command import hydra_command
+from kd_cli.config.base import Config, Launch
+from kd_cli.launch.hydra_command import hydra_command
 
 PANEL = "Experiments"
 
@@ -16,7 +16,7 @@ _COLUMNS = ("network", "test %", "last %", "val %", "epoch", "parameters", "gain
 
 def job(config: Config, launch: Launch) -> dict[str, Any]:
     """Teacher, baseline and distilled student."""
-    from kd_cli import experiment
+    from kd_cli.experiments import experiment
 
     return experiment.compare(config, launch)
 

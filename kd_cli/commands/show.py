@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from kd_cli import console
-from kd_cli.options import Json
+from kd_cli.launch.options import Json
 
 PANEL = "Results"
 
@@ -19,12 +19,12 @@ def command(
 ) -> None:
     """Show a run: configuration, metrics, result and provenance."""
     console.setup(as_json=json)
-    from kd_cli.claim import flatten
     from kd_cli.errors import ConfigError
-    from kd_cli.metrics import read_metrics
-    from kd_cli.provenance import rerun_line
-    from kd_cli.recorded import run_record, run_result
-    from kd_cli.rundir import status_of
+    from kd_cli.runs.folder import status_of
+    from kd_cli.runs.identity import flatten
+    from kd_cli.runs.metrics import read_metrics
+    from kd_cli.runs.provenance import rerun_line
+    from kd_cli.runs.records import run_record, run_result
 
     record = run_record(run)
     if not record:
@@ -56,7 +56,7 @@ def _without_repeats(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _config(run: Path) -> dict[str, Any]:
-    from kd_cli.recorded import read_config
+    from kd_cli.runs.records import read_config
 
     return read_config(run) if (run / "config.yaml").exists() else {}
 

@@ -10,10 +10,10 @@ from typing import Annotated, Any, Optional
 import typer
 
 from kd_cli import console
-from kd_cli.config import override_key
+from kd_cli.config.overrides import override_key
 from kd_cli.errors import ConfigError, KDError, suggest
-from kd_cli.hydra_command import foresee, launch, present_foreseen
-from kd_cli.options import ConfigDir, DryRun, Json
+from kd_cli.launch.hydra_command import foresee, launch, present_foreseen
+from kd_cli.launch.options import ConfigDir, DryRun, Json
 
 PANEL = "Experiments"
 
@@ -45,8 +45,9 @@ def command(
     """Answer a question about distillation: a sweep over seeds, its report, a picture and the verdict."""
     console.setup(as_json=json)
     from kd_cli.commands.list import choices
-    from kd_cli.host import run_hydra
-    from kd_cli.sweep import Swept, check_points, list_unfinished
+    from kd_cli.launch.hydra_app import run_hydra
+    from kd_cli.sweeps.point import check_points
+    from kd_cli.sweeps.summary import Swept, list_unfinished
 
     known = [choice["name"] for choice in choices("study", config_dir or [])]
     if name not in known:
@@ -72,7 +73,7 @@ def command(
 
 def _check_loss(name: str, overrides: Sequence[str], config_dirs: Sequence[str]) -> None:
     """A study that sets options of its loss cannot be asked about a loss without them."""
-    from kd_cli.host import compose
+    from kd_cli.config.compose import compose
 
     needed = compose([f"study={name}"], config_dirs=config_dirs)["study"].get("loss")
     others = [word for word in overrides if override_key(word) == "loss" and word != f"loss={needed}"]
@@ -86,7 +87,7 @@ def _check_loss(name: str, overrides: Sequence[str], config_dirs: Sequence[str])
 def _answer(points: Sequence[Mapping[str, Any]]) -> None:
     from kd_cli.commands.report import present
     from kd_cli.report.write import write
-    from kd_cli.sweepdir import read_sweep
+    from kd_cli.runs.sweep_folder import read_sweep
 
     folder = Path(next(point["folder"] for point in points if "folder" in point)).parent
     study, problem = read_sweep(folder)["study"], None
@@ -103,8 +104,8 @@ def _answer(points: Sequence[Mapping[str, Any]]) -> None:
 
 def _draw(results: Mapping[str, Any], picture: str, folder: Path) -> dict[str, Path]:
     """The study's picture: one of the report's charts."""
-    from kd_cli.pictures.saving import save_picture
     from kd_cli.report.charts import charts_of
+    from kd_cli.report.plots.files import save_picture
     from kd_cli.report.readable import readable
 
     charts = {chart.id: chart for chart in charts_of(readable(results))}
@@ -123,8 +124,8 @@ def _transfer(folder: Path, transfer: str) -> KDError | None:
     What goes wrong is returned, since what was trained has its report all the same.
     """
     from kd_cli.commands.transfer import transfer_runs
-    from kd_cli.files import write_json
-    from kd_cli.saved import expand
+    from kd_cli.runs.folder import expand
+    from kd_cli.storage.files import write_json
 
     runs = [run for result in sorted(folder.glob("*/result.json")) for run in expand(result.parent)]
     try:

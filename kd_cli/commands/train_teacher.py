@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from kd_cli.config import Config, Launch
-from kd_cli.hydra_command import hydra_command, present_one
+from kd_cli.config.base import Config, Launch
+from kd_cli.launch.hydra_command import hydra_command, present_one
 
 PANEL = "Experiments"
 
 
 def job(config: Config, launch: Launch) -> dict[str, Any]:
     """Train a teacher."""
-    from kd_cli import experiment
+    from kd_cli.experiments import experiment
 
     return experiment.train(config, launch, "teacher")
 

@@ -9,12 +9,12 @@ from typing import Annotated, Any, Optional
 import typer
 
 from kd_cli import console
-from kd_cli.config import override_key
+from kd_cli.config.overrides import override_key
 from kd_cli.errors import ConfigError
-from kd_cli.options import ConfigDir, Device, Json, WhichEpoch, split_targets
+from kd_cli.launch.options import ConfigDir, Device, Json, WhichEpoch, split_targets
+from kd_cli.metrics.significance import PairedGain
 from kd_cli.registry import convert
-from kd_cli.report.transferred import METRIC_NAMES
-from kd_cli.statistics import PairedGain
+from kd_cli.report.tables import METRIC_NAMES
 
 PANEL = "Results"
 
@@ -67,12 +67,12 @@ def transfer_runs(
     Returns:
         `dataset`; `networks`: a row for each; `roles`: means over seeds; `gain`: metric → the paired gain.
     """
-    from kd_cli.build import pick_device
+    from kd_cli.config.compose import compose
     from kd_cli.data.base import load_dataset
-    from kd_cli.host import compose
+    from kd_cli.evaluation.transfer import made_with, summary, transfer
+    from kd_cli.machine import pick_device
     from kd_cli.plugins import load_plugins
-    from kd_cli.saved import Saved
-    from kd_cli.transfer import made_with, summary, transfer
+    from kd_cli.saved.network import Saved
 
     of_data, of_networks = _divided(overrides)
     chosen = compose(of_data, config_name="transfer", config_dirs=config_dirs)
@@ -132,7 +132,7 @@ def _show(rows: Sequence[Mapping[str, Any]], dataset: str) -> None:
 
 
 def _columns(row: Mapping[str, Any]) -> dict[str, Any]:
-    from kd_cli.transfer import value
+    from kd_cli.evaluation.transfer import value
 
     found: dict[str, Any] = {METRIC_NAMES[metric]: value(row, metric) for metric in _metrics(row)}
     if "probe" in row:

@@ -18,14 +18,14 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor
 
-from kd_cli.data import order
+from kd_cli.data import sampling as order
 from kd_cli.data.common import COMMON, Common
-from kd_cli.data.prepare import Prepare
+from kd_cli.data.preprocess import Prepare
 from kd_cli.data.store import Images, Store, digest_of, fits_in_memory, shape_of
 from kd_cli.errors import ConfigError, DataError
+from kd_cli.out_of_memory import needing_memory
 from kd_cli.registry import Registry, bind_options
-from kd_cli.shortage import needing_memory
-from kd_cli.tensors import digest_tensor
+from kd_cli.storage.tensors import digest_tensor
 from kd_cli.types import Batch, DataSpec
 
 Part = Literal["train", "val", "test"]

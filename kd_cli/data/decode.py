@@ -17,7 +17,7 @@ from torch import Tensor
 
 from kd_cli.data.store import Store
 from kd_cli.errors import DataError
-from kd_cli.files import open_regular
+from kd_cli.storage.files import open_regular
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -8,8 +8,8 @@ import torch
 from torch.nn import functional
 
 from kd_cli.data.base import DATASETS, Raw, checked_by
-from kd_cli.data.order import stratified_split
-from kd_cli.data.reshape import Mode, resized
+from kd_cli.data.resize import Mode, resized
+from kd_cli.data.sampling import stratified_split
 from kd_cli.errors import ConfigError
 
 

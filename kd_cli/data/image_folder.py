@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kd_cli.cache import cache_folder, read_cached, write_cached
 from kd_cli.data.base import DATASETS, Raw, checked_by
 from kd_cli.data.common import InMemory
 from kd_cli.data.decode import SUFFIXES, Files, Mode, file_status, walk_images
-from kd_cli.data.order import stratified_split
+from kd_cli.data.sampling import stratified_split
 from kd_cli.data.store import fits_in_memory
 from kd_cli.errors import DataError
-from kd_cli.tensors import digest_tensor
+from kd_cli.storage.cache import cache_folder, read_cached, write_cached
+from kd_cli.storage.tensors import digest_tensor
 
 log = logging.getLogger("kd")
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from kd_cli.data.base import DATASETS, Raw
-from kd_cli.data.order import generator
+from kd_cli.data.sampling import generator
 from kd_cli.errors import DataError
 
 FILE = Path(__file__).with_name("mnist_mini.npz")

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from kd_cli.data.common import InMemory
 from kd_cli.errors import DataError
 from kd_cli.machine import available_cores
-from kd_cli.tensors import digest_tensor
+from kd_cli.storage.tensors import digest_tensor
 
 
 class Streamed(Protocol):

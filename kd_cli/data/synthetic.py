@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from kd_cli.data.base import DATASETS, Raw, checked_by
-from kd_cli.data.order import generator
+from kd_cli.data.sampling import generator
 from kd_cli.ranges import require
 
 

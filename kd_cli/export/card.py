@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from kd_cli.config import STAGE_TRAINER
+from kd_cli.config.base import STAGE_TRAINER
 from kd_cli.export.deployed import Subject
 from kd_cli.export.script import NEEDS
-from kd_cli.provenance import rerun_line
+from kd_cli.runs.provenance import rerun_line
 
 Facts = Mapping[str, Any]
 

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from kd_cli import __version__
 from kd_cli.data.base import Data
-from kd_cli.data.prepare import Prepare
+from kd_cli.data.preprocess import Prepare
 from kd_cli.errors import DataError
 from kd_cli.models.base import count_parameters
-from kd_cli.saved import Saved
-from kd_cli.source import graft_of
+from kd_cli.saved.network import Saved
+from kd_cli.saved.weights import graft_of
 
 CPU = torch.device("cpu")
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kd_cli.data.order import generator
+from kd_cli.data.sampling import generator
 from kd_cli.export.deployed import CPU, Subject
 from kd_cli.export.to_onnx import FILE, Session, put_facts
 from kd_cli.export.trace import graph_errors

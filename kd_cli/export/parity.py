@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kd_cli.data.prepare import Prepare
+from kd_cli.data.preprocess import Prepare
 from kd_cli.errors import KDError
-from kd_cli.evaluate import evaluating
 from kd_cli.export.deployed import CPU, Subject
+from kd_cli.metrics.evaluate import evaluating
 
 BATCHES = (1, 2, 7)
 TOLERANCE = 1e-4  # of the largest logit: float32 sums are rounded otherwise in another order

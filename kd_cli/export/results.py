@@ -6,9 +6,9 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from kd_cli.claim import config_digest
-from kd_cli.recorded import run_result, sound_record, sound_result
-from kd_cli.saved import Saved
+from kd_cli.runs.identity import config_digest
+from kd_cli.runs.records import run_result, sound_record, sound_result
+from kd_cli.saved.network import Saved
 
 
 def recorded_results(saved: Saved) -> dict[str, Any]:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from kd_cli.errors import ConfigError, DataError
 from kd_cli.export.deployed import Deployed, Subject
-from kd_cli.files import file_digest, read_json
 from kd_cli.plugins import trust
-from kd_cli.recorded import EXPORT, check_kinds
-from kd_cli.source import Source, assemble, load_weights
+from kd_cli.runs.records import EXPORT, check_kinds
+from kd_cli.saved.weights import Source, assemble, load_weights
+from kd_cli.storage.files import file_digest, read_json
 from kd_cli.types import DataSpec
 
 FILE = "model.safetensors"

@@ -14,15 +14,15 @@ import torch
 
 from kd_cli import console
 from kd_cli.errors import ConfigError, KDError
-from kd_cli.evaluate import evaluating
 from kd_cli.export import int8, to_onnx, to_pt2, weights
 from kd_cli.export.card import model_card
 from kd_cli.export.deployed import CPU, Subject, subject_of
 from kd_cli.export.parity import parity
 from kd_cli.export.results import recorded_results
 from kd_cli.export.script import infer_script
-from kd_cli.files import file_digest, read_json, whole_folder, write_json, write_text
-from kd_cli.saved import Saved
+from kd_cli.metrics.evaluate import evaluating
+from kd_cli.saved.network import Saved
+from kd_cli.storage.files import file_digest, read_json, whole_folder, write_json, write_text
 
 Report = dict[str, Any]
 

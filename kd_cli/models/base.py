@@ -15,6 +15,7 @@ from __future__ import annotations
 from torch import nn
 
 from kd_cli.registry import Registry
+from kd_cli.types import DataSpec
 
 MODELS: Registry[nn.Module] = Registry("model", "kd_cli.models", injected=("num_classes", "in_channels", "image_size"))
 
@@ -22,3 +23,9 @@ MODELS: Registry[nn.Module] = Registry("model", "kd_cli.models", injected=("num_
 def count_parameters(model: nn.Module) -> int:
     """How many numbers the model learns."""
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+def model_shape(spec: DataSpec) -> dict[str, int]:
+    """What a network must know of the data: K classes, C channels, H = W pixels."""
+    channels, height, _ = spec.image_shape
+    return {"num_classes": spec.num_classes, "in_channels": channels, "image_size": height}

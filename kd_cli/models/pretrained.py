@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from kd_cli.errors import DataError, suggest
-from kd_cli.files import open_regular
-from kd_cli.tensors import check_numbers, read_tensors
+from kd_cli.storage.files import open_regular
+from kd_cli.storage.tensors import check_numbers, read_tensors
 
 log = logging.getLogger("kd")
 

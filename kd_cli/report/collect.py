@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from kd_cli.errors import ConfigError
-from kd_cli.files import read_json
 from kd_cli.report.records import Run, mapping, read_record, read_run
-from kd_cli.rundir import find_runs, status_of
+from kd_cli.runs.folder import find_runs, status_of
+from kd_cli.storage.files import read_json
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ from math import hypot
 from pathlib import Path
 from typing import Any
 
+from kd_cli.metrics.significance import Recovered, accuracy_error, recovered_share
 from kd_cli.report.collect import Collected, teacher_digests
 from kd_cli.report.records import Run, mapping, number
 from kd_cli.report.settings import facts, recipe
-from kd_cli.statistics import Recovered, accuracy_error, recovered_share
 
 
 @dataclass

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from kd_cli.data.base import DATASETS, Data, load_dataset
 from kd_cli.errors import KDError
-from kd_cli.predictions import Predictions
 from kd_cli.report.compare import Comparison
 from kd_cli.report.groups import ROLES, Group
-from kd_cli.report.judged import Judge, class_names
 from kd_cli.report.records import number
+from kd_cli.report.scores import Judge, class_names
 from kd_cli.report.settings import dataset_options
+from kd_cli.runs.predictions import Predictions
 
 _EACH = 4  # images that were won, and as many that were lost
 _TOP = 5  # classes of each network

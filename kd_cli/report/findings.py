@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
 
-from kd_cli.report.transferred import METRIC_NAMES
-from kd_cli.statistics import PairedGain, paired_gain
+from kd_cli.metrics.significance import PairedGain, paired_gain
+from kd_cli.report.tables import METRIC_NAMES
 
 Results = Mapping[str, Any]
 _VERDICTS = ("helped", "hurt", "did not differ beyond its noise")  # as PairedGain gives them

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from kd_cli.metrics.significance import PairedGain, Recovered, paired_gain, recovered_share
 from kd_cli.report.compare import Comparison
 from kd_cli.report.records import Run, number
 from kd_cli.report.settings import digest, found_axes, label, unexplained, value
-from kd_cli.statistics import PairedGain, Recovered, paired_gain, recovered_share
 
 _MEASURES = ("test_top1", "val_top1", "test_top1_last")
 ROLES = ("teacher", "baseline", "distilled")

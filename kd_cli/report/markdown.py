@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from kd_cli.console import printable
-from kd_cli.report.cells import Table, tables
+from kd_cli.report.tables import Table, tables
 
 _MARKUP = re.compile(r"([\\`*_{}\[\]<>#|~$&!])")
 

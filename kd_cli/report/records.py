@@ -10,10 +10,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from kd_cli.files import read_text
-from kd_cli.recorded import sound_record, sound_result
-from kd_cli.rundir import status_of
-from kd_cli.yaml_files import parse_record
+from kd_cli.runs.folder import status_of
+from kd_cli.runs.records import sound_record, sound_result
+from kd_cli.storage.files import read_text
+from kd_cli.storage.yaml import parse_record
 
 
 @dataclass(frozen=True)

@@ -9,15 +9,15 @@ from statistics import fmean
 from typing import Any
 
 from kd_cli import __version__
-from kd_cli.predictions import FILE
+from kd_cli.metrics.significance import PairedGain
 from kd_cli.report.collect import Collected, collect
 from kd_cli.report.compare import Comparison, acts_as, comparisons, parts_of_comparisons
-from kd_cli.report.flags import flags
 from kd_cli.report.groups import ROLES, Group, compared_keys, groups, spread, summary
 from kd_cli.report.records import Run, mapping, plain
 from kd_cli.report.rows import curves, differences, not_done, run_row, study_of, swept_keys, title, transfer_of
-from kd_cli.rundir import now
-from kd_cli.statistics import PairedGain
+from kd_cli.report.warnings import flags
+from kd_cli.runs.folder import now
+from kd_cli.runs.predictions import FILE
 
 Results = dict[str, Any]
 
@@ -153,7 +153,7 @@ def add_details(
         results["warnings"] += [f"none of the {done:,} tested runs has predictions.safetensors"] if done else []
         return
     from kd_cli.report.examples import examples
-    from kd_cli.report.judged import Judge, trim, with_teachers
+    from kd_cli.report.scores import Judge, trim, with_teachers
 
     judge = Judge(runs, compared)
     judged, agreed = judge.judge(runs), with_teachers(judge, compared)

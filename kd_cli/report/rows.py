@@ -7,12 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kd_cli.files import read_json
-from kd_cli.provenance import rerun_line
 from kd_cli.report.collect import Collected
 from kd_cli.report.compare import Comparison
 from kd_cli.report.records import Run, mapping, number, read_record
 from kd_cli.report.settings import brief, facts, label, told, value
+from kd_cli.runs.provenance import rerun_line
+from kd_cli.storage.files import read_json
 
 _RESULTS = (
     *("test_top1", "test_top1_last", "val_top1", "test_nll"),

@@ -6,9 +6,9 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from kd_cli.claim import flatten
-from kd_cli.config import STAGE_TRAINER
+from kd_cli.config.base import STAGE_TRAINER
 from kd_cli.report.records import Run, mapping
+from kd_cli.runs.identity import flatten
 
 Facts = Mapping[str, Any]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kd_cli.errors import KDError
-from kd_cli.files import read_json
+from kd_cli.storage.files import read_json
 
 _BATCHES = (1, 64)  # latency is that of one image, images per second those of the larger batch
 _SECONDS = 1.0  # of passes for each network and batch size
@@ -16,8 +16,9 @@ _SECONDS = 1.0  # of passes for each network and batch size
 
 def add_speed(results: dict[str, Any]) -> None:
     """Fills in `speed` of every tested run; a network that cannot be built is named in a warning."""
-    from kd_cli import efficiency, profiling
-    from kd_cli.build import pick_device
+    from kd_cli.evaluation import efficiency
+    from kd_cli.machine import pick_device
+    from kd_cli.metrics import cost as profiling
 
     tested = [run for run in results["runs"] if run["test_top1"] is not None]
     device = pick_device("cpu" if {run["provenance"].get("device") for run in tested} == {"cpu"} else "auto")

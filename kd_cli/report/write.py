@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kd_cli.errors import KDError
-from kd_cli.pictures.saving import save_file
 from kd_cli.report.charts import save_pictures
+from kd_cli.report.csv_table import csv_text
 from kd_cli.report.findings import findings
 from kd_cli.report.markdown import markdown
 from kd_cli.report.page import write_page
+from kd_cli.report.plots.files import save_file
 from kd_cli.report.results import Results, results_of
-from kd_cli.report.table import csv_text
 
 FILES = ("report.html", "report.md", "results.csv", "results.json")
 

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kd_cli.pictures.saving import save_picture
 from kd_cli.report.charts.chart import Chart
 from kd_cli.report.charts.classes import agreement_chart, class_charts
 from kd_cli.report.charts.confusion import confusion_charts
@@ -15,6 +14,7 @@ from kd_cli.report.charts.curves import curves_chart
 from kd_cli.report.charts.reliability import error_chart, reliability_chart
 from kd_cli.report.charts.side_by_side import gain_chart, transfer_chart
 from kd_cli.report.charts.sweep import axis_chart
+from kd_cli.report.plots.files import save_picture
 from kd_cli.report.readable import readable
 
 __all__ = ["Chart", "axis_chart", "charts_of", "save_pictures"]

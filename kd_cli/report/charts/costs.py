@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kd_cli.pictures.costs import cost_scale, spread_out
 from kd_cli.report.charts.chart import Chart, named_rows, rounded
 from kd_cli.report.charts.families import Family, families_of, mean
 from kd_cli.report.charts.groups import short, tip
+from kd_cli.report.plots.costs import cost_scale, spread_out
 
 _ACCURACY = "test accuracy, %"
 _GAP = 0.06  # between names, of the range of accuracies

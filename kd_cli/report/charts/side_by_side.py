@@ -22,7 +22,7 @@ from kd_cli.report.charts.groups import (
     words,
 )
 from kd_cli.report.charts.theme import INK, MUTED, STAGE_COLOURS
-from kd_cli.report.transferred import METRIC_NAMES
+from kd_cli.report.tables import METRIC_NAMES
 
 
 def dots(groups: Sequence[Mapping[str, Any]]) -> Chart:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from kd_cli.pictures.saving import COLOURS
+from kd_cli.report.plots.files import COLOURS
 
 # Name → (light, dark). The page has them as CSS variables; a picture has the light ones written into it.
 # Text and its background keep a contrast of at least 4.5 in both modes, links and verdicts included.

@@ -1,0 +1,1 @@
+"""Yaml and overrides become one checked, plain configuration."""

@@ -1,0 +1,73 @@
+"""From yaml and overrides to one plain configuration, outside of any job."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from kd_cli.config.base import Config
+from kd_cli.config.overrides import option_values
+
+
+def conf_dir() -> Path:
+    """`conf/` inside the package of a wheel, beside the package in a checkout."""
+    here = Path(__file__).resolve().parent.parent
+    packaged = here / "conf"
+    return packaged if packaged.is_dir() else here.parent / "conf"
+
+
+@contextmanager
+def composed(command: str, arguments: Sequence[str], *, sweep: bool) -> Iterator[tuple[Any, Any]]:
+    """Hydra's loader, and the configuration with its node `hydra`, of which nothing was done yet."""
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.types import RunMode
+
+    name = (option_values(arguments, "--config-name") or [command.replace("-", "_")])[-1]
+    overrides = [word for word in arguments if "=" in word and not word.startswith("-")]
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        yield loader, loader.load_configuration(name, overrides, RunMode.MULTIRUN if sweep else RunMode.RUN)
+
+
+def compose(overrides: Sequence[str], *, config_name: str = "run", config_dirs: Sequence[str] = ()) -> Config:
+    """The resolved configuration that `overrides` make, outside of any job.
+
+    Raises:
+        Exception: whatever Hydra raises of a wrong override.
+    """
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+
+    from kd_cli.config.search_path import install_search_path
+
+    install_search_path(config_dirs)
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        return plain(hydra_compose(config_name, list(overrides)))
+
+
+def plain(config: Any) -> Config:
+    """An OmegaConf node as plain values, resolved.
+
+    Raises:
+        OmegaConfBaseException: an interpolation that leads nowhere, or a missing value.
+    """
+    from omegaconf import OmegaConf
+
+    values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}
+
+
+def reference(hydra: Any) -> Config:
+    """The same choices of groups and nothing else: what the yaml files themselves say."""
+    from hydra import compose as hydra_compose
+
+    choices = {group: choice for group, choice in hydra.runtime.choices.items() if not group.startswith("hydra/")}
+    presets = {"experiment", "study"}  # they only choose and set; they list no options
+    overrides = [
+        f"{group}={choice}" for group, choice in choices.items() if group not in presets and choice is not None
+    ]
+    return plain(hydra_compose(hydra.job.config_name, overrides))

@@ -1,0 +1,73 @@
+"""From uint8 pixels to what a network sees: augmentation, then normalisation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kd_cli.data import augment
+from kd_cli.data.sampling import generator
+from kd_cli.errors import ConfigError
+
+
+class Prepare:
+    """Augments and normalises batches of one image shape.
+
+    Args:
+        augmentation: its name.
+        mean: per channel, of values 0 … 1; one number serves all channels.
+        std: likewise.
+        image_shape: (H, W, C).
+
+    Raises:
+        ConfigError: mean or std have neither one number nor one per channel.
+    """
+
+    def __init__(
+        self, augmentation: str, mean: Sequence[float], std: Sequence[float], image_shape: tuple[int, int, int]
+    ) -> None:
+        height, width, channels = image_shape
+        self.augmentation = augmentation
+        self.mean = _per_channel("mean", mean, channels)
+        self.std = _per_channel("std", std, channels)
+        self.image_size = (height, width)
+        deviation = torch.tensor(self.std, dtype=torch.float64)
+        # (x / 255 − mean) / std as x · scale + bias. Expanded to a whole image, so that the innermost loop is long.
+        self._scale = (1 / (255 * deviation)).float().repeat(height, width, 1)
+        self._bias = (-torch.tensor(self.mean, dtype=torch.float64) / deviation).float().repeat(height, width, 1)
+
+    def record(self) -> dict[str, Any]:
+        """What was done to the images, as plain JSON values."""
+        return {
+            "mean": self.mean,
+            "std": self.std,
+            "augment": self.augmentation,
+            "image_size": list(self.image_size),
+        }
+
+    def table(self, size: int, seed: int, epoch: int, device: torch.device) -> Tensor:
+        """The random numbers of an epoch, a row for each training image: [N, columns]."""
+        return augment.draw(self.augmentation, size, len(self.mean), generator(seed, "augment", epoch)).to(device)
+
+    def augment(self, pixels: Tensor, table: Tensor) -> Tensor:
+        """[B, H, W, C] and their rows of the table [B, columns] → [B, H, W, C], uint8."""
+        return augment.apply(self.augmentation, pixels, table)
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """[B, H, W, C], uint8 → [B, C, H, W], float32, channels last in memory."""
+        self._scale, self._bias = self._scale.to(pixels.device), self._bias.to(pixels.device)
+        # Two steps, each rounded once: a fused kernel may round the tail of a batch otherwise than its body.
+        return pixels.float().mul_(self._scale).add_(self._bias).permute(0, 3, 1, 2)
+
+
+def _per_channel(option: str, values: Sequence[float], channels: int) -> list[float]:
+    if len(values) not in (1, channels):
+        example = ",".join(["0.5"] * channels)
+        raise ConfigError(
+            f"dataset.{option}={list(values)} has {len(values)} numbers, the images have {channels} channels; "
+            f"type dataset.{option}=[{example}]"
+        )
+    return [float(value) for value in values] * (channels if len(values) == 1 else 1)

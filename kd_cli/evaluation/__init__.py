@@ -1,0 +1,1 @@
+"""What finished networks are worth: evaluate, predict, profile, transfer."""

@@ -1,0 +1,1 @@
+"""From a typed command line to a job: Hydra inside Typer."""

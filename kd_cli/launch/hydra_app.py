@@ -1,0 +1,210 @@
+"""Runs one Hydra application inside a Typer command, through Hydra's public API."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from kd_cli.config.base import Config, Launch
+from kd_cli.config.check import check_config, check_early
+from kd_cli.config.compose import composed, conf_dir, plain, reference
+from kd_cli.config.hydra_checks import check_hydra, says_more
+from kd_cli.config.overrides import (
+    flags,
+    option_values,
+    override_key,
+    typed_overrides,
+    winning_overrides,
+    without_option,
+)
+from kd_cli.errors import ConfigError
+from kd_cli.sweeps.points import Points
+from kd_cli.sweeps.summary import Swept
+from kd_cli.sweeps.sweep import Sweep
+from kd_cli.training.trial_pruner import TRIAL
+
+Job = Callable[[Config, Launch], Mapping[str, Any]]
+
+
+def run_hydra(job: Job, command: str, arguments: Sequence[str], *, writes: bool = True) -> Mapping[str, Any] | Swept:
+    """Lets Hydra compose the configuration and call `job`, once or for every point of a sweep.
+
+    Args:
+        command: `train-teacher`; its primary configuration is `conf/train_teacher.yaml`.
+        arguments: Hydra's own command line: flags and overrides.
+        writes: whether the job does; if not, a sweep of it leaves nothing, and its points run here.
+
+    Returns:
+        What `job` returned; for a sweep what came of its points; nothing where Hydra only printed (`--cfg`, `--info`).
+
+    Raises:
+        KDError: what went wrong in a job. In a sweep it is in the point's record instead.
+        Exception: whatever Hydra raises; nothing was printed.
+    """
+    if "--multirun" in arguments or "hydra.mode=MULTIRUN" in arguments:
+        return _run_sweep(job, command, arguments, writes=writes)
+    return _run_once(job, command, arguments)
+
+
+def _run_once(job: Job, command: str, arguments: Sequence[str]) -> Mapping[str, Any]:
+    from kd_cli.launch.empty_folders import watched
+
+    _extend_hydra(arguments)
+    _name_folders("sweep", lambda: "point")  # --cfg hydra --resolve asks for it without a sweep
+    if says_more(arguments):
+        with _explained(arguments), composed(command, arguments, sweep=False) as (_, config):
+            check_hydra(config.hydra)
+    results: list[Mapping[str, Any]] = [{}]
+    errors: list[Exception] = []
+
+    def run(config: Any) -> None:
+        try:
+            results.append(_start(job, command, arguments, config))
+        except Exception as error:  # Hydra would print lines of its own about it
+            errors.append(error)
+
+    with watched(), _explained(arguments):
+        _call_hydra(run, command, arguments)
+    if errors:
+        raise errors[0]
+    return results[-1]
+
+
+def _run_sweep(job: Job, command: str, arguments: Sequence[str], *, writes: bool) -> Swept:
+    from kd_cli.launch.empty_folders import watched
+
+    _extend_hydra(arguments)
+    _name_folders("sweep", lambda: "point")  # until the sweep is known, which names them
+    with _explained(arguments):
+        sweep, study = _make_sweep(command, arguments)
+    arguments = sweep.asked
+    here, alone = partial(_start, job, command, arguments), partial(_run_once, job, command)
+    points = Points(sweep, study, command, arguments, here, alone, writes=writes)
+    _name_folders(sweep.name, lambda _root_: sweep.folder(_root_.hydra.overrides.task))
+    with watched() as places:
+        try:
+            with _explained(sweep.arguments):
+                _call_hydra(points, command, sweep.arguments)
+        finally:
+            points.close()
+            for place in places if not (writes and points.records) else ():
+                place.remove()
+    return Swept([*sweep.failures, *points.records], points.found)
+
+
+def _extend_hydra(arguments: Sequence[str]) -> None:
+    from kd_cli.config.search_path import install_search_path
+    from kd_cli.sweeps.launchers import check_launcher, install_launchers
+
+    install_search_path(option_values(arguments, "--config-dir"))
+    install_launchers()
+    for word in arguments:
+        if word.startswith("hydra/launcher="):
+            check_launcher(word.partition("=")[2])
+
+
+def _explained(arguments: Sequence[str]) -> AbstractContextManager[None]:
+    from kd_cli.launch.hydra_errors import explained
+
+    return explained(arguments, [*map(Path, option_values(arguments, "--config-dir")), conf_dir()])
+
+
+def _call_hydra(task: Callable[[Any], None], command: str, arguments: Sequence[str]) -> None:
+    import hydra
+
+    name = command.replace("-", "_")
+    arguments = [*without_option(arguments, "--config-dir"), *winning_overrides(arguments)]
+    entry = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=name)(task)
+    with _as_program([f"kd {command}", *arguments]):
+        entry()
+
+
+def _make_sweep(command: str, arguments: Sequence[str]) -> tuple[Sweep, Any]:
+    """The sweep that the arguments and their presets ask for, and the study that it is, if it is one."""
+    from omegaconf import OmegaConf
+
+    with composed(command, arguments, sweep=True) as (loader, config):
+        check_hydra(config.hydra)
+        sweep = Sweep(arguments, loader, config.hydra.sweeper.get("params") or {})
+    if says_more(arguments) and config.hydra.runtime.choices["hydra/launcher"] == "basic":
+        sweep.arguments += ["hydra/launcher=process", "hydra.launcher.n_jobs=1"]  # which looks at each point, too
+    study = config.get("study")
+    return sweep, OmegaConf.to_container(study, resolve=True) if study else None
+
+
+def _name_folders(sweep: str, point: Callable[..., str]) -> None:
+    """Defines `${kd_sweep:}`, a sweep's folder, and `${kd_point:}`, the folder of a point inside it."""
+    from omegaconf import OmegaConf
+
+    OmegaConf.register_new_resolver("kd_sweep", lambda: sweep, replace=True)
+    OmegaConf.register_new_resolver("kd_point", point, replace=True)
+
+
+def _start(job: Job, command: str, arguments: Sequence[str], composed: Any) -> Mapping[str, Any]:
+    """One point: checks the configuration, loads plugins, calls the job."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    hydra = HydraConfig.get()
+    folder = Path(hydra.runtime.output_dir)
+    try:
+        config, launched = _prepared(command, arguments, composed, hydra, folder)
+        return job(config, launched)
+    finally:
+        if hydra.mode == RunMode.MULTIRUN:  # Hydra made it before anything was checked
+            _remove_empty(folder, Path(hydra.sweep.dir).absolute())
+
+
+def _prepared(command: str, arguments: Sequence[str], composed: Any, hydra: Any, folder: Path) -> tuple[Config, Launch]:
+    from hydra.types import RunMode
+
+    from kd_cli.plugins import load_plugins
+
+    config = plain(composed)
+    config.pop("study", None)  # what a study asks is the sweep's affair
+    overrides = typed_overrides(arguments, hydra)
+    if hydra.job.chdir:
+        raise ConfigError(
+            "hydra.job.chdir: true is not possible, since relative paths are meant from where kd was started; "
+            "type hydra.job.chdir=false"
+        )
+    check_config(config, reference(hydra))
+    check_early(config)
+    load_plugins(config["plugins"])
+    named = any(override_key(override) == "hydra.run.dir" for override in hydra.overrides.hydra)
+    launch = Launch(
+        command=command,
+        arguments=(*flags(arguments), *overrides),
+        given=frozenset(override_key(override) for override in overrides),
+        folder=folder,
+        exact=named or hydra.mode == RunMode.MULTIRUN,
+        trial=os.environ.get(TRIAL),
+    )
+    return config, launch
+
+
+def _remove_empty(folder: Path, top: Path) -> None:
+    with suppress(OSError):
+        while folder.is_relative_to(top) and folder != top:
+            folder.rmdir()
+            folder = folder.parent
+
+
+@contextmanager
+def _as_program(argv: Sequence[str]) -> Iterator[None]:
+    """sys.argv for Hydra, and HYDRA_FULL_ERROR, which makes it raise instead of printing and leaving."""
+    old_argv, old_value = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    sys.argv, os.environ["HYDRA_FULL_ERROR"] = list(argv), "1"
+    try:
+        yield
+    finally:
+        sys.argv = old_argv
+        if old_value is None:
+            del os.environ["HYDRA_FULL_ERROR"]
+        else:
+            os.environ["HYDRA_FULL_ERROR"] = old_value

@@ -1,0 +1,83 @@
+"""What is wrong with the words and the yaml files that Hydra is given, where Hydra itself does not name the culprit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException, MissingConfigException
+
+from kd_cli.config.overrides import override_words
+from kd_cli.errors import ConfigError, suggest
+
+
+@contextmanager
+def explained(arguments: Sequence[str], folders: Sequence[Path]) -> Iterator[None]:
+    """Checks the words of a command line, and says better what Hydra complains of while it composes them.
+
+    Args:
+        folders: where yaml is looked for.
+
+    Raises:
+        ConfigError: it names the word or the file, and what to type instead.
+    """
+    overrides = [_parsed(word) for word in override_words(arguments)]
+    try:
+        yield
+    except yaml.MarkedYAMLError as error:
+        raise ConfigError(_yaml_text(error)) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{_undecodable(folders)} is not UTF-8 ({error.reason}); save it as UTF-8") from error
+    except MissingConfigException as error:
+        name = str(error.missing_cfg_file)
+        if "/" in name:
+            raise
+        known = {path.stem for folder in folders for path in folder.glob("*.yaml")}
+        raise ConfigError(f"--config-name: there is no configuration {name!r}{suggest(name, known)}") from error
+    except ValueError as error:
+        if "Config group override must be" not in str(error):
+            raise
+        raise ConfigError(_group_text(overrides, folders)) from error
+
+
+def _parsed(word: str) -> Override:
+    try:
+        override = OverridesParser.create().parse_override(word)
+    except HydraException as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f"{word}: {reason}; type KEY=VALUE. A value that holds = or , or brackets needs quotes of its own: "
+            "key=\"'a=b'\""
+        ) from error
+    if not override.key_or_group or (override.key_or_group == "hydra" and override.package is None):
+        raise ConfigError(f"{word}: there is no key; type KEY=VALUE, for an option of Hydra hydra.KEY=VALUE")
+    return override
+
+
+def _group_text(overrides: Sequence[Override], folders: Sequence[Path]) -> str:
+    """Hydra says of a group only that its choice is no word."""
+    for override in overrides:
+        known = {path.stem for folder in folders for path in (folder / override.key_or_group).glob("*.yaml")}
+        if known and not isinstance(override.value(), str):
+            group, value = override.key_or_group, override.get_value_element_as_str()
+            return f"{group}: there is no {group} {value!r}; type {group}=NAME. Known: {', '.join(sorted(known))}"
+    return "a group was not given a name; type GROUP=NAME"
+
+
+def _yaml_text(error: yaml.MarkedYAMLError) -> str:
+    mark = error.problem_mark or error.context_mark
+    place = f"{mark.name}, line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+    return f"{place}{error.problem}; correct the file: yaml indents with spaces, and a key stands once"
+
+
+def _undecodable(folders: Sequence[Path]) -> str:
+    for path in (path for folder in folders for path in sorted(folder.rglob("*.yaml")) if path.is_file()):
+        try:
+            path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            return str(path)
+    return "a yaml file"

@@ -1,0 +1,1 @@
+"""Numbers from logits and networks; no run, no folder."""

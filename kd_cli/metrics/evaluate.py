@@ -1,0 +1,59 @@
+"""How good a network is on one part of the data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kd_cli.data.base import Data, Part
+from kd_cli.metrics.scores import accuracy, confusion
+
+
+def evaluate(network: nn.Module, data: Data, part: Part, *, batch_size: int, device: torch.device) -> dict[str, Any]:
+    """Accuracy and likelihood of `network` on `part`.
+
+    Returns:
+        As `scores.accuracy`; its percentages are rounded, so that every place shows the same number.
+
+    Raises:
+        ValueError: if the part is empty.
+    """
+    logits, labels = predict(network, data, part, batch_size=batch_size, device=device)
+    if not len(labels):
+        raise ValueError(f"the {part} part of {data.name} is empty")
+    return accuracy(logits, labels)
+
+
+def predict(
+    network: nn.Module, data: Data, part: Part, *, batch_size: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Logits [N, K] in float32 and labels [N] of a whole part, in its order, on the CPU."""
+    logits, labels = [], []
+    with evaluating(network):
+        for batch in data.eval_batches(part, batch_size=batch_size, device=device):
+            logits.append(network(batch.images).float())
+            labels.append(batch.labels)
+    if not labels:
+        return torch.zeros(0, data.spec.num_classes), torch.zeros(0, dtype=torch.int64)
+    return torch.cat(logits).cpu(), torch.cat(labels).cpu()
+
+
+def confusion_matrix(network: nn.Module, data: Data, part: Part, *, batch_size: int, device: torch.device) -> Tensor:
+    """How often an image of class i was taken for class j: int64 [K, K] on the CPU."""
+    return confusion(*predict(network, data, part, batch_size=batch_size, device=device))
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Eval mode and no gradients; the network's mode is put back afterwards."""
+    was_training = network.training
+    network.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        network.train(was_training)

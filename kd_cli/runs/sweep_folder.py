@@ -1,0 +1,127 @@
+"""A sweep's folder: what was asked, what came of each point, and the trainings that its points share.
+
+sweep.json  the command, the keys that vary, the study, every start; each point with its status, log and rerun line
+parts/      teachers and baselines, each trained once for all points that have it
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from os.path import relpath
+from pathlib import Path
+from typing import Any
+
+from kd_cli import console
+from kd_cli.errors import ConfigError, DataError
+from kd_cli.runs.folder import now
+from kd_cli.runs.provenance import rerun_line
+from kd_cli.runs.records import Fits, check_kinds, is_texts
+from kd_cli.storage.files import guard_disk, read_record, write_json
+from kd_cli.storage.locks import Lock, holder, take
+
+_RECORD, _PARTS = "sweep.json", "parts"
+_KEPT = ("point", "folder", "status", "error", "exit_code", "log", "rerun")  # of a point; its result is in its folder
+
+_OF_A_START = ("arguments", "git_commit", "git_diff_sha256", "packages")
+
+
+def _is_points(value: Any) -> bool:
+    points = value if isinstance(value, list) else [None]
+    return all(isinstance(point, dict) and isinstance(point.get("folder"), str) for point in points)
+
+
+_KINDS: Mapping[str, Fits] = {
+    "keys": is_texts,
+    "points": _is_points,
+    "starts": lambda value: isinstance(value, list),
+}
+
+
+class SweepDir:
+    """The folder of one sweep, locked for as long as it runs.
+
+    Args:
+        path: the folder; made if need be.
+        facts: of the record: command, arguments, keys, study, provenance.
+
+    Raises:
+        ConfigError: it is in use, or cannot be written.
+        DataError: its record is damaged.
+    """
+
+    def __init__(self, path: Path, facts: Mapping[str, Any]) -> None:
+        self.path = path
+        lock = take(path, rerun_line(facts), key="hydra.sweep.dir")
+        if lock is None:
+            raise ConfigError(
+                f"{path}: this sweep runs already, in {holder(path)}; wait for it, or choose another hydra.sweep.dir"
+            )
+        self._lock: Lock = lock
+        before = self._begun()
+        if before:
+            _say_begun(path, before, facts)
+        start = {"time": now(), **{key: facts.get(key) for key in _OF_A_START}}
+        self._record = {
+            **facts,
+            "keys": sorted({*before.get("keys", []), *facts["keys"]}),
+            "started": before.get("started", start["time"]),
+            "ended": None,
+            "starts": [*before.get("starts", []), start],
+            "points": before.get("points", []),
+        }
+        self._write()
+
+    def close(self, points: Sequence[Mapping[str, Any]]) -> None:
+        """Records what came of the points; those of an earlier start that were not asked for now stay."""
+        kept = [{key: point[key] for key in _KEPT if key in point} for point in points]
+        new = {name: {**point, "folder": name} for point in kept for name in [relpath(point["folder"], self.path)]}
+        old = {point["folder"]: point for point in self._record["points"]}
+        self._record |= {"ended": now(), "points": [*(old | new).values()]}
+        self._write()
+        self._lock.close()
+
+    def _begun(self) -> dict[str, Any]:
+        """The record of an earlier start; empty without one."""
+        try:
+            return read_sweep(self.path)
+        except DataError:
+            self._lock.close()
+            raise
+
+    def _write(self) -> None:
+        with guard_disk(self.path):
+            write_json(self.path / _RECORD, self._record)
+
+
+def read_sweep(path: Path) -> dict[str, Any]:
+    """The record of a sweep's folder; empty for any other folder.
+
+    Raises:
+        DataError: it is damaged.
+    """
+    remedy = "Remove it and give the sweep's command again: points that are complete are not run again"
+    record = read_record(path / _RECORD, remedy) or {}
+    check_kinds(record, _KINDS, path / _RECORD)
+    return record
+
+
+def shared_folder(point: Path) -> Path | None:
+    """Where the sweep that a run is a point of keeps what its points share; None for a run by itself."""
+    return point.parent / _PARTS if (point.parent / _RECORD).exists() else None
+
+
+def _say_begun(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """What is complete is not run again, so it must be said what it was made with."""
+    where = (
+        f"{console.short_path(path)} holds this sweep, begun {str(before.get('started'))[:16].replace('T', ' ')} UTC"
+    )
+    console.say(f"{where}: what is complete there is not run again; hydra.sweep.dir=DIR makes a new one")
+    for key, what in (("git_commit", "commit"), ("git_diff_sha256", "uncommitted changes"), ("packages", "packages")):
+        if before.get(key) != now.get(key):
+            console.notice(f"{what}: {_brief(before.get(key))} then, {_brief(now.get(key))} now; results may differ")
+
+
+def _brief(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {version}" for name, version in value.items())
+    return "none" if value is None else str(value)[:12]

@@ -1,0 +1,1 @@
+"""Networks opened again from what is on disk."""

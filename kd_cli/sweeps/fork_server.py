@@ -1,0 +1,73 @@
+"""Processes that start at once, because torch is imported already in the server that they are forked from."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing import forkserver, resource_tracker
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+# All that training needs. The first optimizer of a process imports torch._dynamo, a second's work.
+_PRELOAD = ["kd_cli.cli", "kd_cli.launch.hydra_app", "kd_cli.experiments.check", "hydra", "torch._dynamo"]
+
+STOP = {signal.SIGINT, signal.SIGTERM}  # blocked in every process of the server, until it can deal with them
+
+
+def fork(target: Callable[..., None], *arguments: Any) -> tuple[ForkServerProcess, Connection]:
+    """Starts `target(sender, *arguments)` in a process of its own.
+
+    Returns:
+        The process, and the end of a pipe that gives what it sends; EOFError once it has ended without sending.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_PRELOAD)
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=target, args=(sender, *arguments))
+    with sender, no_main_module():
+        with _server_surroundings():
+            forkserver.ensure_running()
+        process.start()
+    return process, receiver
+
+
+@contextmanager
+def _server_surroundings() -> Iterator[None]:
+    """For the server's start: signals are blocked, numpy makes no threads that a fork would lose, imports are ours."""
+    resource_tracker.ensure_running()  # it would unblock the signals
+    environment = dict(os.environ)
+    os.environ.update(OMP_NUM_THREADS="1", PYTHONPATH=os.pathsep.join(str(Path(path).absolute()) for path in sys.path))
+    try:
+        with stop_blocked():
+            yield
+    finally:
+        os.environ.clear()
+        os.environ.update(environment)
+
+
+@contextmanager
+def stop_blocked() -> Iterator[None]:
+    """Blocks Ctrl-C and SIGTERM here, and for good in every process that is started meanwhile."""
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+@contextmanager
+def no_main_module() -> Iterator[None]:
+    """Python would import the main module again in each process: `kd`, pytest or whatever called us."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main

@@ -1,0 +1,150 @@
+"""What starts the points of a sweep, as plugins of Hydra: `hydra/launcher=…` and `hydra/sweeper=optuna`."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from functools import partial
+from types import ModuleType
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn, JobStatus, run_job, setup_globals
+from hydra.plugins.launcher import Launcher
+from omegaconf import OmegaConf, open_dict
+
+from kd_cli.config.hydra_checks import check_hydra
+from kd_cli.errors import ConfigError, suggest
+from kd_cli.machine import available_cores, given_threads
+from kd_cli.sweeps.backends import EXTRAS, make_library
+from kd_cli.sweeps.jobs import run_errands
+from kd_cli.sweeps.processes import Share, check_n_jobs, divide, find_slots, run_points
+from kd_cli.sweeps.search.sweeper import OptunaSweeper
+
+_PACKAGE, _NAME = "hydra_plugins", "kd_cli"  # Hydra starts no launcher that is called otherwise
+
+
+class ProcessLauncher(Launcher):
+    """Runs points of a sweep at the same time where there are cores for it, else one after the other in this process.
+
+    Args:
+        n_jobs: how many at the same time; None: as many as there are cores.
+    """
+
+    __module__ = f"{_PACKAGE}.{_NAME}"
+
+    def __init__(self, n_jobs: Any = None) -> None:
+        self.n_jobs = n_jobs
+
+    def setup(self, *, hydra_context: Any, task_function: Any, config: Any) -> None:
+        """Raises a ConfigError if `n_jobs` is not possible."""
+        check_n_jobs(self.n_jobs)
+        self.context, self.task, self.config = hydra_context, task_function, config
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Hydra gets no results: what came of the points is with the task."""
+        setup_globals()
+        points = _compose(self.context, self.config, job_overrides, initial_job_idx)
+        share = self._divide(len(points)) if self.task.writes else None
+        if share is None or share.processes == 1:
+            return [_run_here(self.context, self.task, point) for point in points]
+        self.task.run_apart(points, lambda works, first: run_points(works, share, first))
+        return [JobReturn(status=JobStatus.COMPLETED) for _ in points]
+
+    def at_once(self, points: int) -> int:
+        """How many of so many points run at the same time."""
+        return self._divide(points).processes
+
+    def _divide(self, points: int) -> Share:
+        ask = partial(find_slots, str(self.config.device))
+        return divide(points, self.n_jobs, ask, cores=available_cores(), threads=given_threads())
+
+
+class LibraryLauncher(Launcher):
+    """Runs points of a sweep by joblib or submitit: their Hydra plugins' options, and our processes.
+
+    The plugins themselves would lose all results with the first process that dies.
+    """
+
+    __module__ = f"{_PACKAGE}.{_NAME}"
+
+    def __init__(self, **options: Any) -> None:
+        self.options = {key: _plain(value) for key, value in options.items()}
+
+    def setup(self, *, hydra_context: Any, task_function: Any, config: Any) -> None:
+        """Raises a ConfigError if the options are not possible."""
+        self.library = make_library(config.hydra.runtime.choices["hydra/launcher"], self.options)
+        self.context, self.task, self.config = hydra_context, task_function, config
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Hydra gets no results: what came of the points is with the task."""
+        setup_globals()
+        points = _compose(self.context, self.config, job_overrides, initial_job_idx)
+        alone = self.library.shares_devices and self.library.divide(len(points))[0] == 1
+        if alone or not self.task.writes:
+            return [_run_here(self.context, self.task, point) for point in points]
+        device = str(self.config.device)
+        self.task.run_apart(points, lambda works, first: run_errands(self.library, works, device, first))
+        return [JobReturn(status=JobStatus.COMPLETED) for _ in points]
+
+    def at_once(self, points: int) -> int:
+        """How many of so many points a search asks for together: a queue takes any number, and would learn nothing."""
+        return self.library.divide(points)[0] if self.library.shares_devices else min(points, available_cores())
+
+
+def _plain(value: Any) -> Any:
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+
+
+def _compose(context: Any, config: Any, job_overrides: Sequence[Sequence[str]], first: int) -> list[Any]:
+    points = [context.config_loader.load_sweep_config(config, list(overrides)) for overrides in job_overrides]
+    for number, point in enumerate(points, first):
+        check_hydra(point.hydra)
+        with open_dict(point):
+            point.hydra.job.id = point.hydra.job.num = number
+    return points
+
+
+def _run_here(context: Any, task: Any, point: Any) -> JobReturn:
+    return run_job(
+        hydra_context=context,
+        task_function=task,
+        config=point,
+        job_dir_key="hydra.sweep.dir",
+        job_subdir_key="hydra.sweep.subdir",
+    )
+
+
+def check_launcher(name: str) -> None:
+    """Raises a ConfigError if there is no `hydra/launcher` of that name, or if it needs what is not installed."""
+    known = ("process", "basic", *EXTRAS)
+    if name not in known:
+        raise ConfigError(f"hydra/launcher: there is no launcher {name!r}{suggest(name, known)}")
+    if name in EXTRAS and f"{name}.yaml" not in ConfigStore.instance().list("hydra/launcher"):
+        raise ConfigError(
+            f"hydra/launcher={name} needs a package that is not installed: pip install 'kd-cli[{EXTRAS[name]}]'; "
+            "hydra/launcher=process needs none and runs as many points at a time as there are cores"
+        )
+
+
+def install_launchers() -> None:
+    """Makes Hydra know our launchers and the sweeper; it looks them up by name in its own package of plugins."""
+    if f"{_PACKAGE}.{_NAME}" in sys.modules:
+        return
+    for plugin in (ProcessLauncher, LibraryLauncher, OptunaSweeper):
+        Plugins.instance().register(plugin)
+    try:
+        package = importlib.import_module(_PACKAGE)
+    except ImportError:  # it is there only if another plugin is installed
+        package = sys.modules[_PACKAGE] = ModuleType(_PACKAGE)
+        package.__path__ = []
+    sys.modules[f"{_PACKAGE}.{_NAME}"] = sys.modules[__name__]
+    setattr(package, _NAME, sys.modules[__name__])
+    store = ConfigStore.instance()
+    for name in EXTRAS:
+        if f"{name}.yaml" in store.list("hydra/launcher"):  # its plugin has put it there
+            node = OmegaConf.create(store.load(f"hydra/launcher/{name}.yaml").node)
+            node._target_ = f"{_PACKAGE}.{_NAME}.{LibraryLauncher.__name__}"
+            store.store(group="hydra/launcher", name=name, node=node, provider="kd")

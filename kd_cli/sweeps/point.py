@@ -1,0 +1,70 @@
+"""One point of a sweep: its record, whether it was done, failed or did not start."""
+
+from __future__ import annotations
+
+import traceback
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from kd_cli.errors import Interrupted, KDError, Pruned, Terminated, describe_error
+
+Point = Mapping[str, Any]
+
+LOG = "log.txt"  # in the folder of a point: what it said, or, where it said it on the screen, why it failed
+
+FINE = ("completed", "ready", "pruned")
+
+
+def logged(start: Callable[[], Point], log: Path) -> Point:
+    """Runs it; what went wrong is left in the log, too."""
+    try:
+        return start()
+    except Exception as error:
+        with suppress(OSError):
+            log.parent.mkdir(parents=True, exist_ok=True)
+            log.write_text(describe_error(error).text + "\n\n" + "".join(traceback.format_exception(error)))
+        raise
+
+
+def attempt(label: str, start: Callable[[], Point]) -> Point:
+    """Runs one point; whatever goes wrong is in its record, so that the others run."""
+    try:
+        return {"point": label, "status": "completed", **start()}
+    except (Interrupted, Terminated) as error:
+        return {**failed(label, error), "status": "interrupted"}
+    except Pruned as error:
+        return {"point": label, "status": "pruned", "error": str(error), "val_top1": error.val_top1}
+    except Exception as error:
+        return failed(label, error)
+
+
+def not_started(label: str) -> Point:
+    """The record of a point whose turn did not come."""
+    return {"point": label, "status": "not started", "error": "the sweep was stopped before it"}
+
+
+def failed(label: str, error: Exception, exit_code: int | None = None) -> Point:
+    """The record of a point that did not finish."""
+    problem = describe_error(error)
+    status = "diverged" if problem.exit_code == 4 else "failed"
+    return {"point": label, "status": status, "error": problem.text, "exit_code": exit_code or problem.exit_code}
+
+
+def check_points(points: Sequence[Point]) -> None:
+    """Raises a KDError if a point failed, so that the exit code says so."""
+    bad = [point for point in points if point["status"] not in FINE]
+    if bad:
+        counts = Counter(point["status"] for point in bad)
+        kinds = ", ".join(f"{count} {status}" for status, count in counts.items())
+        codes = {point.get("exit_code") for point in bad}
+        kind = next((kind for kind in (Interrupted, Terminated) if kind.exit_code in codes), KDError)
+        raise kind(f"{len(bad)} of {len(points)} points did not finish: {kinds}")
+
+
+def numbers(point: Point) -> tuple[Any, Any, Any]:
+    """Test and validation accuracy in percent, and the gain over the baseline; None where there is none."""
+    chosen = point.get("distilled", point)
+    return chosen.get("test_top1"), chosen.get("val_top1"), point.get("gain")

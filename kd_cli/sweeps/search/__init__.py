@@ -1,0 +1,1 @@
+"""`hydra/sweeper=optuna`: options are searched instead of a grid being tried."""

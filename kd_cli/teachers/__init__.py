@@ -1,0 +1,1 @@
+"""Teachers: found, checked, joined, and asked once."""

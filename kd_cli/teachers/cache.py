@@ -1,0 +1,196 @@
+"""What a frozen teacher says, asked once and kept on disk.
+
+An answer is used only if it is, bit for bit, what the teacher says of that image in any batch of the same size: a
+sample is compared whenever a file is made or read. N training images, B per batch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kd_cli import console
+from kd_cli.data.base import Data
+from kd_cli.data.sampling import generator
+from kd_cli.metrics.evaluate import evaluating, predict
+from kd_cli.storage.cache import folder_size
+from kd_cli.storage.tensors import digest_tensors
+from kd_cli.teachers.outputs import Answers, Entry, Rows
+from kd_cli.types import Batch, Outputs
+
+log = logging.getLogger("kd")
+
+_LOGITS = "logits"
+_FORMAT = 2  # raise it when what is kept changes
+
+
+class CachedTeacher:
+    """Answers for a frozen teacher, which is asked once about each image, or once per epoch where they are augmented.
+
+    Args:
+        ask: images [B, C, H, W] → what the teacher says of them.
+        data: the training images.
+        entry: where the answers are kept.
+        seed: of the augmentation.
+        batch_size: B.
+        device: of the images.
+    """
+
+    def __init__(
+        self,
+        ask: Callable[[Tensor], Outputs],
+        data: Data,
+        entry: Entry,
+        *,
+        seed: int,
+        batch_size: int,
+        device: torch.device,
+    ) -> None:
+        self._ask, self._data, self._entry = ask, data, entry
+        self._seed, self._batch_size, self._device = seed, batch_size, device
+        self._classifier: nn.Module | None = None
+        self._name = ""
+        self._answers: Answers | None = None
+        self._live = False
+        self._announced = False
+
+    def begin(self, epoch: int) -> None:
+        """Finds the answers for an epoch, or asks for them."""
+        name = f"seed-{self._seed}-epoch-{epoch:04d}.safetensors" if self._data.augmented else "train.safetensors"
+        if not self._live and name != self._name:
+            self._name, self._answers = "", None  # the last epoch's make room for this one's
+            self._answers = self._find(name, epoch)
+            self._name = name
+
+    def __call__(self, batch: Batch) -> Outputs:
+        """What the teacher says of a batch of training images."""
+        self.begin(batch.epoch)
+        if self._answers is None:
+            return self._ask(batch.images)
+        taken = {tap: rows.take(batch.ids) for tap, rows in self._answers.items()}
+        return Outputs(taken.pop(_LOGITS), taken, self._classifier)
+
+    def _find(self, name: str, epoch: int) -> Answers | None:
+        """The answers for an epoch; None if the teacher is to be asked at every step."""
+        sample, said = self._sample(epoch)
+        with self._entry.locked():
+            answers = self._entry.read(name, self._data.spec.num_train)
+            if answers is not None and _agree(answers, sample, said):
+                return {tap: Rows(rows.values.to(self._device), rows.order) for tap, rows in answers.items()}
+            if answers is not None:
+                log.warning("%s is not what the teacher says: it is asked again", self._entry.path / name)
+            return self._ask_all(name, epoch, sample, said)
+
+    def _sample(self, epoch: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Ids of some training images, and what the teacher says of them now."""
+        random = generator(self._seed, "teacher cache", epoch)
+        ids = torch.randperm(self._data.spec.num_train, generator=random)[: self._batch_size]
+        (view,) = self._data.views([ids], seed=self._seed, epoch=epoch, device=self._device)
+        said = self._ask(view.images)
+        self._classifier = said.classifier
+        return view.ids, _named(said)
+
+    def _ask_all(self, name: str, epoch: int, sample: Tensor, said: Mapping[str, Tensor]) -> Answers | None:
+        size = self._data.spec.num_train
+        needed = size * sum(output[0].numel() * output.element_size() for output in said.values())
+        if folder_size(self._entry.path) + needed > self._entry.limit:
+            kept, limit = f"{needed / 1e9:.3g} GB", f"teacher_cache_gb={self._entry.limit / 1e9:g}"
+            per = " for each epoch" if self._data.augmented else ""
+            self._stop(f"its answers take {kept}{per}, more than {limit} leaves; a larger number keeps them")
+            return None
+        self._announce()
+        answers = {tap: Rows.like(output, size) for tap, output in said.items()}
+        batches = torch.arange(size).split(self._batch_size)
+        views = self._data.views(batches, seed=self._seed, epoch=epoch, device=self._device)
+        with torch.inference_mode():
+            for ids, view in zip(batches, views, strict=True):
+                for tap, output in _named(self._ask(view.images)).items():
+                    answers[tap].put(view.ids, output)
+                console.live(f"teacher    was asked about {int(ids[-1]) + 1:,} of {size:,} images")
+        if not _agree(answers, sample, said):
+            self._stop("its answer to an image depends on the others in the batch")
+            return None
+        self._entry.write(name, answers)
+        return answers
+
+    def _announce(self) -> None:
+        if not self._announced:
+            anew = ", as each epoch augments them" if self._data.augmented else ""
+            console.say(f"teacher    is asked about all {self._data.spec.num_train:,} training images{anew}")
+        self._announced = True
+
+    def _stop(self, reason: str) -> None:
+        self._live = True
+        log.warning("the teacher is asked at every step: %s", reason)
+
+
+def validation_logits(network: nn.Module, data: Data, entry: Entry, *, batch_size: int, device: torch.device) -> Tensor:
+    """What a teacher says of the validation images, [N, K] on the CPU; the first batch is compared with it now."""
+    name = "val.safetensors"
+    first = next(data.eval_batches("val", batch_size=batch_size, device=device))
+    with evaluating(network):
+        said = network(first.images).float().cpu()
+    with entry.locked():
+        answers = entry.read(name, data.size("val"))
+        if answers is not None and _agree(answers, torch.arange(len(said)), {_LOGITS: said}):
+            return answers[_LOGITS].values
+        logits, _ = predict(network, data, "val", batch_size=batch_size, device=device)
+        entry.write(name, {_LOGITS: Rows(logits, (0, 1))})
+    return logits
+
+
+def make_entry(
+    network: nn.Module,
+    model: Mapping[str, Any],
+    data: Data,
+    *,
+    limit: int,
+    batch_size: int,
+    device: torch.device,
+    precision: str = "fp32",
+    taps: Sequence[str] = (),
+) -> Entry:
+    """Where the answers of a frozen network to images of these data are.
+
+    Args:
+        model: its options, to be shown.
+        limit: bytes.
+        batch_size: of the forward passes.
+        taps: features beside the logits.
+    """
+    facts = {
+        "format": _FORMAT,
+        "teacher": {**model, "weights": network_digest(network)},
+        "taps": list(taps),
+        "data": {"name": data.name, "fingerprint": data.fingerprint, "preprocessing": data.preprocessing},
+        "batch_size": batch_size,
+        "precision": precision,
+        "torch": torch.__version__,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(device),
+    }
+    return Entry(facts, limit)
+
+
+def _processor(device: torch.device) -> str:
+    return torch.backends.cpu.get_cpu_capability() if device.type == "cpu" else device.type
+
+
+def network_digest(network: nn.Module) -> str:
+    """BLAKE2b of a network's structure, parameters and buffers, hex."""
+    tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+    return hashlib.blake2b(f"{network} {digest_tensors(tensors)}".encode(), digest_size=16).hexdigest()
+
+
+def _named(said: Outputs) -> dict[str, Tensor]:
+    return {_LOGITS: said.logits, **said.features}
+
+
+def _agree(answers: Answers, ids: Tensor, said: Mapping[str, Tensor]) -> bool:
+    return answers.keys() == said.keys() and all(
+        torch.equal(answers[tap].take(ids).to(output.device), output) for tap, output in said.items()
+    )

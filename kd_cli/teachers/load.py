@@ -1,0 +1,228 @@
+"""From a teacher's run to a frozen teacher: found, checked against its record, and measured again."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from kd_cli import console
+from kd_cli.config.overrides import override_key
+from kd_cli.data.base import Data
+from kd_cli.errors import ConfigError, DataError
+from kd_cli.metrics.evaluate import evaluate
+from kd_cli.metrics.scores import top_k
+from kd_cli.out_of_memory import needing_memory
+from kd_cli.runs.folder import find_records
+from kd_cli.saved.weights import Source, brief, check_nameable, graft_of, load_weights, locate, rebuild, seen_by
+from kd_cli.teachers.cache import make_entry, validation_logits
+from kd_cli.teachers.ensemble import Weights, join_teachers
+
+# Another number of threads or another processor may move a few borderline images; wrong weights or a wrong
+# normalisation move far more.
+_TOLERANCE = 0.5  # percentage points
+
+
+@dataclass(frozen=True)
+class Known:
+    """A teacher that is trained already.
+
+    Args:
+        path: a run's folder, a checkpoint's folder or a .safetensors file.
+        model: the network's options; None: those of its record.
+    """
+
+    path: Path
+    model: Mapping[str, Any] | None
+
+
+def find_teacher(outputs: Path, options: Mapping[str, Any], data: Data, arguments: Sequence[str]) -> Path:
+    """The newest completed teacher run in `outputs` with the same data and the same network.
+
+    Args:
+        arguments: of the command that asks, to name the command that would make such a teacher.
+
+    Raises:
+        ConfigError: there is none; the message names the command that makes one.
+    """
+    for path, record in find_records(outputs):
+        if record.get("stage") == "teacher" and record.get("status") == "completed" and _fits(record, options, data):
+            return path
+    about_students = ("loss", "student", "baseline_trainer", "distill_trainer", "hydra")
+    kept = [word for word in arguments if not override_key(word).startswith(about_students)]
+    command = " ".join(["kd train-teacher", *map(shlex.quote, kept)])
+    raise ConfigError(
+        f"there is no completed teacher {brief(options)} on {data.name} in {outputs}; train one:\n\n    {command}\n\n"
+        "or name one: teacher.checkpoint=<run folder or .safetensors file>"
+    )
+
+
+def load_teachers(
+    teachers: Sequence[Known], data: Data, *, weights: Weights, batch_size: int, device: torch.device, limit: int = 0
+) -> tuple[nn.Module, dict[str, Any]]:
+    """One frozen teacher out of one or several, measured on the validation images, and facts for the student's record.
+
+    Args:
+        weights: of the members of an ensemble.
+        limit: bytes that the cache of teachers' answers may take; 0: there is none.
+
+    Raises:
+        ConfigError: weights that do not fit; otherwise as `load_teacher`.
+        DataError: as `load_teacher`.
+    """
+    loaded = [load_teacher(known, data, batch_size=batch_size, device=device, limit=limit) for known in teachers]
+    records = [facts for _, facts in loaded]
+    facts: dict[str, Any] = {
+        "sources": [fact["source"] for fact in records],
+        "sha256": [fact["sha256"] for fact in records],
+    }
+    facts |= {"runs": [fact["run"] for fact in records], "models": [fact["model"] for fact in records]}
+    facts |= {"grafts": [fact["graft"] for fact in records], "weights": weights}
+    if len(loaded) == 1 and not records[0]["specialist"]:
+        return loaded[0][0], facts | {"val_top1": records[0]["val_top1"]}
+    network = join_teachers(loaded, weights, data.spec.num_classes).to(device).eval().requires_grad_(False)
+    val = evaluate(network, data, "val", batch_size=batch_size, device=device)["top1"] if data.size("val") else None
+    return network, facts | {"val_top1": val}
+
+
+def load_teacher(
+    known: Known, data: Data, *, batch_size: int, device: torch.device, limit: int = 0
+) -> tuple[nn.Module, dict[str, Any]]:
+    """A frozen teacher in eval mode, measured again on the validation images, and facts for the student's record.
+
+    Raises:
+        ConfigError: the run trained another network than `known` describes.
+        DataError: damaged, not what its record says, or for other classes.
+    """
+    source = locate(known.path)
+    data = seen_by(source, data)
+    options = dict(source.record.get("model", {})) if known.model is None else known.model
+    if known.model is None:
+        check_nameable(source, options)
+    _check_record(source, options, data)
+    network = rebuild(source, options, data.spec, where="teacher")
+    load_weights(network, source)
+    network.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)  # type: ignore[call-overload]
+    facts = {
+        "source": str(known.path.absolute()),
+        "sha256": source.sha256,
+        "run": str(source.run) if source.run else None,
+        "model": dict(options),
+        "graft": graft_of(source.record),
+        "specialist": source.record.get("specialist"),
+    }
+    remedy = f"Type trainer.eval_batch_size={max(1, batch_size // 4)}: so many images are asked about at a time."
+    with needing_memory(f"a teacher that is asked about {batch_size} images", remedy):
+        top1 = _measure(network, source, options, data, batch_size, device, limit)
+    return network, facts | {"val_top1": top1}
+
+
+def _measure(
+    network: nn.Module,
+    source: Source,
+    options: Mapping[str, Any],
+    data: Data,
+    batch_size: int,
+    device: torch.device,
+    limit: int,
+) -> float | None:
+    """Its accuracy on the validation images, percent; None where there are none."""
+    if not data.size("val"):
+        console.notice("dataset.val_fraction is 0: the teacher's accuracy is not measured again")
+        return None
+    if limit:
+        entry = make_entry(network, options, data, limit=limit, batch_size=batch_size, device=device)
+        logits = validation_logits(network, data, entry, batch_size=batch_size, device=device)
+        top1 = top_k(logits, data.labels("val"), 1)
+    else:
+        top1 = evaluate(network, data, "val", batch_size=batch_size, device=device)["top1"]
+    _check_accuracy(top1, source, data)
+    return top1
+
+
+def _fits(record: Mapping[str, Any], options: Mapping[str, Any], data: Data) -> bool:
+    facts = record.get("data", {})
+    same_data = facts.get("fingerprint") == data.fingerprint and _normalisation(facts) == _normalisation(_facts(data))
+    return same_data and record.get("model") == dict(options)
+
+
+def _facts(data: Data) -> dict[str, Any]:
+    return {"preprocessing": data.preprocessing}
+
+
+def _normalisation(facts: Mapping[str, Any]) -> Any:
+    preprocessing = facts.get("preprocessing", {})
+    return [list(preprocessing.get(key, [])) for key in ("mean", "std")]
+
+
+def _normalisation_text(facts: Mapping[str, Any]) -> str:
+    mean, std = (str(values).replace(" ", "") for values in _normalisation(facts))
+    return f"dataset.mean={mean} dataset.std={std}"
+
+
+def _check_record(source: Source, options: Mapping[str, Any], data: Data) -> None:
+    if source.run is None:
+        console.notice(f"{source.weights} has no run.json beside it: its classes and accuracy cannot be checked")
+        return
+    record = source.record
+    model = record.get("model", {})
+    if model != dict(options):
+        raise ConfigError(
+            f"teacher.checkpoint: {source.run} trained {brief(model)}, but teacher is {brief(options)}; "
+            f"type teacher={model.get('name')} with the options of that run (kd show {shlex.quote(str(source.run))})"
+        )
+    facts = record.get("data", {})
+    classes = tuple(facts.get("classes", ()))
+    if classes != data.spec.class_names:
+        order = " in this order" if sorted(classes) == sorted(data.spec.class_names) else ""
+        raise DataError(
+            f"teacher.checkpoint: {source.run} knows {len(classes)} classes ({_names(classes)}){order}, the data have "
+            f"{data.spec.num_classes} ({_names(data.spec.class_names)}); train a teacher on these data"
+        )
+    if _normalisation(facts) != _normalisation(_facts(data)):
+        learned, now = (_normalisation_text(each) for each in (facts, _facts(data)))
+        raise DataError(
+            f"teacher.checkpoint: {source.run} was trained with {learned}, and the images now have {now}; "
+            f"type {learned}, or train a teacher on these data"
+        )
+
+
+def _check_accuracy(top1: float, source: Source, data: Data) -> None:
+    known = source.val_top1
+    same_images = source.record.get("data", {}).get("fingerprint") == data.fingerprint
+    if source.run and not same_images:
+        console.notice("the teacher was trained on another data set or split: it may have seen these validation images")
+    slack = max(_TOLERANCE, 200 / data.size("val"))
+    if known is not None and abs(top1 - known) <= slack:
+        return
+    if known is not None and same_images:
+        raise DataError(
+            f"teacher.checkpoint: {source.weights} has {top1:.2f} % on the validation images, its record says "
+            f"{known:.2f} %: these are other weights, or another run's record; train it again"
+        )
+    guess = _guessing(data)
+    if top1 <= guess < 100:  # beyond, the images are too few to tell
+        raise DataError(
+            f"teacher.checkpoint: {source.weights} has {top1:.2f} % on the validation images, and guessing may reach "
+            f"{guess:.2f} %: its weights are random, its classes in another order ({_names(data.spec.class_names)}), "
+            f"or its images were normalised otherwise than with {_normalisation_text(_facts(data))}; "
+            "type dataset.mean=… dataset.std=… as it was trained, or name a run of kd, which records all that: "
+            "teacher.checkpoint=RUN"
+        )
+
+
+def _guessing(data: Data) -> float:
+    """What guessing may reach on the validation images, percent: the largest class's share and 3 standard errors."""
+    labels = data.labels("val")
+    share = float(labels.bincount().max()) / len(labels)
+    return 100 * (share + 3 * math.sqrt(share * (1 - share) / len(labels)))
+
+
+def _names(classes: tuple[str, ...]) -> str:
+    return ", ".join(classes[:3]) + (", …" if len(classes) > 3 else "")

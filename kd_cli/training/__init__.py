@@ -1,0 +1,1 @@
+"""The only training loop, its task, its guard and who watches it."""

@@ -1,0 +1,246 @@
+"""One training inside its run's folder: resumed where it was left, saved, stopped in time, judged once at the end."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+
+from kd_cli import console
+from kd_cli.config.overrides import recipe_key
+from kd_cli.config.recipe import Recipe, check_possible
+from kd_cli.console import Watcher
+from kd_cli.data.base import Data, Part
+from kd_cli.errors import DataError, Terminated
+from kd_cli.metrics.evaluate import predict
+from kd_cli.metrics.scores import accuracy
+from kd_cli.models.base import count_parameters
+from kd_cli.runs.checkpoint import load_state
+from kd_cli.runs.folder import RunDir
+from kd_cli.runs.predictions import Predictions, write_predictions
+from kd_cli.runs.records import STATE, check_kinds
+from kd_cli.signals import patiently
+from kd_cli.training.callbacks import Follower, followed
+from kd_cli.training.guard import advice, check_score, evaluation_memory, training_memory
+from kd_cli.training.state import TrainState
+from kd_cli.training.task import Task
+from kd_cli.training.trainer import Record, Trainer
+
+Result = dict[str, Any]
+
+
+def fit(
+    task: Task,
+    data: Data,
+    run: RunDir,
+    recipe: Recipe,
+    facts: Result,
+    *,
+    device: torch.device,
+    followers: Sequence[Follower] = (),
+) -> Result:
+    """Trains a task to its end, whatever an earlier process has done of it, and returns the run's result.
+
+    Args:
+        facts: of the result; `stage` is how the training is called on the screen, `seed` is its seed.
+        followers: they see every epoch and the result.
+
+    Raises:
+        ConfigError: as `check_recipe`.
+        DataError: the images have changed since the training was begun.
+        DivergedError: a loss is not finite.
+        OutOfMemory: a batch does not fit.
+        KDError: the run's folder cannot be written.
+    """
+    stage, seed = facts["stage"], facts["seed"]
+    check_recipe(recipe, data, device)
+    check_same_images(run.path, run.record, data)
+    run.note(data=_data_facts(data), seed=seed)
+    if recipe.compile:
+        task.deployed.compile()
+    where = recipe_key(run.record.get("stage"), run.record.get("arguments", ()))
+    state = _resume(run, stage)
+    records = state.plain["records"] if state else []
+    run.log(records)
+    with followed(followers, records):
+        if not _ended(records, recipe):
+            with console.watching(stage, recipe.epochs, state.epoch if state else 0) as watcher:
+                watch, save = watcher.batch, partial(save_checkpoint, run)
+                trainer = Trainer(recipe, seed=seed, device=device, watch=watch, save=save, where=where)
+                with training_memory(recipe, where):
+                    _train(trainer, task, data, state, run, [watcher, *followers])
+                records = trainer.records
+        with evaluation_memory(recipe, where):
+            result = _judge(task, data, run, recipe, device, records, where) | facts
+        run.finish(result)
+        for follower in followers:
+            follower.finish(result)
+    return result
+
+
+def check_recipe(recipe: Recipe, data: Data, device: torch.device) -> None:
+    """Finds what of a recipe cannot be done with these data on this device.
+
+    Raises:
+        ConfigError: early stopping without validation images, or a precision that the device does not have.
+    """
+    check_possible(recipe, validation=bool(data.size("val")), on_cuda=device.type == "cuda")
+
+
+def finished(run: RunDir, data: Data) -> Result | None:
+    """The result of a complete training; None while it is not.
+
+    Raises:
+        DataError: the images have changed since.
+    """
+    if run.result is not None and not run.record.get("specialist"):  # whose data are a part of these
+        check_same_images(run.path, run.record, data)
+    return run.result
+
+
+def check_same_images(path: Path, record: Mapping[str, Any], data: Data) -> None:
+    """What was begun on other images can neither go on nor be compared with what learns from these.
+
+    Args:
+        path: the run's folder.
+        record: its run.json.
+
+    Raises:
+        DataError: the images have changed since.
+    """
+    known = record.get("data", {}).get("fingerprint")
+    if known not in (None, data.fingerprint):
+        raise DataError(
+            f"the images of {data.name} have changed since {path} was begun; choose another folder: "
+            "hydra.run.dir=DIR, of a sweep hydra.sweep.dir=DIR"
+        )
+
+
+def best_epoch(records: Sequence[Record]) -> int:
+    """The epoch with the best validation accuracy (ties: the smaller validation loss, then the earlier epoch).
+
+    Without validation images nothing is chosen: it is the last epoch. A loss that is not finite is never best.
+    """
+    if "val_top1" not in records[-1]:
+        return int(records[-1]["epoch"])
+    sound = [row for row in records if math.isfinite(row["val_loss"])] or records[:1]
+    return int(max(sound, key=lambda row: (row["val_top1"], -row["val_loss"], -row["epoch"]))["epoch"])
+
+
+def _resume(run: RunDir, stage: str) -> TrainState | None:
+    checkpoint = run.checkpoints.latest()
+    if checkpoint is not None:
+        check_kinds(checkpoint.plain, STATE, checkpoint.path / "state.json", whole=True)
+    if checkpoint is None or not _best_is_whole(run, checkpoint.plain["records"]):
+        return None
+    plain = checkpoint.plain
+    state = TrainState(plain["epoch"], plain["step"], checkpoint.tensors("training"), plain)
+    step = f", step {state.step} of the next" if state.step else ""
+    console.say(f"{stage:<10} goes on after epoch {state.epoch}{step} ({console.short_path(checkpoint.path)})")
+    return state
+
+
+def _best_is_whole(run: RunDir, records: list[Record]) -> bool:
+    """Without the best epoch's checkpoint the run could go on but never be judged."""
+    try:
+        if records:
+            run.checkpoints.after(best_epoch(records))
+    except DataError as error:
+        console.notice(f"{error}; it was the best epoch's, so training begins again")
+        return False
+    return True
+
+
+def _train(
+    trainer: Trainer,
+    task: Task,
+    data: Data,
+    state: TrainState | None,
+    run: RunDir,
+    watchers: Sequence[Watcher | Follower],
+) -> None:
+    """All epochs that are left. A request to end finds a checkpoint of the step at which it came."""
+    try:
+        for record in trainer.epochs(task, data, state):
+            run.log(trainer.records)
+            over = _ended(trainer.records, trainer.recipe)
+            due = trainer.epoch % trainer.recipe.checkpoint_every == 0
+            if over or due or best_epoch(trainer.records) == trainer.epoch:
+                save_checkpoint(run, trainer)
+            for watcher in watchers:
+                watcher.epoch(record)
+            if over:
+                return
+    except (KeyboardInterrupt, Terminated):
+        if trainer.between_steps and run.checkpoints.newest() != (trainer.epoch, trainer.step):
+            with patiently():
+                save_checkpoint(run, trainer)
+        raise
+
+
+def save_checkpoint(run: RunDir, trainer: Trainer) -> None:
+    """Writes where a training stands into its run's folder."""
+    state = trainer.state()
+    tensors = {"model": trainer.deployed.state_dict(), "training": state.tensors}
+    best = best_epoch(state.plain["records"]) if state.plain["records"] else None
+    place = (state.epoch, state.step)
+    with run.there():
+        run.checkpoints.save(place, tensors, state.plain)
+    with run.there():  # writing takes a while; another run's folder may be in its place by now
+        run.checkpoints.prune(place, best)
+
+
+def _ended(records: Sequence[Record], recipe: Recipe) -> bool:
+    if not records:
+        return False
+    epoch = records[-1]["epoch"]
+    tired = recipe.early_stopping is not None and epoch - best_epoch(records) >= recipe.early_stopping
+    return bool(epoch >= recipe.epochs or tired)
+
+
+def _judge(
+    task: Task, data: Data, run: RunDir, recipe: Recipe, device: torch.device, records: Sequence[Record], where: str
+) -> Result:
+    """Evaluates the best and the last epoch on the test images, each once."""
+    best, last = best_epoch(records), int(records[-1]["epoch"])
+    digests, scores = {}, {}
+    for epoch in {best, last}:
+        with run.there():
+            checkpoint = run.checkpoints.after(epoch)
+            load_state(task.deployed, checkpoint.tensors("model"))
+        digests[epoch] = checkpoint.model_digest
+        said = predict(task.deployed, data, "test", batch_size=recipe.eval_batch_size, device=device)
+        scores[epoch] = accuracy(*said)
+        check_score(scores[epoch], "test", advice(recipe, where))
+        if epoch == best:
+            with run.there():
+                write_predictions(run.path, Predictions(*said), weights=digests[epoch])
+    chosen = next(row for row in records if row["epoch"] == best)
+    return {
+        "run": str(run.path),
+        "test_top1": scores[best]["top1"],
+        "test_top1_last": scores[last]["top1"],
+        "test_nll": scores[best]["nll"],
+        "val_top1": chosen.get("val_top1"),
+        "best_epoch": best,
+        "epochs": last,
+        "parameters": count_parameters(task.deployed),
+        "train_seconds": round(sum(row["seconds"] for row in records), 1),
+        "images": {part: data.size(part) for part in get_args(Part)},
+        "weights_sha256": {"best": digests[best], "last": digests[last]},
+    }
+
+
+def _data_facts(data: Data) -> dict[str, Any]:
+    return {
+        "name": data.name,
+        "fingerprint": data.fingerprint,
+        "preprocessing": data.preprocessing,
+        "classes": list(data.spec.class_names),
+        "image_shape": list(data.spec.image_shape),
+        "num_train": data.spec.num_train,
+    }

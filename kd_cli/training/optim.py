@@ -1,0 +1,65 @@
+"""Optimizers, and the learning rate as a pure function of the step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from kd_cli.config.recipe import Recipe
+
+# onecycle starts at lr/25, peaks after 30 % of the steps and ends at lr/(25·1e4): Smith & Topin 2018, arXiv:1708.07120,
+# with the constants of torch.optim.lr_scheduler.OneCycleLR.
+_ONECYCLE_START, _ONECYCLE_END, _ONECYCLE_PEAK = 25.0, 1e4, 0.3
+
+
+def make_optimizer(parameters: Iterable[nn.Parameter], recipe: Recipe, device: torch.device) -> torch.optim.Optimizer:
+    """The recipe's optimizer, fused where the device has a fused kernel."""
+    fused = device.type in ("cpu", "cuda")
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(
+            parameters,
+            lr=recipe.lr,
+            momentum=recipe.momentum,
+            nesterov=recipe.nesterov,
+            weight_decay=recipe.weight_decay,
+            fused=fused,
+        )
+    rule = torch.optim.Adam if recipe.optimizer == "adam" else torch.optim.AdamW
+    return rule(parameters, lr=recipe.lr, betas=recipe.betas, weight_decay=recipe.weight_decay, fused=fused)
+
+
+def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
+    """The learning rate of update number `step` (0, 1, …)."""
+    if recipe.schedule == "onecycle":
+        return _onecycle(recipe, step, steps_per_epoch * recipe.epochs)
+    warmup = round(recipe.warmup_epochs * steps_per_epoch)
+    if step < warmup:
+        return recipe.lr * (step + 1) / (warmup + 1)
+    return _after_warmup(recipe, step, warmup, steps_per_epoch)
+
+
+def _after_warmup(recipe: Recipe, step: int, warmup: int, steps_per_epoch: int) -> float:
+    epoch = step // steps_per_epoch
+    if recipe.schedule == "cosine":
+        total = steps_per_epoch * recipe.epochs
+        return _cosine(recipe.lr, recipe.min_lr, (step - warmup) / max(1, total - warmup))
+    if recipe.schedule == "step":
+        return float(recipe.lr * recipe.gamma ** (epoch // recipe.step_size))
+    if recipe.schedule == "multistep":
+        return float(recipe.lr * recipe.gamma ** sum(epoch >= milestone for milestone in recipe.milestones))
+    return recipe.lr
+
+
+def _onecycle(recipe: Recipe, step: int, total: int) -> float:
+    peak = max(1.0, _ONECYCLE_PEAK * total - 1)
+    start = recipe.lr / _ONECYCLE_START
+    if step <= peak:
+        return _cosine(start, recipe.lr, step / peak)
+    return _cosine(recipe.lr, start / _ONECYCLE_END, (step - peak) / max(1.0, total - 1 - peak))
+
+
+def _cosine(begin: float, end: float, share: float) -> float:
+    return end + (begin - end) * (1 + math.cos(math.pi * share)) / 2
