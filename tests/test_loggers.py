@@ -20,7 +20,7 @@ from kd_cli.config.recipe import Recipe
 from kd_cli.errors import Interrupted
 from kd_cli.runs.folder import RunDir
 from kd_cli.runs.metrics import read_metrics
-from kd_cli.training.callbacks import Follower
+from kd_cli.training.callbacks import Callback
 from kd_cli.training.fit import fit
 from kd_cli.training.loggers.base import LOGGERS, make_loggers
 from kd_cli.training.task import Supervised
@@ -61,12 +61,12 @@ class Interruption:
         pass
 
 
-def train(folder: Path, logger: Mapping[str, Any], *others: Follower) -> None:
+def train(folder: Path, logger: Mapping[str, Any], *others: Callback) -> None:
     config = {"logger": logger, "loss": {"name": "none"}}
     with RunDir.open(folder, {"command": "train-baseline"}, config, exact=True) as run:
-        followers = [*make_loggers(config, run), *others]
+        callbacks = [*make_loggers(config, run), *others]
         facts = {"stage": "baseline", "seed": 0}
-        fit(Supervised(make_student()), make_data(), run, Recipe(epochs=3), facts, device=CPU, followers=followers)
+        fit(Supervised(make_student()), make_data(), run, Recipe(epochs=3), facts, device=CPU, callbacks=callbacks)
 
 
 def train_and_resume(folder: Path, logger: Mapping[str, Any]) -> None:

@@ -8,9 +8,9 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-from kd_cli.config.base import STAGE_TRAINER, Config, Stage, stage_recipe
+from kd_cli.config.base import Config, stage_recipes
 from kd_cli.config.plan import check_numbers
 from kd_cli.config.recipe import check_possible, make_recipe
 from kd_cli.data.common import COMMON, Common
@@ -32,8 +32,8 @@ def check_early(config: Config) -> None:
     except ValueError as error:
         raise ConfigError(f"{what}: {error}") from error
     check_numbers(config)
-    recipes = [stage_recipe(config, stage) for stage in get_args(Stage)]
-    for recipe in recipes if len(set(recipes)) == 1 else ():  # else it depends on which of them the command trains
+    recipes = set(stage_recipes(config).values())
+    for recipe in recipes if len(recipes) == 1 else ():  # else it depends on which of them the command trains
         check_possible(recipe, validation=dataset.get("val_fraction") != 0, on_cuda=config["device"] != "cpu")
 
 
@@ -51,8 +51,7 @@ def check_config(config: Config, reference: Config) -> None:
         raise ConfigError("\n".join(problems))
     _check_ranges(config)
     make_recipe(config["trainer"])
-    for stage in STAGE_TRAINER:
-        stage_recipe(config, stage)
+    stage_recipes(config)
     if not 0 < config["teacher_cache_gb"] < math.inf:
         raise ConfigError(
             f"teacher_cache_gb: {config['teacher_cache_gb']} is not possible; it must be above 0 "
@@ -99,7 +98,7 @@ def _problems(config: Mapping[str, Any], reference: Mapping[str, Any], prefix: s
             found.append(f"{full}: {owner} has no option {key!r}{suggest(str(key), reference)}")
         elif isinstance(reference[key], Mapping) and isinstance(value, Mapping):
             found += _problems(value, reference[key], f"{full}.") if reference[key] else []
-        else:
+        elif value != reference[key] or type(value) is not type(reference[key]):
             found += _type_problem(value, reference[key], full, strict=not prefix)
     return found
 

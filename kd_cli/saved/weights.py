@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ class Source:
     epoch: int | None
     sha256: str
 
-    @property
+    @cached_property
     def record(self) -> dict[str, Any]:
         """run.json, or nothing.
 
