@@ -14,8 +14,7 @@ from dataclasses import dataclass, field
 from kd_cli.cli import main
 from tests.conftest import Outcome
 
-# The first optimizer imports the last, a second's work.
-for name in ("kd_cli.launch.hydra_app", "kd_cli.experiments.check", "torch._dynamo"):
+for name in ("kd_cli.launch.hydra_app", "kd_cli.experiments.check"):
     importlib.import_module(name)
 
 

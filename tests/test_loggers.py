@@ -33,7 +33,7 @@ from kd_cli.rundir import RunDir
 
 config = {"logger": {"name": "mlflow", "tracking_uri": "sqlite:///outputs/mlflow.db"}}
 with RunDir.open(Path(sys.argv[1]), {"command": "distill"}, config, exact=True) as run:
-    (logger,) = make_loggers(config, run)
+    (logger,) = make_loggers(config["logger"], run)
     logger.begin([])
     for epoch in range(1, 11):
         logger.epoch({"epoch": epoch, "train_loss": 1 / epoch})
@@ -64,7 +64,7 @@ class Interruption:
 def train(folder: Path, logger: Mapping[str, Any], *others: Callback) -> None:
     config = {"logger": logger, "loss": {"name": "none"}}
     with RunDir.open(folder, {"command": "train-baseline"}, config, exact=True) as run:
-        callbacks = [*make_loggers(config, run), *others]
+        callbacks = [*make_loggers(config["logger"], run), *others]
         facts = {"stage": "baseline", "seed": 0}
         fit(Supervised(make_student()), make_data(), run, Recipe(epochs=3), facts, device=CPU, callbacks=callbacks)
 
