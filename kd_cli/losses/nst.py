@@ -10,7 +10,7 @@ from torch import Tensor
 from kd_cli.losses.adapters import check_maps, check_positions, same_size
 from kd_cli.losses.base import LOSSES, Distiller
 from kd_cli.losses.common import at_least_float32, inner_products, unit
-from kd_cli.ranges import require
+from kd_cli.ranges import NonNegative
 from kd_cli.types import Batch, DataSpec, Outputs
 
 
@@ -56,12 +56,12 @@ class NST(Distiller):
 
     def __init__(
         self,
-        nst_weight: float = 50.0,
+        nst_weight: NonNegative = 50.0,
         taps: Sequence[str] = ("stages",),
         teacher_taps: Sequence[str] | None = None,
     ) -> None:
         super().__init__(taps, teacher_taps)
-        self.nst_weight = require("nst_weight", nst_weight, low=0.0)
+        self.nst_weight = nst_weight
 
     def bind(self, student: Outputs, teacher: Outputs, data: DataSpec) -> None:  # noqa: ARG002
         check_positions(self.pairs(student, teacher))

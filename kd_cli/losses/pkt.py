@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kd_cli.losses.base import LOSSES, Distiller
 from kd_cli.losses.common import at_least_float32, inner_products, unit
-from kd_cli.ranges import require
+from kd_cli.ranges import NonNegative
 from kd_cli.types import Batch, Outputs
 
 # Smaller probabilities count as this one in a logarithm. The authors' code adds it, and to all of them; this way the
@@ -58,12 +58,12 @@ class PKT(Distiller):
 
     def __init__(
         self,
-        pkt_weight: float = 30000.0,
+        pkt_weight: NonNegative = 30000.0,
         taps: Sequence[str] = ("embedding",),
         teacher_taps: Sequence[str] | None = None,
     ) -> None:
         super().__init__(taps, teacher_taps)
-        self.pkt_weight = require("pkt_weight", pkt_weight, low=0.0)
+        self.pkt_weight = pkt_weight
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:  # noqa: ARG002
         return self.pkt_weight * torch.stack([pkt_loss(*pair) for pair in self.pairs(student, teacher)]).sum()

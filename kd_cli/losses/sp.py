@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kd_cli.losses.base import LOSSES, Distiller
 from kd_cli.losses.common import at_least_float32, inner_products, unit
-from kd_cli.ranges import require
+from kd_cli.ranges import NonNegative
 from kd_cli.types import Batch, Outputs
 
 
@@ -47,12 +47,12 @@ class SP(Distiller):
 
     def __init__(
         self,
-        sp_weight: float = 3000.0,
+        sp_weight: NonNegative = 3000.0,
         taps: Sequence[str] = ("stage-1",),
         teacher_taps: Sequence[str] | None = None,
     ) -> None:
         super().__init__(taps, teacher_taps)
-        self.sp_weight = require("sp_weight", sp_weight, low=0.0)
+        self.sp_weight = sp_weight
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:  # noqa: ARG002
         return self.sp_weight * torch.stack([sp_loss(*pair) for pair in self.pairs(student, teacher)]).sum()
