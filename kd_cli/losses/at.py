@@ -75,5 +75,4 @@ class AT(Distiller):
         check_positions(self.pairs(student, teacher))
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:  # noqa: ARG002
-        terms = [at_loss(ours, theirs, self.power) for ours, theirs in self.pairs(student, teacher)]
-        return self.at_weight * torch.stack(terms).sum()
+        return self.at_weight * self.over_pairs(at_loss, student, teacher, power=self.power)

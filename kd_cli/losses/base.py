@@ -11,7 +11,7 @@ and fall over the epochs (`warmup_epochs`, `decay_epochs`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
@@ -67,6 +67,10 @@ class Distiller(nn.Module):
         ours, theirs = select(student.features, self.taps), select(teacher.features, self.teacher_taps)
         count = min(len(ours), len(theirs))
         return list(zip(ours[len(ours) - count :], theirs[len(theirs) - count :], strict=True))
+
+    def over_pairs(self, loss: Callable[..., Tensor], student: Outputs, teacher: Outputs, **options: float) -> Tensor:
+        """A loss of two features, summed over its pairs."""
+        return torch.stack([loss(*pair, **options) for pair in self.pairs(student, teacher)]).sum()
 
     def bind(self, student: Outputs, teacher: Outputs, data: DataSpec) -> None:
         """Makes the layers that depend on shapes, from one example of each network's outputs.

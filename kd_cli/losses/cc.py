@@ -81,5 +81,4 @@ class CC(Distiller):
         self.cc_weight = cc_weight
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:  # noqa: ARG002
-        terms = [cc_loss(ours, theirs, self.gamma, self.order) for ours, theirs in self.pairs(student, teacher)]
-        return self.cc_weight * torch.stack(terms).sum()
+        return self.cc_weight * self.over_pairs(cc_loss, student, teacher, gamma=self.gamma, order=self.order)

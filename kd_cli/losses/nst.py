@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from kd_cli.losses.adapters import check_maps, check_positions, same_size
@@ -67,4 +66,4 @@ class NST(Distiller):
         check_positions(self.pairs(student, teacher))
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:  # noqa: ARG002
-        return self.nst_weight * torch.stack([nst_loss(*pair) for pair in self.pairs(student, teacher)]).sum()
+        return self.nst_weight * self.over_pairs(nst_loss, student, teacher)

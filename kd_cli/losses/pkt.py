@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from kd_cli.losses.base import LOSSES, Distiller
@@ -66,4 +65,4 @@ class PKT(Distiller):
         self.pkt_weight = pkt_weight
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:  # noqa: ARG002
-        return self.pkt_weight * torch.stack([pkt_loss(*pair) for pair in self.pairs(student, teacher)]).sum()
+        return self.pkt_weight * self.over_pairs(pkt_loss, student, teacher)

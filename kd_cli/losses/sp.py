@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -55,4 +54,4 @@ class SP(Distiller):
         self.sp_weight = sp_weight
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:  # noqa: ARG002
-        return self.sp_weight * torch.stack([sp_loss(*pair) for pair in self.pairs(student, teacher)]).sum()
+        return self.sp_weight * self.over_pairs(sp_loss, student, teacher)

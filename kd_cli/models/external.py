@@ -1,4 +1,4 @@
-"""Networks from elsewhere: torchvision's by name, anything importable (timm's, yours) by its dotted path."""
+"""Networks from elsewhere: anything importable (timm's, yours) by its dotted path."""
 
 from __future__ import annotations
 
@@ -69,6 +69,11 @@ def _taken(function: Callable[..., Any], injected: Mapping[str, int]) -> dict[st
 
 
 def called(function: Callable[..., Any], what: str, arguments: Mapping[str, Any]) -> nn.Module:
+    """The network that `function`, named `what` in messages, returns.
+
+    Raises:
+        ValueError: arguments that it does not take, or no network.
+    """
     try:
         network = function(**arguments)
     except TypeError as error:
@@ -88,6 +93,11 @@ def ready(
     pretrained: str | None,
     taps: Mapping[str, str] | None,
 ) -> nn.Module:
+    """`network` with its taps and weights.
+
+    Raises:
+        ValueError: it does not classify such images, a tap matches nothing, or the file does not fit.
+    """
     network = _published(network, what, num_classes, image_shape)
     if taps:
         network.taps = named_taps(network, taps)  # type: ignore[assignment]
