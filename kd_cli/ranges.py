@@ -38,27 +38,14 @@ def within(*, low: float = -math.inf, above: float = -math.inf, high: float = ma
     return Rule(words, lambda value: math.isfinite(value) and low <= value <= high and value > above)
 
 
-def require(
-    name: str, value: float, *, low: float = -math.inf, above: float = -math.inf, high: float = math.inf
-) -> float:
-    """`value`, if it is `within` those limits; for what no annotation can say.
-
-    Raises:
-        ValueError: otherwise; the message names `name` and the rule.
-    """
-    within(low=low, above=above, high=high)(name, value)
+def require(name: str, value: float, **limits: float) -> float:
+    """`value`, if it is `within` those limits, for what no annotation can say; otherwise a ValueError."""
+    within(**limits)(name, value)
     return value
 
 
 def check_widths(name: str, widths: Sequence[Any]) -> None:
-    """Refuses layers without units.
-
-    Args:
-        widths: of each layer, or of the layers of each block.
-
-    Raises:
-        ValueError: a width below 1.
-    """
+    """Raises ValueError for layers without units; `widths` are of each layer, or of the layers of each block."""
     least = min((width for each in widths for width in (each if isinstance(each, Sequence) else [each])), default=1)
     if least < 1:
         raise ValueError(f"{name}: a layer needs at least 1 unit, not {least}")
@@ -75,20 +62,16 @@ Widths = Annotated[Sequence[int], check_widths]
 
 def checked(component: F) -> F:
     """The same function, or class, that refuses arguments outside the ranges of its annotations."""
-    if not inspect.isclass(component):
-        return _checked(component)
-    if inspect.isfunction(component.__init__):
-        component.__init__ = _checked(component.__init__)  # type: ignore[method-assign]
-    return cast(F, component)
+    if inspect.isclass(component):
+        if inspect.isfunction(component.__init__):
+            component.__init__ = checked(component.__init__)  # type: ignore[method-assign]
+        return cast(F, component)
+    names = list(inspect.signature(component).parameters)
 
-
-def _checked(function: F) -> F:
-    names = list(inspect.signature(function).parameters)
-
-    @functools.wraps(function)
+    @functools.wraps(component)
     def call(*args: Any, **kwargs: Any) -> Any:
-        check_ranges(function, {**dict(zip(names, args, strict=False)), **kwargs})
-        return function(*args, **kwargs)
+        check_ranges(component, {**dict(zip(names, args, strict=False)), **kwargs})
+        return component(*args, **kwargs)
 
     return cast(F, call)
 

@@ -35,24 +35,14 @@ def mnist(root: str, download: bool = True) -> Raw:
 
 
 def source_of(title: str, dataset: Any, url: str) -> Source:
-    """Where the four files of a data set of MNIST's kind are, and what they must be.
-
-    Args:
-        title: of the folder.
-        dataset: torchvision's class.
-        url: of the page that has them.
-    """
+    """The four files in the folder `title`, with the digests that torchvision's class knows; a page that has them."""
     files = [str(Path(title, "raw", name)) for name in NAMES]
     archives = {str(Path(title, "raw", name)): digest for name, digest in dataset.resources}
     return Source(title, dataset, files, archives, url)
 
 
 def grey(train: Any, test: Any, class_names: tuple[str, ...]) -> Raw:
-    """Both parts as `kd` takes them.
-
-    Raises:
-        DataError: what is there are no grey images or no labels.
-    """
+    """Both parts as `kd` takes them; a DataError where they are no grey images with labels."""
     for part in (train, test):
         images, labels = part.data, part.targets
         if not (isinstance(images, Tensor) and images.dtype == torch.uint8 and images.ndim == 3):

@@ -55,9 +55,6 @@ class AT(Distiller):
         at_weight: ≥ 0.
         taps: the student's feature maps.
         teacher_taps: the teacher's; null: the same names.
-
-    Raises:
-        ValueError: a number outside its range.
     """
 
     def __init__(

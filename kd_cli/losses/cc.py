@@ -62,9 +62,6 @@ class CC(Distiller):
         cc_weight: ≥ 0.
         taps: the student's embeddings.
         teacher_taps: the teacher's; null: the same names.
-
-    Raises:
-        ValueError: a number outside its range.
     """
 
     def __init__(

@@ -55,9 +55,6 @@ class CTKD(Distiller):
         temperature_range: > 0; the temperature stays below their sum.
         ramp_epochs: > 0; in so many epochs the adversary grows from none to whole.
         kl_weight: ≥ 0.
-
-    Raises:
-        ValueError: a number outside its range.
     """
 
     def __init__(

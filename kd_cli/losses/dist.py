@@ -58,9 +58,6 @@ class DIST(Distiller):
         intra_weight: γ ≥ 0, of the correlation over the batch.
         temperature: T > 0.
         scale_by_t2: multiply by T², as the authors' code does; false: as the paper has it.
-
-    Raises:
-        ValueError: a number outside its range.
     """
 
     def __init__(

@@ -73,9 +73,6 @@ class DKD(Distiller):
         target_weight: α ≥ 0, of the label against the rest.
         nontarget_weight: β ≥ 0, of the rest among themselves; the paper takes 2 … 8, the more, the surer the teacher.
         temperature: T > 0.
-
-    Raises:
-        ValueError: a number outside its range.
     """
 
     def __init__(

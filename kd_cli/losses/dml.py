@@ -41,9 +41,6 @@ class DML(Distiller):
         temperature: T > 0.
         kl_weight: of both divergences, ≥ 0.
         peer_ce_weight: of the peer's cross-entropy with the labels, ≥ 0.
-
-    Raises:
-        ValueError: a number outside its range.
     """
 
     teacher = "trained"

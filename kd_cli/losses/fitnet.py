@@ -48,9 +48,6 @@ class FitNet(Distiller):
         fitnet_weight: ≥ 0.
         taps: the student's guided layers.
         teacher_taps: the teacher's hint layers; null: the same names.
-
-    Raises:
-        ValueError: a number outside its range.
     """
 
     def __init__(

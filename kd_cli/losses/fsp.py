@@ -56,9 +56,6 @@ class FSP(Distiller):
         fsp_weight: ≥ 0.
         taps: the student's feature maps, two stages at least.
         teacher_taps: the teacher's; null: the same names.
-
-    Raises:
-        ValueError: a number outside its range.
     """
 
     def __init__(

@@ -42,9 +42,6 @@ class KD(Distiller):
         temperature: T > 0.
         kl_weight: of the divergence, ≥ 0.
         scale_by_t2: multiply by T²; false only to repeat articles that forgot it.
-
-    Raises:
-        ValueError: a number outside its range.
     """
 
     def __init__(self, temperature: Positive = 4.0, kl_weight: NonNegative = 0.9, scale_by_t2: bool = True) -> None:

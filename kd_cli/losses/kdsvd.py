@@ -122,9 +122,6 @@ class KDSVD(Distiller):
         kdsvd_weight: ≥ 0.
         taps: the student's feature maps, two stages at least.
         teacher_taps: the teacher's; null: the same names.
-
-    Raises:
-        ValueError: a number outside its range.
     """
 
     def __init__(

@@ -32,9 +32,6 @@ class LabelSmoothing(Distiller):
 
     Args:
         smoothing: ε in [0, 1); with ce_weight=1 the step's loss is the label-smoothed cross-entropy.
-
-    Raises:
-        ValueError: a number outside its range.
     """
 
     teacher = "none"

@@ -34,9 +34,6 @@ class MSELogits(Distiller):
 
     Args:
         mse_weight: ≥ 0.
-
-    Raises:
-        ValueError: a number outside its range.
     """
 
     def __init__(self, mse_weight: NonNegative = 1.0) -> None:

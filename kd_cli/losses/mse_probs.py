@@ -35,9 +35,6 @@ class MSEProbs(Distiller):
     Args:
         temperature: T > 0.
         mse_weight: ≥ 0. Probabilities differ by less than 1, so this weight is larger than that of logits.
-
-    Raises:
-        ValueError: a number outside its range.
     """
 
     def __init__(self, temperature: Positive = 1.0, mse_weight: NonNegative = 10.0) -> None:

@@ -53,9 +53,6 @@ class NKD(Distiller):
         target_weight: ≥ 0, of the label's term; the paper has 1.
         nontarget_weight: γ ≥ 0, of the others' term.
         temperature: T > 0, of the others' term.
-
-    Raises:
-        ValueError: a number outside its range.
     """
 
     def __init__(

@@ -50,9 +50,6 @@ class PKT(Distiller):
         pkt_weight: ≥ 0.
         taps: the student's features, maps or vectors.
         teacher_taps: the teacher's; null: the same names.
-
-    Raises:
-        ValueError: a number outside its range.
     """
 
     def __init__(

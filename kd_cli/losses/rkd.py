@@ -82,9 +82,6 @@ class RKD(Distiller):
         angle_weight: of the angles, ≥ 0.
         taps: the student's embeddings.
         teacher_taps: the teacher's; null: the same names.
-
-    Raises:
-        ValueError: a number outside its range.
     """
 
     def __init__(

@@ -35,9 +35,6 @@ class SoftCE(Distiller):
     Args:
         temperature: T > 0.
         soft_ce_weight: ≥ 0.
-
-    Raises:
-        ValueError: a number outside its range.
     """
 
     def __init__(self, temperature: Positive = 4.0, soft_ce_weight: NonNegative = 0.9) -> None:

@@ -50,9 +50,6 @@ class TfKD(Distiller):
         label_probability: a in (0, 1), the hand-made teacher's belief in the label; the paper has 0.9 and more.
         temperature: T > 0.
         kl_weight: ≥ 0.
-
-    Raises:
-        ValueError: a number outside its range.
     """
 
     teacher: Literal["frozen", "trained", "none"] = "none"

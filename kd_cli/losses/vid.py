@@ -82,9 +82,6 @@ class VID(Distiller):
         vid_weight: ≥ 0.
         taps: the student's features.
         teacher_taps: the teacher's; null: the same names.
-
-    Raises:
-        ValueError: a number outside its range.
     """
 
     def __init__(

@@ -53,9 +53,6 @@ class WSLD(Distiller):
     Args:
         temperature: T > 0.
         kl_weight: ≥ 0, of the weighted divergence.
-
-    Raises:
-        ValueError: a number outside its range.
     """
 
     def __init__(self, temperature: Positive = 2.0, kl_weight: NonNegative = 2.5) -> None:

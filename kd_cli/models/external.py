@@ -69,11 +69,7 @@ def _taken(function: Callable[..., Any], injected: Mapping[str, int]) -> dict[st
 
 
 def called(function: Callable[..., Any], what: str, arguments: Mapping[str, Any]) -> nn.Module:
-    """The network that `function`, named `what` in messages, returns.
-
-    Raises:
-        ValueError: arguments that it does not take, or no network.
-    """
+    """The network that `function` returns; a ValueError where it takes other arguments or returns none."""
     try:
         network = function(**arguments)
     except TypeError as error:
@@ -93,11 +89,7 @@ def ready(
     pretrained: str | None,
     taps: Mapping[str, str] | None,
 ) -> nn.Module:
-    """`network` with its taps and weights.
-
-    Raises:
-        ValueError: it does not classify such images, a tap matches nothing, or the file does not fit.
-    """
+    """`network` with its taps and weights; a ValueError where it or the file does not fit, or a tap matches nothing."""
     network = _published(network, what, num_classes, image_shape)
     if taps:
         network.taps = named_taps(network, taps)  # type: ignore[assignment]
