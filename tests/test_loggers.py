@@ -28,8 +28,8 @@ from kd_cli.training.task import Supervised
 LOG_EPOCHS = """
 import sys
 from pathlib import Path
-from kd_cli.loggers.base import make_loggers
-from kd_cli.rundir import RunDir
+from kd_cli.training.loggers.base import make_loggers
+from kd_cli.runs.folder import RunDir
 
 config = {"logger": {"name": "mlflow", "tracking_uri": "sqlite:///outputs/mlflow.db"}}
 with RunDir.open(Path(sys.argv[1]), {"command": "distill"}, config, exact=True) as run:
