@@ -20,7 +20,6 @@ _LOG_FILE = "${hydra.runtime.output_dir}/${hydra.job.name}.log"
 _STREAMS = {"ext://sys.stdout", "ext://sys.stderr"}
 _VARIABLES = re.compile(r"KD_\w+|\w+_NUM_THREADS|CUDA_VISIBLE_DEVICES|CUBLAS_WORKSPACE_CONFIG|NCCL_DEBUG|TORCH_LOGS")
 _SHELL = ("setup", "additional_parameters")  # of Slurm's launcher: lines of its script
-_DISPATCH = re.compile(r"all|\d{0,6}|(\d{0,3} ?\* ?)?n_jobs")  # joblib calculates it
 
 
 def says_more(arguments: Sequence[str]) -> bool:
@@ -86,8 +85,6 @@ def _launcher(node: Any) -> Faults:
             yield key, value, "a sweep is over options of kd; type those of Hydra on the command line"
         elif last == "_target_" and (key != last or not str(value).startswith(_LAUNCHERS)):
             yield key, value, "it would run that code; type hydra/launcher=NAME or hydra/sweeper=NAME, or leave it out"
-        elif key == "pre_dispatch" and not _DISPATCH.fullmatch(str(value)):
-            yield key, value, "type a number, n_jobs, 2*n_jobs or all"
         elif not f"{key}{value}".isprintable():
             yield key, value, "a line break would begin another line of the job's script"
 
