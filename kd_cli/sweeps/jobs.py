@@ -21,7 +21,7 @@ from kd_cli.storage.files import read_json
 from kd_cli.sweeps.fork_server import STOP
 from kd_cli.sweeps.point import Point, failed, not_started
 from kd_cli.sweeps.processes import Share, run_points, show_point
-from kd_cli.sweeps.worker import Environment, Work
+from kd_cli.sweeps.worker import Work
 
 if TYPE_CHECKING:
     from kd_cli.sweeps.submitit import Submitit
@@ -47,7 +47,7 @@ class Job:
             for number in STOP:  # a terminal's Ctrl-C reaches this process, too; the sweep decides
                 signal.signal(number, signal.SIG_IGN)
         share = Share(1, self.threads or given_threads() or available_cores())
-        work = replace(self.work, environment=_surroundings(self.work.environment))
+        work = replace(self.work, environment=dict(os.environ))  # of this machine
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):  # the sweep says what there is to say
             (point,) = run_points([work], share, unwanted=self._unwanted)
         return point
@@ -181,12 +181,3 @@ class _Outcomes:
             return {**not_started(label), "exit_code": self._exit_code}
         error = "stopped; what was trained is kept"
         return {"point": label, "status": "interrupted", "error": error, "exit_code": self._exit_code}
-
-
-def _surroundings(given: Environment) -> Environment:
-    """The variables of the place where a point runs; HYDRA_FULL_ERROR, set while Hydra runs, is as the user has it."""
-    name = "HYDRA_FULL_ERROR"
-    return {
-        **{key: value for key, value in os.environ.items() if key != name},
-        **{key: value for key, value in given.items() if key == name},
-    }
