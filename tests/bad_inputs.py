@@ -176,7 +176,7 @@ CHOICES = (
     _bad("logger=wandb", "there is no logger 'wandb'", "Known: "),
     _bad("experiment=mnist", "there is no experiment 'mnist'", "mnist_cnn"),
     _bad("study=temprature", "there is no study 'temprature'", "did you mean 'temperature'"),
-    _bad("hydra/launcher=jobli", "hydra/launcher", "did you mean 'joblib'"),
+    _bad("hydra/launcher=proces", "hydra/launcher", "did you mean 'process'"),
     _bad("los=kd", "los", "did you mean 'loss'"),
 )
 GRAMMAR = (

@@ -32,7 +32,13 @@ FLOORS = (
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms.split()}
 # What `kd --help` and a refused command line read: no torch and no Hydra.
 LIGHT = {"cli", "commands", "launch", "config", "sweeps", *FLOORS[0].split(), *FLOORS[1].split()} - {"taps", "types"}
-HEAVY_FILES = {"config/search_path.py", "launch/completion.py", "launch/empty_folders.py", "sweeps/launchers.py"}
+HEAVY_FILES = {
+    "config/search_path.py",
+    "launch/completion.py",
+    "launch/empty_folders.py",
+    "launch/hydra_errors.py",
+    "sweeps/launchers.py",
+}
 
 
 def part_of(path: Path) -> str:

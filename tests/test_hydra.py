@@ -78,6 +78,22 @@ def test_a_folder_of_the_user_shadows_ours_and_may_hold_presets_and_primary_conf
     assert named["seed"] == 77
 
 
+def test_a_preset_may_say_to_hydra_where_and_how_a_run_is_made_and_not_that_it_is_a_sweep(kd) -> None:
+    Path("mine/experiment").mkdir(parents=True)
+    preset = Path("mine/experiment/mine.yaml")
+    words = ("train-baseline", "--config-dir", "mine", "experiment=mine", "--cfg", "hydra")
+    preset.write_text(
+        "# @package _global_\nhydra:\n  verbose: true\n  output_subdir: .hydra\n  run: {dir: runs/mine}\n"
+        "  job: {name: mine, env_set: {KD_DATA: data}}\n  launcher: {n_jobs: 2}\n  sweeper: {params: {seed: '0,1'}}\n"
+        "  job_logging:\n    formatters: {plain: {format: '%(message)s'}}\n    loggers: {kd: {level: INFO}}\n"
+        "    handlers: {console: {class: logging.StreamHandler, formatter: plain, stream: 'ext://sys.stderr'}}\n"
+        "    root: {level: INFO, handlers: [console]}\n"
+    )
+    assert yaml.safe_load(kd(*words).out)["hydra"]["run"]["dir"] == "runs/mine"
+    preset.write_text("# @package _global_\nhydra: {mode: MULTIRUN}\n")
+    assert "a file makes no sweep of a command: type -m" in kd(*words, code=2).message
+
+
 def test_a_sweep_has_a_folder_per_point_and_says_whether_distillation_helped(kd) -> None:
     sweep = ("run", "-m", HERE, *SMALL, "seed=0,1", "hydra.sweep.dir=swept")
     shown = kd(*sweep)

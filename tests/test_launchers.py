@@ -1,4 +1,4 @@
-"""joblib and submitit as launchers: the same points as with our own, and none is lost with its process."""
+"""submitit as a launcher: the same points as with our own, and none is lost with its process."""
 
 from __future__ import annotations
 
@@ -15,19 +15,17 @@ import pytest
 from conftest import HERE, SMALL, started
 
 from kd_cli.machine import available_cores
-from kd_cli.sweeps.backends import make_library
+from kd_cli.sweeps.submitit import Submitit
 
-pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
 pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 BASELINE = ("train-baseline", "-m", *SMALL)
-JOBLIB = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
-LAUNCHERS = [JOBLIB, ("hydra/launcher=submitit_local",)]
+LOCAL = "hydra/launcher=submitit_local"
 
 
 def sweep(*words: str, **options: Any) -> Any:
-    """`kd …` in a process of its own: the libraries keep processes, for other sweeps of the same program."""
+    """`kd …` in a process of its own, which the jobs are children of."""
     with started(*words, "--json", stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         printed, said = process.communicate(timeout=100)
     assert process.returncode == options.get("code", 0), said
@@ -35,14 +33,11 @@ def sweep(*words: str, **options: Any) -> Any:
 
 
 @pytest.mark.slow  # each process imports torch
-@pytest.mark.parametrize("launcher", LAUNCHERS)
-def test_a_point_that_dies_and_one_that_cannot_be_leave_the_others_as_they_are_alone(
-    kd, launcher: tuple[str, ...]
-) -> None:
+def test_a_point_that_dies_and_one_that_cannot_be_leave_the_others_as_they_are_alone(kd) -> None:
     Path("deadly.py").write_text(
         "import os, sys\nif any(word.endswith('lr=0.02') for word in sys.argv): os.kill(os.getpid(), 9)\n"
     )
-    words = ("trainer.lr=0.01,0.02,-1", "plugins=[deadly.py]", *launcher, "hydra.sweep.dir=swept")
+    words = ("trainer.lr=0.01,0.02,-1", "plugins=[deadly.py]", LOCAL, "hydra.sweep.dir=swept")
     (done, died, impossible), said = sweep(*BASELINE, *words, code=1)
     assert [point["status"] for point in (done, died, impossible)] == ["completed", "failed", "failed"]
     assert "signal 9" in died["error"]
@@ -57,9 +52,8 @@ def test_a_point_that_dies_and_one_that_cannot_be_leave_the_others_as_they_are_a
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", LAUNCHERS)
-def test_ctrl_c_ends_the_points_of_a_library_and_says_what_is_done(launcher: tuple[str, ...]) -> None:
-    command = [*BASELINE, "trainer.epochs=20000", "seed=0,1", *launcher, "hydra.sweep.dir=swept", "--json"]
+def test_ctrl_c_ends_the_points_of_submitit_and_says_what_is_done() -> None:
+    command = [*BASELINE, "trainer.epochs=20000", "seed=0,1", LOCAL, "hydra.sweep.dir=swept", "--json"]
     with started(*command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         while not all(Path(f"swept/seed={seed}/metrics.jsonl").exists() for seed in (0, 1)):
             with suppress(subprocess.TimeoutExpired):
@@ -79,10 +73,10 @@ def test_options_of_hydras_users_are_there_and_what_is_not_possible_is_said(kd) 
     shown = kd("train-baseline", "--cfg", "hydra", "hydra/launcher=submitit_slurm", "hydra.launcher.partition=gpu").out
     assert "partition: gpu" in shown
     assert "timeout_min: 60" in shown
-    message = kd(*BASELINE, "seed=0,1", "hydra/launcher=joblb", code=2).message
-    assert "did you mean 'joblib'?" in message
-    message = kd(*BASELINE, "seed=0,1", "hydra/launcher=joblib", "hydra.launcher.n_jobs=0", code=2).message
-    assert "hydra.launcher.n_jobs: 0 is not possible" in message
+    message = kd(*BASELINE, "seed=0,1", "hydra/launcher=submitit_locl", code=2).message
+    assert "did you mean 'submitit_local'?" in message
+    message = kd(*BASELINE, "seed=0,1", LOCAL, "hydra.launcher.tasks_per_node=2", code=2).message
+    assert "hydra.launcher.nodes and tasks_per_node must be 1" in message
 
 
 def test_without_slurm_its_launcher_says_what_to_do(kd, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,21 +87,16 @@ def test_without_slurm_its_launcher_says_what_to_do(kd, monkeypatch: pytest.Monk
 
 
 def test_a_missing_extra_says_what_to_install() -> None:
-    code = (
-        "import sys\nfor name in ('joblib', 'submitit'): sys.modules[f'hydra_plugins.hydra_{name}_launcher'] = None\n"
-    )
+    code = "import sys\nsys.modules['hydra_plugins.hydra_submitit_launcher'] = None\n"
     code += "from kd_cli.cli import main\nmain()\n"
-    words = ["-W", "ignore", "-c", code, "run", "-m", "seed=0,1", "hydra/launcher=joblib"]
+    words = ["-W", "ignore", "-c", code, "run", "-m", "seed=0,1", LOCAL]
     done = subprocess.run([sys.executable, *words], capture_output=True, text=True)
     assert done.returncode == 2
-    assert "pip install 'kd-cli[sweep]'" in done.stderr
+    assert "pip install 'kd-cli[slurm]'" in done.stderr
 
 
-def test_the_cores_are_divided_among_the_points_of_a_library(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cores_are_divided_among_the_points_of_submitit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS")
-    cores = available_cores()
-    assert make_library("joblib", {"n_jobs": 2}).divide(15) == (2, max(1, cores // 2))
-    assert make_library("joblib", {"n_jobs": 1}).divide(15) == (1, cores)
     options = {"nodes": 1, "tasks_per_node": 1, "cpus_per_task": None}
-    assert make_library("submitit_local", options).divide(4) == (4, max(1, cores // 4))
-    assert make_library("submitit_local", options | {"cpus_per_task": 3}).divide(4) == (4, 3)
+    assert Submitit("submitit_local", options).divide(4) == (4, max(1, available_cores() // 4))
+    assert Submitit("submitit_local", options | {"cpus_per_task": 3}).divide(4) == (4, 3)

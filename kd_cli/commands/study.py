@@ -12,7 +12,7 @@ import typer
 from kd_cli import console
 from kd_cli.config.overrides import override_key
 from kd_cli.errors import ConfigError, KDError, suggest
-from kd_cli.launch.hydra_command import foresee, launch, present_foreseen
+from kd_cli.launch.hydra_command import dry_run_job, launch, present_dry_run
 from kd_cli.launch.options import ConfigDir, DryRun, Json
 
 PANEL = "Experiments"
@@ -58,7 +58,7 @@ def command(
     folders = [word for folder in config_dir or [] for word in ("--config-dir", folder)]
     arguments = ["--multirun", *folders, f"study={name}", *(overrides or [])]
     if dry_run:
-        launch("run", arguments, foresee, present_foreseen, writes=False)
+        launch("run", arguments, dry_run_job, present_dry_run, writes=False)
         return
     swept = run_hydra(job, "run", arguments)
     assert isinstance(swept, Swept)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kd_cli.config.base import Config
-from kd_cli.config.overrides import option_values
+from kd_cli.config.overrides import option_values, override_words, winning_overrides
 
 
 def conf_dir() -> Path:
@@ -19,17 +19,17 @@ def conf_dir() -> Path:
 
 
 @contextmanager
-def composed(command: str, arguments: Sequence[str], *, sweep: bool) -> Iterator[tuple[Any, Any]]:
+def composed(command: str, arguments: Sequence[str], *, sweeps: bool = False) -> Iterator[tuple[Any, Any]]:
     """Hydra's loader, and the configuration with its node `hydra`, of which nothing was done yet."""
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
     from hydra.types import RunMode
 
     name = (option_values(arguments, "--config-name") or [command.replace("-", "_")])[-1]
-    overrides = [word for word in arguments if "=" in word and not word.startswith("-")]
+    overrides = [*override_words(arguments), *winning_overrides(arguments)]
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
-        yield loader, loader.load_configuration(name, overrides, RunMode.MULTIRUN if sweep else RunMode.RUN)
+        yield loader, loader.load_configuration(name, overrides, RunMode.MULTIRUN if sweeps else RunMode.RUN)
 
 
 def compose(overrides: Sequence[str], *, config_name: str = "run", config_dirs: Sequence[str] = ()) -> Config:

@@ -4,33 +4,49 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from kd_cli.config.overrides import override_key
 from kd_cli.errors import ConfigError
 
-_USUAL = re.compile(
-    r"hydra\.(run\.dir|mode|verbose|sweep\.(dir|subdir)|launcher\.n_jobs|sweeper\.\w+)|hydra/(launcher|sweeper)"
-)
-_CALLBACKS = {"footprint": {"_target_": "kd_cli.launch.empty_folders.Watch"}}  # of run.yaml
-_LAUNCHERS = ("hydra_plugins.", "hydra._internal.core_plugins.")
-_LOGGED_TO = {"logging.StreamHandler", "logging.NullHandler", "logging.FileHandler"}
 _LOG_FILE = "${hydra.runtime.output_dir}/${hydra.job.name}.log"
-_STREAMS = {"ext://sys.stdout", "ext://sys.stderr"}
+_ANY, _TEXT = r"(?s:.*)", r"(?!.*(://|\$\{)).*"
+_LOGGING, _CORE = r"(job|hydra)_logging\.", r"hydra\._internal\.core_plugins\."
+_OURS = r"hydra_plugins\.kd_cli\."
+
+# The keys that may stand under `hydra`, and what each may be. Launcher and sweeper are resolved, the others as written.
+_MAY: Mapping[str, str] = {
+    r"(run|sweep)\..+|(job|verbose|searchpath|env|help|hydra_help|runtime|overrides)(\..+)?": _ANY,
+    r"mode": r"None|(RunMode\.)?RUN",
+    r"output_subdir": r"(?!\.{1,2}$)[^/]*",
+    r"launcher\._target_": rf"{_OURS}(Process|Submitit)Launcher|{_CORE}basic_launcher\.BasicLauncher",
+    r"sweeper\._target_": rf"{_OURS}OptunaSweeper|{_CORE}basic_sweeper\.BasicSweeper",
+    r"launcher\.(setup|additional_parameters)": r"None",
+    r"launcher\.(?!setup|additional_parameters)((?!_target_)[ -~])+": r"[^\x00-\x1f\x7f]*",
+    r"sweeper\.((?!_target_)(?!params\..*hydra)[ -~])+": r"[^\x00-\x1f\x7f]*",
+    rf"{_LOGGING}(version|disable_existing_loggers|(root|loggers\.[\w.]+)(\.(level|propagate|handlers\.\d+))?)": _TEXT,
+    rf"{_LOGGING}(formatters\.\w+\.(format|datefmt|style)|handlers\.\w+\.(formatter|level))": _TEXT,
+    rf"{_LOGGING}handlers\.\w+\.class": r"logging\.(Stream|Null|File)Handler",
+    rf"{_LOGGING}handlers\.\w+\.stream": r"ext://sys\.std(out|err)",
+    rf"{_LOGGING}handlers\.\w+\.filename": re.escape(_LOG_FILE),
+}
+_HINTS = {
+    "callbacks": "kd calls no code that a configuration names; a component of your own is registered in a file that "
+    "you name with plugins=[./mine.py]",
+    "launcher": "type hydra/launcher=process and the options that --cfg hydra -p hydra.launcher shows; lines of a "
+    "cluster's script (setup, additional_parameters) are not taken from a file: if you trust them, type them, "
+    "'hydra.launcher.setup=…'",
+    "sweeper": "type hydra/sweeper=optuna and the options that --cfg hydra -p hydra.sweeper shows; a sweep is over "
+    "options of kd: type those of Hydra on the command line",
+    "mode": "a file makes no sweep of a command: type -m",
+    "output_subdir": "it must be the name of a folder inside the run's folder",
+} | dict.fromkeys(
+    ("job_logging", "hydra_logging"),
+    "logging runs Python's own handlers, which write to the screen or into the run's folder; type "
+    f"hydra/job_logging=default, stdout or none; a file is filename: {_LOG_FILE}",
+)
 _VARIABLES = re.compile(r"KD_\w+|\w+_NUM_THREADS|CUDA_VISIBLE_DEVICES|CUBLAS_WORKSPACE_CONFIG|NCCL_DEBUG|TORCH_LOGS")
-_SHELL = ("setup", "additional_parameters")  # of Slurm's launcher: lines of its script
-_DISPATCH = re.compile(r"all|\d{0,6}|(\d{0,3} ?\* ?)?n_jobs")  # joblib calculates it
-
-
-def says_more(arguments: Sequence[str]) -> bool:
-    """Whether a command line says to Hydra more than where and how often, or lets files of the user's say it."""
-    return any(
-        word in ("--config-dir", "--config-name")
-        or ("=" in word and "hydra" in override_key(word) and not _USUAL.fullmatch(override_key(word)))
-        or "_target_" in word
-        for word in arguments
-    )
 
 
 def check_hydra(hydra: Any) -> None:
@@ -41,79 +57,27 @@ def check_hydra(hydra: Any) -> None:
     """
     from omegaconf import OmegaConf
 
-    for name in ("callbacks", "job_logging", "hydra_logging"):
-        _check(name, OmegaConf.to_container(hydra, resolve=False).get(name))  # type: ignore[union-attr]
-    for name in ("launcher", "sweeper"):
-        _check(name, OmegaConf.to_container(hydra[name], resolve=True))
-    typed = [override_key(word) for word in hydra.overrides.hydra]
-    for option in _SHELL:
-        if hydra.launcher.get(option) and not any(key.startswith(f"hydra.launcher.{option}") for key in typed):
-            raise ConfigError(
-                f"hydra.launcher.{option}: lines of a shell script are not taken from a file; if you trust them, type "
-                f"them on the command line: 'hydra.launcher.{option}=…'"
-            )
-    _check_variables(OmegaConf.to_container(hydra.job.env_set, resolve=True))
-    if os.sep in str(hydra.output_subdir) or str(hydra.output_subdir) in (os.curdir, os.pardir):
-        raise ConfigError(f"hydra.output_subdir: {hydra.output_subdir} is no name of a folder inside the run's folder")
-
-
-def _check(name: str, node: Any) -> None:
-    faults = {"callbacks": _callbacks, "launcher": _launcher, "sweeper": _launcher}.get(name, _logging)(node)
-    for key, value, hint in faults:
-        raise ConfigError(f"hydra.{name}{f'.{key}' if key else ''}: {value!r} is not possible: {hint}")
-
-
-Faults = Iterator[tuple[str, Any, str]]
-
-
-def _callbacks(node: Any) -> Faults:
-    if node and node != _CALLBACKS:
-        yield (
-            "",
-            node,
-            "kd calls no code that a configuration names; a component of your own is registered in a file that you "
-            "name with plugins=[./mine.py]",
+    node = dict(OmegaConf.to_container(hydra, resolve=False))  # type: ignore[arg-type]
+    for name in ("launcher", "sweeper", "output_subdir"):
+        node[name] = (
+            OmegaConf.to_container(hydra[name], resolve=True) if OmegaConf.is_config(hydra[name]) else hydra[name]
         )
-
-
-def _launcher(node: Any) -> Faults:
-    if not isinstance(node, Mapping):
-        yield "", node, "type hydra/launcher=process or hydra/sweeper=optuna"
-        return
+    typed = [override_key(word).removeprefix("hydra.") for word in hydra.overrides.hydra]
     for key, value in _leaves(node):
-        last = key.rpartition(".")[2]
-        if key.startswith("params.") and "hydra" in key:
-            yield key, value, "a sweep is over options of kd; type those of Hydra on the command line"
-        elif last == "_target_" and (key != last or not str(value).startswith(_LAUNCHERS)):
-            yield key, value, "it would run that code; type hydra/launcher=NAME or hydra/sweeper=NAME, or leave it out"
-        elif key == "pre_dispatch" and not _DISPATCH.fullmatch(str(value)):
-            yield key, value, "type a number, n_jobs, 2*n_jobs or all"
-        elif not f"{key}{value}".isprintable():
-            yield key, value, "a line break would begin another line of the job's script"
-
-
-def _logging(node: Any) -> Faults:
-    hint = "it would run other code than Python's own; type hydra/job_logging=default, stdout or none"
-    if not isinstance(node, Mapping):
-        yield "", node, hint
-        return
-    for key, value in _leaves(node):
-        last = key.rpartition(".")[2]
-        named = last in ("()", "_target_", "") or (last == "class" and value not in _LOGGED_TO)
-        if named or (isinstance(value, str) and "://" in value and value not in _STREAMS):
-            yield key, value, hint
-        elif (last == "filename" or "${" in str(value)) and value != _LOG_FILE:
-            yield key, value, f"a run logs into its own folder only: filename: {_LOG_FILE}"
+        mine = key == "mode" and key in typed
+        mine |= key.startswith(("launcher.setup", "launcher.additional_parameters")) and any(map(key.startswith, typed))
+        rules = [rule for pattern, rule in _MAY.items() if re.fullmatch(pattern, key)]
+        if not mine and not any(re.fullmatch(rule, str(value)) for rule in rules):
+            hint = _HINTS.get(key.partition(".")[0], "leave it out")
+            raise ConfigError(f"hydra.{key}: {str(value)!r} is not possible: {hint}")
+    _check_variables(OmegaConf.to_container(hydra.job.env_set, resolve=True))
 
 
 def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every value that is no collection, with its path; of an empty collection the path as well."""
-    if isinstance(node, Mapping) and node:
-        for key, value in node.items():
+    """Every value that is no collection, with its path."""
+    if isinstance(node, Mapping | list):
+        for key, value in node.items() if isinstance(node, Mapping) else enumerate(node):
             yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key))
-    elif isinstance(node, list) and node:
-        for place, value in enumerate(node):
-            yield from _leaves(value, f"{prefix}.{place}")
     else:
         yield prefix, node
 

@@ -13,7 +13,7 @@ from typing import Any
 from kd_cli.config.base import Config, Launch
 from kd_cli.config.check import check_config, check_early
 from kd_cli.config.compose import composed, conf_dir, plain, reference
-from kd_cli.config.hydra_checks import check_hydra, says_more
+from kd_cli.config.hydra_checks import check_hydra
 from kd_cli.config.overrides import (
     flags,
     option_values,
@@ -23,6 +23,7 @@ from kd_cli.config.overrides import (
     without_option,
 )
 from kd_cli.errors import ConfigError
+from kd_cli.storage.files import without_empty_folders
 from kd_cli.sweeps.points import Points
 from kd_cli.sweeps.summary import Swept
 from kd_cli.sweeps.sweep import Sweep
@@ -48,18 +49,16 @@ def run_hydra(job: Job, command: str, arguments: Sequence[str], *, writes: bool 
     """
     if "--multirun" in arguments or "hydra.mode=MULTIRUN" in arguments:
         return _run_sweep(job, command, arguments, writes=writes)
+    if "--cfg" in arguments or "--info" in arguments:
+        return _show(command, arguments)
     return _run_once(job, command, arguments)
 
 
 def _run_once(job: Job, command: str, arguments: Sequence[str]) -> Mapping[str, Any]:
-    from kd_cli.launch.empty_folders import watched
+    from kd_cli.sweeps.launchers import start_run
 
     _extend_hydra(arguments)
-    _name_folders("sweep", lambda: "point")  # --cfg hydra --resolve asks for it without a sweep
-    if says_more(arguments):
-        with _explained(arguments), composed(command, arguments, sweep=False) as (_, config):
-            check_hydra(config.hydra)
-    results: list[Mapping[str, Any]] = [{}]
+    results: list[Mapping[str, Any]] = []
     errors: list[Exception] = []
 
     def run(config: Any) -> None:
@@ -68,33 +67,59 @@ def _run_once(job: Job, command: str, arguments: Sequence[str]) -> Mapping[str, 
         except Exception as error:  # Hydra would print lines of its own about it
             errors.append(error)
 
-    with watched(), _explained(arguments):
-        _call_hydra(run, command, arguments)
+    with _explained(arguments), composed(command, arguments) as (loader, config), _as_program(command, arguments):
+        check_hydra(config.hydra)
+        start_run(loader, run, config)
     if errors:
         raise errors[0]
-    return results[-1]
+    return results[0]
+
+
+def _show(command: str, arguments: Sequence[str]) -> Mapping[str, Any]:
+    """Has Hydra print what `--cfg` and `--info` ask for."""
+    import hydra
+
+    _extend_hydra(arguments)
+    words = [*without_option(arguments, "--config-dir"), *winning_overrides(arguments)]
+    main = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=command.replace("-", "_"))
+    with _explained(arguments):
+        with composed(command, arguments) as (_, config):
+            check_hydra(config.hydra)
+        with _as_program(command, words):
+            main(lambda _: None)()
+    return {}
 
 
 def _run_sweep(job: Job, command: str, arguments: Sequence[str], *, writes: bool) -> Swept:
-    from kd_cli.launch.empty_folders import watched
+    from kd_cli.sweeps.launchers import start_sweep
 
     _extend_hydra(arguments)
-    _name_folders("sweep", lambda: "point")  # until the sweep is known, which names them
     with _explained(arguments):
         sweep, study = _make_sweep(command, arguments)
-    arguments = sweep.asked
-    here, alone = partial(_start, job, command, arguments), partial(_run_once, job, command)
-    points = Points(sweep, study, command, arguments, here, alone, writes=writes)
+    here, alone = partial(_start, job, command, sweep.asked), partial(_run_once, job, command)
+    points = Points(sweep, study, command, sweep.asked, here, alone, writes=writes)
     _name_folders(sweep.name, lambda _root_: sweep.folder(_root_.hydra.overrides.task))
-    with watched() as places:
+    words = [*sweep.arguments, "hydra.mode=MULTIRUN"]
+    with _explained(words), composed(command, words, sweeps=True) as (loader, config):
+        check_hydra(config.hydra)
+        with _recorded(Path(str(config.hydra.sweep.dir)), points):
+            start_sweep(loader, points, config)
+    return Swept([*sweep.failures, *points.records], points.found)
+
+
+@contextmanager
+def _recorded(folder: Path, points: Points) -> Iterator[None]:
+    """Records what came of the points at the end; where nothing came of them the sweep's folder is as it was."""
+    listing = folder / "multirun.yaml"  # Hydra's record of a sweep
+    before = listing.read_bytes() if listing.is_file() else None
+    with without_empty_folders(folder):
         try:
-            with _explained(sweep.arguments):
-                _call_hydra(points, command, sweep.arguments)
+            yield
         finally:
             points.close()
-            for place in places if not (writes and points.records) else ():
-                place.remove()
-    return Swept([*sweep.failures, *points.records], points.found)
+            if not (points.writes and points.records):
+                with suppress(OSError):
+                    listing.write_bytes(before) if before is not None else listing.unlink()
 
 
 def _extend_hydra(arguments: Sequence[str]) -> None:
@@ -102,6 +127,7 @@ def _extend_hydra(arguments: Sequence[str]) -> None:
     from kd_cli.sweeps.launchers import check_launcher, install_launchers
 
     install_search_path(option_values(arguments, "--config-dir"))
+    _name_folders("sweep", lambda: "point")  # until a sweep is known, which names them
     install_launchers()
     for word in arguments:
         if word.startswith("hydra/launcher="):
@@ -114,24 +140,14 @@ def _explained(arguments: Sequence[str]) -> AbstractContextManager[None]:
     return explained(arguments, [*map(Path, option_values(arguments, "--config-dir")), conf_dir()])
 
 
-def _call_hydra(task: Callable[[Any], None], command: str, arguments: Sequence[str]) -> None:
-    import hydra
-
-    name = command.replace("-", "_")
-    arguments = [*without_option(arguments, "--config-dir"), *winning_overrides(arguments)]
-    entry = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=name)(task)
-    with _as_program([f"kd {command}", *arguments]):
-        entry()
-
-
 def _make_sweep(command: str, arguments: Sequence[str]) -> tuple[Sweep, Any]:
     """The sweep that the arguments and their presets ask for, and the study that it is, if it is one."""
     from omegaconf import OmegaConf
 
-    with composed(command, arguments, sweep=True) as (loader, config):
+    with composed(command, arguments, sweeps=True) as (loader, config):
         check_hydra(config.hydra)
         sweep = Sweep(arguments, loader, config.hydra.sweeper.get("params") or {})
-    if says_more(arguments) and config.hydra.runtime.choices["hydra/launcher"] == "basic":
+    if config.hydra.runtime.choices["hydra/launcher"] == "basic":
         sweep.arguments += ["hydra/launcher=process", "hydra.launcher.n_jobs=1"]  # which looks at each point, too
     study = config.get("study")
     return sweep, OmegaConf.to_container(study, resolve=True) if study else None
@@ -148,19 +164,11 @@ def _name_folders(sweep: str, point: Callable[..., str]) -> None:
 def _start(job: Job, command: str, arguments: Sequence[str], composed: Any) -> Mapping[str, Any]:
     """One point: checks the configuration, loads plugins, calls the job."""
     from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
 
-    hydra = HydraConfig.get()
-    folder = Path(hydra.runtime.output_dir)
-    try:
-        config, launched = _prepared(command, arguments, composed, hydra, folder)
-        return job(config, launched)
-    finally:
-        if hydra.mode == RunMode.MULTIRUN:  # Hydra made it before anything was checked
-            _remove_empty(folder, Path(hydra.sweep.dir).absolute())
+    return job(*_prepared(command, arguments, composed, HydraConfig.get()))
 
 
-def _prepared(command: str, arguments: Sequence[str], composed: Any, hydra: Any, folder: Path) -> tuple[Config, Launch]:
+def _prepared(command: str, arguments: Sequence[str], composed: Any, hydra: Any) -> tuple[Config, Launch]:
     from hydra.types import RunMode
 
     from kd_cli.plugins import load_plugins
@@ -181,25 +189,18 @@ def _prepared(command: str, arguments: Sequence[str], composed: Any, hydra: Any,
         command=command,
         arguments=(*flags(arguments), *overrides),
         given=frozenset(override_key(override) for override in overrides),
-        folder=folder,
+        folder=Path(hydra.runtime.output_dir),
         exact=named or hydra.mode == RunMode.MULTIRUN,
         trial=os.environ.get(TRIAL),
     )
     return config, launch
 
 
-def _remove_empty(folder: Path, top: Path) -> None:
-    with suppress(OSError):
-        while folder.is_relative_to(top) and folder != top:
-            folder.rmdir()
-            folder = folder.parent
-
-
 @contextmanager
-def _as_program(argv: Sequence[str]) -> Iterator[None]:
+def _as_program(command: str, words: Sequence[str]) -> Iterator[None]:
     """sys.argv for Hydra, and HYDRA_FULL_ERROR, which makes it raise instead of printing and leaving."""
     old_argv, old_value = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
-    sys.argv, os.environ["HYDRA_FULL_ERROR"] = list(argv), "1"
+    sys.argv, os.environ["HYDRA_FULL_ERROR"] = [f"kd {command}", *words], "1"
     try:
         yield
     finally:

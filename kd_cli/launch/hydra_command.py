@@ -115,7 +115,7 @@ def hydra_command(
             arguments += [option, text] if text else []
         for folder in config_dir or []:
             arguments += ["--config-dir", folder]
-        chosen = (foresee, present_foreseen) if dry_run and trains else (job, present)
+        chosen = (dry_run_job, present_dry_run) if dry_run and trains else (job, present)
         launch(name, [*arguments, *(overrides or [])], *chosen, writes=not dry_run)
 
     command.__doc__ = doc
@@ -153,14 +153,14 @@ def launch(
         console.emit(result)
 
 
-def foresee(config: Config, launched: Launch) -> Mapping[str, Any]:
+def dry_run_job(config: Config, launched: Launch) -> Mapping[str, Any]:
     """The job of `--dry-run`."""
     from kd_cli.experiments.dry_run import dry_run
 
     return dry_run(config, launched)
 
 
-def present_foreseen(result: Mapping[str, Any]) -> None:
+def present_dry_run(result: Mapping[str, Any]) -> None:
     """What a command would train, and where."""
     if result["status"] == "completed":
         console.say(f"{result['run']} is complete already; nothing would be trained")

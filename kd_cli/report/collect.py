@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from kd_cli.errors import ConfigError
-from kd_cli.report.records import Run, mapping, read_record, read_run
+from kd_cli.report.records import Run, mapping, read_run
 from kd_cli.runs.folder import find_runs, status_of
+from kd_cli.runs.records import sound_record
 from kd_cli.storage.files import read_json
 
 
@@ -83,7 +84,7 @@ def _search(target: Path, found: Collected) -> None:
     for folder in {target, *(above for each in folders for above in _above(each, target))}:
         _add_sweep(folder, found)
     for folder in folders:
-        record = read_record(folder)
+        record = sound_record(folder)
         if record is None:
             found.warnings.append(f"{folder / 'run.json'} is damaged: the run is left out")
         elif record.get("stage") is not None:
@@ -116,7 +117,7 @@ def _parts(folder: Path, found: Collected) -> Iterator[tuple[str, Path]]:
         names = sorted(entry.name for entry in entries if entry.is_dir())
     for name in names:
         real = (folder / name).resolve()
-        record = read_record(real)
+        record = sound_record(real)
         if record is not None:
             _add_run(real, record, found)
             yield name, real
@@ -133,7 +134,7 @@ def _add_teachers(found: Collected) -> None:
     for run in list(found.runs.values()):
         for source, digest in _teachers(run):
             folder = Path(source)
-            record = read_record(folder)
+            record = sound_record(folder)
             if digest in known or record is None or record.get("stage") is None:
                 continue
             teacher = read_run(folder.resolve(), record, [])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -14,6 +12,7 @@ from kd_cli.data.base import DATASETS, Data, load_dataset
 from kd_cli.errors import KDError
 from kd_cli.report.compare import Comparison
 from kd_cli.report.groups import ROLES, Group
+from kd_cli.report.plots.files import data_url
 from kd_cli.report.records import number
 from kd_cli.report.scores import Judge, class_names
 from kd_cli.report.settings import dataset_options
@@ -106,7 +105,7 @@ def _images(data: Data, chosen: Sequence[int]) -> Iterator[Tensor]:
 def _row(place: int, pixels: Tensor, said: dict[str, Predictions], names: Sequence[str]) -> dict[str, Any]:
     label = int(next(iter(said.values())).labels[place])
     networks = [_answer(role, each.logits[place], label, names) for role, each in said.items()]
-    return {"id": place, "part": "test", "image": _data_url(pixels), "label": names[label], "networks": networks}
+    return {"id": place, "part": "test", "image": _shrunk(pixels), "label": names[label], "networks": networks}
 
 
 def _answer(role: str, logits: Tensor, label: int, names: Sequence[str]) -> dict[str, Any]:
@@ -118,14 +117,12 @@ def _answer(role: str, logits: Tensor, label: int, names: Sequence[str]) -> dict
     return {"name": role, "class": names[order[0]], "probabilities": rows}
 
 
-def _data_url(pixels: Tensor) -> str:
+def _shrunk(pixels: Tensor) -> str:
     from PIL import Image
 
     image = Image.fromarray(pixels.squeeze(-1).contiguous().numpy())
     image.thumbnail((_SIDE, _SIDE))
-    file = io.BytesIO()
-    image.save(file, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+    return data_url(image)
 
 
 def _rule(group: Group, comparison: Comparison, won: int, lost: int, images: int) -> str:

@@ -7,8 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from kd_cli.console import printable
+from kd_cli.report.readable import listed
 from kd_cli.report.tables import Table, tables
 
+_LISTED = 8  # runs named for one value of an option; more are counted
 _MARKUP = re.compile(r"([\\`*_{}\[\]<>#|~$&!])")
 
 
@@ -45,7 +47,7 @@ def _scores(results: Mapping[str, Any]) -> Table:
 
 def _differences(results: Mapping[str, Any]) -> Table:
     rows = [
-        [each["key"], "; ".join(f"{value['value']}: {_ids(value['runs'])}" for value in each["values"])]
+        [each["key"], "; ".join(f"{value['value']}: {listed(value['runs'], _LISTED)}" for value in each["values"])]
         for each in results["differences"]
     ]
     return Table("Options that differ between runs", ("option", "value: runs"), rows, ("option", "value: runs"))
@@ -82,10 +84,6 @@ def _code(text: str) -> str:
     """A command on one line; inside of code nothing but a backquote has a meaning."""
     plain = printable(" ".join(text.split())).replace("`", "'")
     return f"`{plain}`"
-
-
-def _ids(names: Sequence[str]) -> str:
-    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
 def _digits(value: Any, digits: int) -> str | None:

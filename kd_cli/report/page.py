@@ -14,7 +14,7 @@ from kd_cli.report.charts import Chart, charts_of
 from kd_cli.report.charts.families import value_text
 from kd_cli.report.charts.theme import TOKENS
 from kd_cli.report.plots.files import save_file
-from kd_cli.report.readable import readable
+from kd_cli.report.readable import listed, readable
 from kd_cli.report.tables import transfer_table
 
 _HERE = Path(__file__).parent
@@ -29,7 +29,6 @@ _SECTIONS = {
     "transfer": "On other data",
     "curves": "Learning curves",
     "costs": "Accuracy and cost",
-    "agreement": "Agreement with the teacher",
     "calibration": "Calibration",
     "confusion": "Confusions",
     "classes": "Class by class",
@@ -61,7 +60,7 @@ def page(results: Mapping[str, Any]) -> str:
         results=shown,
         rows=_ROWS,
         sections={key: title for key, title in _SECTIONS.items() if key in filled},
-        charts=_by_section(charts),
+        charts={section: [chart for chart in charts if chart.section == section] for section in _SECTIONS},
         transfer=transfer_table(shown),
         differences=_differences(shown),
         examples=_examples(shown["examples"]),
@@ -112,10 +111,6 @@ def _fluid(chart: Chart) -> dict[str, Any]:
     return drawn
 
 
-def _by_section(charts: Sequence[Chart]) -> dict[str, list[Chart]]:
-    return {section: [chart for chart in charts if chart.section == section] for section in _SECTIONS}
-
-
 def _filled(results: Mapping[str, Any]) -> set[str]:
     """Sections that have something without a chart."""
     content = {
@@ -144,7 +139,7 @@ def _differences(results: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, 
 
 
 def _said(item: Mapping[str, Any], names: Mapping[str, str]) -> tuple[str, str]:
-    return value_text(item["value"]), _some([names[identity] for identity in item["runs"]])
+    return value_text(item["value"]), listed([names[identity] for identity in item["runs"]], _LISTED)
 
 
 def _provenance(runs: Iterable[Mapping[str, Any]]) -> list[tuple[str, list[tuple[str, str]]]]:
@@ -154,7 +149,7 @@ def _provenance(runs: Iterable[Mapping[str, Any]]) -> list[tuple[str, list[tuple
         for key, value in _flat(run["provenance"] or {}):
             values.setdefault(key, {}).setdefault(value, []).append(run["name"])
     return [
-        (key, _first([(value, "all" if len(found) == 1 else _some(names)) for value, names in found.items()]))
+        (key, _first([(value, "all" if len(found) == 1 else listed(names, _LISTED)) for value, names in found.items()]))
         for key, found in values.items()
     ]
 
@@ -170,11 +165,6 @@ def _flat(record: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, st
             yield from _flat(value, f"{prefix}{key} ")
         elif value is not None:
             yield f"{prefix}{key}", value_text(value)
-
-
-def _some(names: Sequence[str]) -> str:
-    rest = len(names) - _LISTED
-    return ", ".join(names[:_LISTED]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def _template() -> Any:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from kd_cli.runs.folder import status_of
-from kd_cli.runs.records import sound_record, sound_result
+from kd_cli.runs.records import sound_result
 from kd_cli.storage.files import read_text
 from kd_cli.storage.yaml import parse_record
 
@@ -71,11 +71,6 @@ class Run:
         """The overrides of its command line: `{"loss.temperature": "4"}`."""
         words = [word for word in self.record.get("arguments", ()) if "=" in word]
         return {key.lstrip("+"): value for key, _, value in (word.partition("=") for word in words)}
-
-
-def read_record(path: Path) -> dict[str, Any] | None:
-    """run.json of a folder without what is not of the kind that it should be; None if there is none, or no JSON."""
-    return sound_record(path)
 
 
 def read_run(path: Path, record: Mapping[str, Any], warnings: list[str]) -> Run:

@@ -9,9 +9,10 @@ from typing import Any
 
 from kd_cli.report.collect import Collected
 from kd_cli.report.compare import Comparison
-from kd_cli.report.records import Run, mapping, number, read_record
+from kd_cli.report.records import Run, mapping, number
 from kd_cli.report.settings import brief, facts, label, told, value
 from kd_cli.runs.provenance import rerun_line
+from kd_cli.runs.records import sound_record
 from kd_cli.storage.files import read_json
 
 _RESULTS = (
@@ -167,7 +168,7 @@ def _points(folder: Path, sweep: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _rerun(path: Path) -> str | None:
-    record = read_record(path)
+    record = sound_record(path)
     return rerun_line(record) if record else None
 
 

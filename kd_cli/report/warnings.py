@@ -9,6 +9,7 @@ from kd_cli.metrics.significance import accuracy_error
 from kd_cli.report.collect import teacher_digests
 from kd_cli.report.compare import Comparison, test_images
 from kd_cli.report.groups import Group, confounded
+from kd_cli.report.readable import listed
 from kd_cli.report.records import Run, mapping
 from kd_cli.report.settings import brief
 
@@ -142,5 +143,4 @@ def _count(number: int, what: str) -> str:
 
 
 def _some(names: Sequence[str]) -> str:
-    rest = len(names) - _SHOWN
-    return ", ".join(names[:_SHOWN]) + (f" and {rest:,} more" if rest > 0 else "")
+    return listed(names, _SHOWN)

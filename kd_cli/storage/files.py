@@ -38,6 +38,18 @@ def open_regular(path: Path) -> BinaryIO:
     return os.fdopen(handle, "rb")
 
 
+@contextmanager
+def without_empty_folders(folder: Path) -> Iterator[None]:
+    """At the end the folder, and those above it that were not there before, are removed where nothing is in them."""
+    new = [each for each in (folder, *folder.parents) if not each.exists()]
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            for each in new:
+                each.rmdir()
+
+
 def file_digest(path: Path) -> str:
     """SHA-256 of a file, however large; empty if there is none that can be read."""
     digest = hashlib.sha256()

@@ -1,10 +1,9 @@
-"""The points of a sweep by joblib or submitit: these say where and when, and there each runs as it always does."""
+"""The points of a sweep as jobs of submitit: it says where and when, and there each runs as it always does."""
 
 from __future__ import annotations
 
 import fcntl
 import io
-import multiprocessing
 import os
 import signal
 import tempfile
@@ -13,7 +12,7 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppres
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from kd_cli import console
 from kd_cli.errors import KDError
@@ -21,25 +20,24 @@ from kd_cli.machine import available_cores, given_threads
 from kd_cli.storage.files import read_json
 from kd_cli.sweeps.fork_server import STOP
 from kd_cli.sweeps.point import Point, failed, not_started
-from kd_cli.sweeps.processes import Share, find_slots, run_points, show_point
-from kd_cli.sweeps.worker import Environment, Work
+from kd_cli.sweeps.processes import Share, run_points, show_point
+from kd_cli.sweeps.worker import Work
+
+if TYPE_CHECKING:
+    from kd_cli.sweeps.submitit import Submitit
 
 
 @dataclass(frozen=True)
-class Errand:
-    """A point that runs wherever a library takes it: in a process of its own there, which may die without harm.
+class Job:
+    """A point that runs wherever submitit starts it: in a process of its own there, which may die without harm.
 
     Args:
-        number: counts the points of a batch.
         threads: None: as many as there are cores where it runs.
-        device: as configured, where the points take the machine's devices in turn; None: the library gives devices.
         lease: a file that the sweep keeps locked for as long as it wants points; None: nobody has to want them.
     """
 
-    number: int
     work: Work
     threads: int | None
-    device: str | None
     lease: Path | None
 
     def __call__(self) -> Point:
@@ -48,15 +46,10 @@ class Errand:
         if self.lease is not None:
             for number in STOP:  # a terminal's Ctrl-C reaches this process, too; the sweep decides
                 signal.signal(number, signal.SIG_IGN)
-        multiprocessing.set_start_method("forkserver", force=True)  # joblib's own is unknown to Python
-        slots = find_slots(self.device) if self.device else ()
-        slot = slots[self.number % len(slots)] if slots else {}
-        share = Share(1, self.threads or given_threads() or available_cores(), [slot])
-        work = replace(self.work, environment=_surroundings(self.work.environment))
+        share = Share(1, self.threads or given_threads() or available_cores())
+        work = replace(self.work, environment=dict(os.environ))  # of this machine
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):  # the sweep says what there is to say
             (point,) = run_points([work], share, unwanted=self._unwanted)
-        if self.lease is not None and self.lease.exists() and self._unwanted():
-            os._exit(1)  # the sweep was killed; joblib's processes would wait for another
         return point
 
     def checkpoint(self) -> Any:
@@ -78,54 +71,35 @@ class Errand:
         return True
 
 
-class Library(Protocol):
-    """What runs errands.
-
-    `local`: on this machine; the points end when the sweep does. `shares_devices`: it leaves the devices to us.
-    """
-
-    name: str
-    local: bool
-    shares_devices: bool
-
-    def divide(self, points: int) -> tuple[int, int | None]:
-        """How many points run at the same time, and the threads of each; None: known only where they run."""
-
-    def run(self, errands: Sequence[Errand]) -> Iterator[tuple[int, Point]]:
-        """What came of each errand, by its number, in any order."""
-
-
-def run_errands(library: Library, works: Sequence[Work], device: str, first: int = 0) -> list[Point]:
-    """Has a library run points, on this machine or elsewhere.
+def run_jobs(submitit: Submitit, works: Sequence[Work], first: int = 0) -> list[Point]:
+    """Has submitit run points, on this machine or elsewhere.
 
     Ctrl-C and SIGTERM end those on this machine; those on a cluster go on, and only the waiting ends.
 
     Args:
-        device: as configured.
         first: how many points earlier batches of the sweep had.
 
     Returns:
         What came of each, in the order of `works`.
     """
-    at_once, threads = library.divide(len(works))
+    at_once, threads = submitit.divide(len(works))
     of_each = "" if threads is None else ", 1 thread each" if threads == 1 else f", {threads} threads each"
     logs = f"{console.short_path(works[0].folder.parent)}/*/{works[0].log.name}"
-    console.say(f"{len(works)} points by {library.name}, {at_once} at a time{of_each}; what they say is in {logs}")
-    post = _Post(works, first, library.local)
-    with _lease() as lease, post.heeding(lease):
-        shared, where = device if library.shares_devices else None, Path(lease.name) if library.local else None
-        errands = [Errand(number, work, threads, shared, where) for number, work in enumerate(works)]
+    console.say(f"{len(works)} points by {submitit.name}, {at_once} at a time{of_each}; what they say is in {logs}")
+    outcomes = _Outcomes(works, first, submitit.local)
+    with _lease() as lease, outcomes.heeding(lease):
+        jobs = [Job(work, threads, Path(lease.name) if submitit.local else None) for work in works]
         try:
-            for number, point in library.run(errands):
-                post.receive(number, point)
+            for number, point in submitit.run(jobs):
+                outcomes.receive(number, point)
         except (_NotWaited, KeyboardInterrupt):
             pass
         except Exception as error:
             text = str(error).strip() or type(error).__name__
-            post.reason = KDError(f"{library.name} ended before the point did: {text}")
-    if post.stopped:
+            outcomes.reason = KDError(f"{submitit.name} ended before the point did: {text}")
+    if outcomes.stopped:
         console.notice("the same command goes on with what is not done")
-    return [post.points.get(number) or post.missing(number) for number in range(len(works))]
+    return [outcomes.points.get(number) or outcomes.missing(number) for number in range(len(works))]
 
 
 class _NotWaited(Exception):
@@ -140,7 +114,7 @@ def _lease() -> Iterator[Any]:
         yield file
 
 
-class _Post:
+class _Outcomes:
     """What came of the points so far.
 
     Args:
@@ -150,7 +124,7 @@ class _Post:
 
     def __init__(self, works: Sequence[Work], first: int, local: bool) -> None:
         self.points: dict[int, Point] = {}
-        self.reason: KDError | None = None  # why the library has no more to say
+        self.reason: KDError | None = None  # why submitit has no more to say
         self._works, self._local = works, local
         self._names = [f"point {number} of {first + len(works)}" for number in range(first + 1, first + len(works) + 1)]
         self._already = [(work.folder / "result.json").exists() for work in works]
@@ -207,12 +181,3 @@ class _Post:
             return {**not_started(label), "exit_code": self._exit_code}
         error = "stopped; what was trained is kept"
         return {"point": label, "status": "interrupted", "error": error, "exit_code": self._exit_code}
-
-
-def _surroundings(given: Environment) -> Environment:
-    """The variables of the place where a point runs; HYDRA_FULL_ERROR, set while Hydra runs, is as the user has it."""
-    name = "HYDRA_FULL_ERROR"
-    return {
-        **{key: value for key, value in os.environ.items() if key != name},
-        **{key: value for key, value in given.items() if key == name},
-    }

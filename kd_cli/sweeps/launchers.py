@@ -6,24 +6,29 @@ import importlib
 import sys
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from hydra._internal.callbacks import Callbacks
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
-from hydra.core.utils import JobReturn, JobStatus, run_job, setup_globals
+from hydra.core.utils import JobReturn, JobStatus, configure_log, run_job, setup_globals
 from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, RunMode
 from omegaconf import OmegaConf, open_dict
 
 from kd_cli.config.hydra_checks import check_hydra
 from kd_cli.errors import ConfigError, suggest
 from kd_cli.machine import available_cores, given_threads
-from kd_cli.sweeps.backends import EXTRAS, make_library
-from kd_cli.sweeps.jobs import run_errands
+from kd_cli.storage.files import without_empty_folders
+from kd_cli.sweeps.jobs import run_jobs
 from kd_cli.sweeps.processes import Share, check_n_jobs, divide, find_slots, run_points
 from kd_cli.sweeps.search.sweeper import OptunaSweeper
+from kd_cli.sweeps.submitit import Submitit
 
 _PACKAGE, _NAME = "hydra_plugins", "kd_cli"  # Hydra starts no launcher that is called otherwise
+_SUBMITIT = ("submitit_local", "submitit_slurm")
 
 
 class ProcessLauncher(Launcher):
@@ -62,10 +67,10 @@ class ProcessLauncher(Launcher):
         return divide(points, self.n_jobs, ask, cores=available_cores(), threads=given_threads())
 
 
-class LibraryLauncher(Launcher):
-    """Runs points of a sweep by joblib or submitit: their Hydra plugins' options, and our processes.
+class SubmititLauncher(Launcher):
+    """Runs points of a sweep by submitit: the options of its Hydra plugin, and our processes.
 
-    The plugins themselves would lose all results with the first process that dies.
+    The plugin itself would lose all results with the first process that dies.
     """
 
     __module__ = f"{_PACKAGE}.{_NAME}"
@@ -75,23 +80,21 @@ class LibraryLauncher(Launcher):
 
     def setup(self, *, hydra_context: Any, task_function: Any, config: Any) -> None:
         """Raises a ConfigError if the options are not possible."""
-        self.library = make_library(config.hydra.runtime.choices["hydra/launcher"], self.options)
+        self.submitit = Submitit(config.hydra.runtime.choices["hydra/launcher"], self.options)
         self.context, self.task, self.config = hydra_context, task_function, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Hydra gets no results: what came of the points is with the task."""
         setup_globals()
         points = _compose(self.context, self.config, job_overrides, initial_job_idx)
-        alone = self.library.shares_devices and self.library.divide(len(points))[0] == 1
-        if alone or not self.task.writes:
+        if not self.task.writes:
             return [_run_here(self.context, self.task, point) for point in points]
-        device = str(self.config.device)
-        self.task.run_apart(points, lambda works, first: run_errands(self.library, works, device, first))
+        self.task.run_apart(points, partial(run_jobs, self.submitit))
         return [JobReturn(status=JobStatus.COMPLETED) for _ in points]
 
     def at_once(self, points: int) -> int:
         """How many of so many points a search asks for together: a queue takes any number, and would learn nothing."""
-        return self.library.divide(points)[0] if self.library.shares_devices else min(points, available_cores())
+        return min(points, available_cores())
 
 
 def _plain(value: Any) -> Any:
@@ -108,23 +111,44 @@ def _compose(context: Any, config: Any, job_overrides: Sequence[Sequence[str]], 
 
 
 def _run_here(context: Any, task: Any, point: Any) -> JobReturn:
-    return run_job(
-        hydra_context=context,
-        task_function=task,
-        config=point,
-        job_dir_key="hydra.sweep.dir",
-        job_subdir_key="hydra.sweep.subdir",
-    )
+    with without_empty_folders(Path(str(point.hydra.sweep.dir), str(point.hydra.sweep.subdir)).absolute()):
+        return run_job(task, point, "hydra.sweep.dir", "hydra.sweep.subdir", context)
+
+
+def start_run(loader: Any, task: Any, config: Any) -> None:
+    """Has Hydra call the task once, in the folder that it makes for it.
+
+    Hydra makes that before the task has checked anything.
+    """
+    config.hydra.mode = RunMode.RUN
+    configure_log(config.hydra.hydra_logging, config.hydra.verbose)
+    with without_empty_folders(Path(str(config.hydra.run.dir)).absolute()):
+        run_job(task, config, "hydra.run.dir", None, HydraContext(loader, Callbacks()))
+
+
+def start_sweep(loader: Any, task: Any, config: Any) -> None:
+    """Has Hydra's sweeper and launcher call the task for every point, or run the points apart."""
+    configure_log(config.hydra.hydra_logging, config.hydra.verbose)
+    context = HydraContext(loader, Callbacks())
+    sweeper = Plugins.instance().instantiate_sweeper(hydra_context=context, task_function=task, config=config)
+    words = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)  # a key that varies is each point's own
+    assert isinstance(words, list)
+    sweeper.sweep(words)
 
 
 def check_launcher(name: str) -> None:
     """Raises a ConfigError if there is no `hydra/launcher` of that name, or if it needs what is not installed."""
-    known = ("process", "basic", *EXTRAS)
+    if name == "joblib":
+        raise ConfigError(
+            "hydra/launcher=joblib is not possible: kd's own launcher runs points in processes of this machine; type "
+            "hydra/launcher=process hydra.launcher.n_jobs=2, or how many points are to run at the same time"
+        )
+    known = ("process", "basic", *_SUBMITIT)
     if name not in known:
         raise ConfigError(f"hydra/launcher: there is no launcher {name!r}{suggest(name, known)}")
-    if name in EXTRAS and f"{name}.yaml" not in ConfigStore.instance().list("hydra/launcher"):
+    if name in _SUBMITIT and f"{name}.yaml" not in ConfigStore.instance().list("hydra/launcher"):
         raise ConfigError(
-            f"hydra/launcher={name} needs a package that is not installed: pip install 'kd-cli[{EXTRAS[name]}]'; "
+            f"hydra/launcher={name} needs a package that is not installed: pip install 'kd-cli[slurm]'; "
             "hydra/launcher=process needs none and runs as many points at a time as there are cores"
         )
 
@@ -133,7 +157,7 @@ def install_launchers() -> None:
     """Makes Hydra know our launchers and the sweeper; it looks them up by name in its own package of plugins."""
     if f"{_PACKAGE}.{_NAME}" in sys.modules:
         return
-    for plugin in (ProcessLauncher, LibraryLauncher, OptunaSweeper):
+    for plugin in (ProcessLauncher, SubmititLauncher, OptunaSweeper):
         Plugins.instance().register(plugin)
     try:
         package = importlib.import_module(_PACKAGE)
@@ -143,8 +167,8 @@ def install_launchers() -> None:
     sys.modules[f"{_PACKAGE}.{_NAME}"] = sys.modules[__name__]
     setattr(package, _NAME, sys.modules[__name__])
     store = ConfigStore.instance()
-    for name in EXTRAS:
+    for name in _SUBMITIT:
         if f"{name}.yaml" in store.list("hydra/launcher"):  # its plugin has put it there
             node = OmegaConf.create(store.load(f"hydra/launcher/{name}.yaml").node)
-            node._target_ = f"{_PACKAGE}.{_NAME}.{LibraryLauncher.__name__}"
+            node._target_ = f"{_PACKAGE}.{_NAME}.{SubmititLauncher.__name__}"
             store.store(group="hydra/launcher", name=name, node=node, provider="kd")

@@ -15,6 +15,7 @@ from kd_cli.config.overrides import VALUE_FOLLOWS, override_key
 from kd_cli.errors import ConfigError, KDError, suggest
 from kd_cli.sweeps.point import Point, attempt, failed, logged, not_started
 
+_MOST_POINTS = 100_000
 _LONGEST_NAME = 120  # characters; most file systems stop at 255 bytes
 
 
@@ -47,7 +48,8 @@ class Sweep:
             override = parser.parse_override(argument)
             if override.is_sweep_override():
                 self.keys.add(override_key(argument))
-                counts.append(count_values(override))
+                values = override.sweep_iterator() if override.is_discrete_sweep() else iter([None])
+                counts.append(sum(1 for _ in islice(values, _MOST_POINTS + 1)))
                 known = loader.get_group_options(override.key_or_group)
                 if known and override.is_discrete_sweep():
                     self._drop_unknown(place, override, known)
@@ -111,16 +113,6 @@ def _file_name(text: str) -> str:
 
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:6]
-
-
-_MOST_POINTS = 100_000
-
-
-def count_values(override: Any) -> int:
-    """How many values a key of a sweep takes, or more than are possible."""
-    if not override.is_discrete_sweep():
-        return 1
-    return sum(1 for _ in islice(override.sweep_iterator(), _MOST_POINTS + 1))
 
 
 def check_points_number(keys: Iterable[str], counts: Sequence[int]) -> None:

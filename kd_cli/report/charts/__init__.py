@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from kd_cli.report.charts.chart import Chart
-from kd_cli.report.charts.classes import agreement_chart, class_charts
+from kd_cli.report.charts.classes import class_charts
 from kd_cli.report.charts.confusion import confusion_charts
 from kd_cli.report.charts.costs import cost_charts
 from kd_cli.report.charts.curves import curves_chart
-from kd_cli.report.charts.reliability import error_chart, reliability_chart
+from kd_cli.report.charts.reliability import reliability_chart
 from kd_cli.report.charts.side_by_side import gain_chart, transfer_chart
 from kd_cli.report.charts.sweep import axis_chart
 from kd_cli.report.plots.files import save_picture
@@ -28,9 +28,7 @@ def charts_of(results: Mapping[str, Any]) -> list[Chart]:
         transfer_chart(results),
         curves_chart(results),
         *cost_charts(results),
-        agreement_chart(results),
         reliability_chart(results),
-        error_chart(results),
         *confusion_charts(results),
         *class_charts(results),
     ]

@@ -1,4 +1,4 @@
-"""Class by class, and in agreement with the teacher: where distillation changed the student."""
+"""Class by class: where distillation changed the student."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kd_cli.report.charts.chart import Chart, named_rows, rounded
-from kd_cli.report.charts.groups import left_out, named, row_axis, stage_colour, stage_shape, tip
+from kd_cli.report.charts.groups import named, tip
 from kd_cli.report.charts.theme import MUTED
 
 _GROUPS = 2
@@ -20,57 +20,6 @@ def class_charts(results: Mapping[str, Any]) -> list[Chart]:
     groups = sorted(groups, key=lambda pair: -_validation(pair[1]))[:_GROUPS]
     alone = len(groups) == 1
     return [_gains(index + 1, "" if alone else f" · {name}", group) for index, (name, group) in enumerate(groups)]
-
-
-def agreement_chart(results: Mapping[str, Any]) -> Chart | None:
-    """How many test images the student answers as its teacher does, right or wrong."""
-    groups = [group for group in results["groups"] if any((group["agreement"] or {}).values())]
-    rows = rounded(
-        {"group": name, "network": network, "agreement": group["agreement"][network]}
-        for name, group in named(groups)
-        for network in ("baseline", "distilled")
-        if group["agreement"].get(network) is not None
-    )
-    if not rows:
-        return None
-    ends = (("Lowest", min(rows, key=_agreement)), ("Highest", max(rows, key=_agreement)))
-    said = [f"{which}: {row['network']} {row['group']}, {_agreement(row):.2f} %." for which, row in ends]
-    return Chart(
-        id="agreement",
-        section="agreement",
-        title="Agreement with the teacher",
-        alt=f"Dots. {' '.join(said)}",
-        headings={"group": "Group", "network": "Network", "agreement": "Same answer as the teacher, %"},
-        rows=rows,
-        drawing=_agreements(rows),
-        note=left_out(len(groups)),
-    )
-
-
-def _agreement(row: Mapping[str, Any]) -> float:
-    share: float = row["agreement"]
-    return share
-
-
-def _agreements(rows: Sequence[Mapping[str, Any]]) -> Any:
-    import altair as alt
-
-    networks = list(dict.fromkeys(row["network"] for row in rows))
-    points = alt.Chart(named_rows()).mark_point(filled=True, size=80, opacity=1)
-    drawing = points.encode(
-        x=alt.X(
-            "agreement:Q",
-            title="same answer as the teacher, %",
-            scale=alt.Scale(zero=False, padding=12),
-            axis=alt.Axis(tickCount=8),
-        ),
-        y=row_axis(rows),
-        yOffset=alt.YOffset("network:N", sort=networks, scale=alt.Scale(domain=networks, paddingOuter=0.4)),
-        color=stage_colour(networks),
-        shape=stage_shape(networks),
-        tooltip=[tip("group:N", "group"), tip("network:N", "network"), tip("agreement:Q", "agreement, %", ".2f")],
-    )
-    return drawing.properties(width=520, height=40 * len({row["group"] for row in rows}) + 20)
 
 
 def _validation(group: Mapping[str, Any]) -> float:

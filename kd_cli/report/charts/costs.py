@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 from kd_cli.report.charts.chart import Chart, named_rows, rounded
-from kd_cli.report.charts.families import Family, families_of, mean
+from kd_cli.report.charts.families import Family, families_of
 from kd_cli.report.charts.groups import short, tip
 from kd_cli.report.plots.costs import cost_scale, spread_out
 
@@ -92,8 +93,8 @@ def _row(family: Family, cost: str) -> dict[str, Any] | None:
     costs = [value for run in family.runs if (value := _cost(run, cost)) is not None]
     if not costs:
         return None
-    accuracy = mean([run["test_top1"] for run in family.runs])
-    row = {"network": family.name, "stage": family.stage, "cost": mean(costs), "mean": accuracy, "n": len(family.runs)}
+    accuracy = fmean([run["test_top1"] for run in family.runs])
+    row = {"network": family.name, "stage": family.stage, "cost": fmean(costs), "mean": accuracy, "n": len(family.runs)}
     return rounded([row])[0]
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 from kd_cli.report.charts.chart import Chart, named_rows, rounded
-from kd_cli.report.charts.families import Family, families_of, mean
+from kd_cli.report.charts.families import Family, families_of
 
 _METRICS = {
     "val_top1": "validation accuracy, %",
@@ -143,7 +144,7 @@ def _mean_row(family: Family, epoch: int, metrics: Sequence[str]) -> dict[str, A
     for metric in metrics:
         values = [value for run in family.runs if (value := _at(run, metric, epoch)) is not None]
         row["n"] = max(row["n"], len(values))
-        center = mean(values) if values else 0.0
+        center = fmean(values) if values else 0.0
         row[metric] = center if values else None
         # statistics.stdev computes in fractions: seconds for a thousand runs
         spread = math.fsum((value - center) ** 2 for value in values) / max(1, len(values) - 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 from kd_cli.report.charts.chart import Toggle
@@ -61,11 +62,6 @@ def value_text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def mean(values: Sequence[float]) -> float:
-    """Of at least one."""
-    return sum(values) / len(values)
-
-
 def _colours(keys: Sequence[tuple[str, str]], shown: Container[tuple[str, str]]) -> dict[tuple[str, str], str]:
     """Those that are shown choose first, so that no two of them are alike."""
     stages = [stage for stage, _ in keys]
@@ -85,7 +81,7 @@ def _shown(keys: Sequence[tuple[str, str]], found: Mapping[tuple[str, str], Sequ
 
     def quality(key: tuple[str, str]) -> float:
         known = [run["val_top1"] for run in found[key] if run["val_top1"] is not None]
-        return -mean(known) if known else 0.0
+        return -fmean(known) if known else 0.0
 
     rest = sorted((key for key in keys if key not in first and key[0] not in _ORDER), key=quality)
     rest += [key for key in keys if key not in first and key[0] in _ORDER]

@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kd_cli.report.charts.chart import Chart, named_rows, rounded
-from kd_cli.report.charts.families import Family, families_of, mean
-from kd_cli.report.charts.groups import row_axis, tip
+from kd_cli.report.charts.families import Family, families_of
 from kd_cli.report.charts.theme import MUTED
 
 _LINES = 40  # families in the chart, shown or not
@@ -36,47 +35,6 @@ def reliability_chart(results: Mapping[str, Any]) -> Chart | None:
         rows=rows,
         drawing=_drawing(families),
         toggles=[family.toggle for family in families],
-        wide=False,
-    )
-
-
-def error_chart(results: Mapping[str, Any]) -> Chart | None:
-    """The expected calibration error of each network, mean over the seeds."""
-    import altair as alt
-
-    families = families_of([run for run in results["runs"] if run["scores"] and run["scores"]["ece"] is not None])
-    families = [family for family in families if family.shown]
-    rows = rounded(
-        {
-            "group": family.name,
-            "ece": mean([run["scores"]["ece"] for run in family.runs]),
-            "nll": mean([run["scores"]["nll"] for run in family.runs]),
-            "n": len(family.runs),
-        }
-        for family in families
-    )
-    if not rows:
-        return None
-    colours = alt.Scale(domain=[row["group"] for row in rows], range=[family.colour for family in families])
-    drawing = (
-        alt.Chart(named_rows())
-        .mark_bar(size=14)
-        .encode(
-            x=alt.X("ece:Q", title="calibration error, points", axis=alt.Axis(tickCount=6)),
-            y=row_axis(rows),
-            color=alt.Color("group:N", scale=colours, legend=None),
-            tooltip=[tip("group:N", "network"), tip("ece:Q", "error, points", ".2f"), tip("nll:Q", "NLL", ".3f")],
-        )
-    )
-    best = min(rows, key=lambda row: row["ece"])
-    return Chart(
-        id="calibration-error",
-        section="calibration",
-        title="Calibration error: how far confidence is from accuracy",
-        alt=f"Bars. Smallest: {best['group']}, {best['ece']:.2f} points.",
-        headings={"group": "Network", "ece": "ECE, points", "nll": "NLL, nats", "n": "Seeds"},
-        rows=rows,
-        drawing=drawing.properties(width=320, height=28 * len(rows) + 12),
         wide=False,
     )
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import base64
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kd_cli.errors import ConfigError, KDError
 from kd_cli.storage.files import write_bytes
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 # Okabe and Ito 2008: told apart by the colour-blind, and of different lightness for prints in grey.
 COLOURS = ("#0072B2", "#999999", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
@@ -76,6 +80,13 @@ def save_picture(chart: Any, path: Path) -> None:
         save_file(path, vl_convert.vegalite_to_svg(specification).encode())
     else:
         save_file(path, _smaller(vl_convert.vegalite_to_png(specification, scale=SCALE)))
+
+
+def data_url(image: Image.Image) -> str:
+    """An image as the text of a link."""
+    file = io.BytesIO()
+    image.save(file, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
 def _smaller(png: bytes) -> bytes:

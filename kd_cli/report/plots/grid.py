@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -11,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from kd_cli.console import printable
 from kd_cli.evaluation.predict import Panel, most_probable
-from kd_cli.report.plots.files import SCALE, colours_of
+from kd_cli.report.plots.files import SCALE, colours_of, data_url
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -58,7 +56,7 @@ def _panel(panel: Panel, classes: Sequence[str], top: int) -> Any:
 
     image = _enlarged(panel.pixels)
     width, height = image.width / SCALE, image.height / SCALE
-    picture = alt.Chart(alt.Data(values=[{"url": _data_url(image)}])).mark_image(width=width, height=height)
+    picture = alt.Chart(alt.Data(values=[{"url": data_url(image)}])).mark_image(width=width, height=height)
     picture = picture.encode(url="url:N", x=alt.value(width / 2), y=alt.value(height / 2))
     return alt.hconcat(
         picture.properties(width=width, height=height),
@@ -133,9 +131,3 @@ def _enlarged(pixels: Tensor) -> Image.Image:
     factor = side / largest if largest > 1.5 * side else max(1, round(side / largest))
     size = round(image.width * factor), round(image.height * factor)
     return image.resize(size, Image.Resampling.BILINEAR if factor < 1 else Image.Resampling.NEAREST)
-
-
-def _data_url(image: Image.Image) -> str:
-    file = io.BytesIO()
-    image.save(file, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()

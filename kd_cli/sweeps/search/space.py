@@ -1,4 +1,4 @@
-"""What a search may try: Hydra's sweep grammar as Optuna's distributions.
+"""What a search may try: Hydra's sweeps as Optuna's distributions.
 
 loss.kl_weight=choice(0.1,0.5,0.9)      one of these (0.1,0.5,0.9 is the same)
 student.width=range(8,65,8)             8, 16, …, 64

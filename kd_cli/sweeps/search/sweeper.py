@@ -122,6 +122,4 @@ class OptunaSweeper(Sweeper):
     def _at_once(self) -> int:
         if self.options.n_jobs is not None:
             return self.options.n_jobs
-        if self.config.hydra.runtime.choices["hydra/launcher"] == "basic":
-            return 1
         return int(self.launcher.at_once(self.options.n_trials))
