@@ -7,7 +7,7 @@ import importlib
 import os
 import pkgutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -18,14 +18,6 @@ from kd_cli.launch.hydra_command import Info
 from kd_cli.machine import keep_freed_memory
 from kd_cli.signals import heeding
 
-app = typer.Typer(
-    name="kd",
-    help="Knowledge-distillation experiments whose numbers can be believed.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-
 
 def _print_version(value: bool) -> None:
     if value:
@@ -33,7 +25,6 @@ def _print_version(value: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def _root(
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
@@ -55,12 +46,27 @@ def _interruptible(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-_modules = [
-    importlib.import_module(module.name) for module in pkgutil.iter_modules(commands.__path__, f"{commands.__name__}.")
-]
-for _command in sorted(_modules, key=lambda module: (module.PANEL, module.__name__)):
-    _name = _command.__name__.rpartition(".")[2].replace("_", "-")
-    app.command(_name, rich_help_panel=_command.PANEL)(_interruptible(_command.command))
+def make_app(words: Sequence[str]) -> typer.Typer:
+    """The commands that a command line needs: the one that it names; all where help, a hint or completion is wanted."""
+    app = typer.Typer(
+        name="kd",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(_root)
+    names = [module.name for module in pkgutil.iter_modules(commands.__path__)]
+    named = [name for name in names if words and _typed(name) == words[0]]
+    modules = [importlib.import_module(f"{commands.__name__}.{name}") for name in named or names]
+    for module in sorted(modules, key=lambda module: (module.PANEL, module.__name__)):
+        name = _typed(module.__name__.rpartition(".")[2])
+        app.command(name, rich_help_panel=module.PANEL)(_interruptible(module.command))
+    return app
+
+
+def _typed(module: str) -> str:
+    """A command as it is typed: `train_teacher` → `train-teacher`."""
+    return module.replace("_", "-")
 
 
 def main() -> None:
@@ -73,7 +79,7 @@ def main() -> None:
 def _run() -> None:
     full = os.environ.get("HYDRA_FULL_ERROR") == "1"
     try:
-        app(_with_info_value(sys.argv[1:]))
+        make_app(sys.argv[1:])(_with_info_value(sys.argv[1:]))
     except KeyboardInterrupt:
         sys.exit(_show(Interrupted("interrupted")))
     except SystemExit as left:

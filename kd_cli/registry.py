@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 from kd_cli.errors import ConfigError, suggest
+from kd_cli.ranges import check_ranges, checked
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -21,7 +22,8 @@ class Registry(Generic[T]):
 
     Args:
         group: the config group, used in messages: `loss`.
-        package: every module of it is imported at the first look-up, so a new file is found by being there.
+        package: a component is in the module of it whose name is the longest beginning of its own (`resnet20` in
+            resnet.py), so a new file is found by being there, and no other one is imported.
         injected: arguments that the program supplies and a configuration never does.
     """
 
@@ -33,19 +35,21 @@ class Registry(Generic[T]):
         self._loaded = False
 
     def register(self, name: str) -> Callable[[F], F]:
-        """Decorator: makes a class or function available as `name`.
+        """Decorator: makes a class or function available as `name`, and has it check the ranges of its annotations.
 
         Raises:
             ValueError: if another component has that name.
         """
 
         def add(component: F) -> F:
+            if not getattr(component, "__module__", "").startswith(f"{self._package}."):
+                self._import_file_of(name)  # so that a namesake from elsewhere is noticed now
             other = self._components.get(name)
             if other is not None and _identity(other) != _identity(component):
                 raise ValueError(
                     f"{self.group} {name!r} is already registered by {other.__module__}.{other.__qualname__}"
                 )
-            self._components[name] = component
+            self._components[name] = component = checked(component)
             return component
 
         return add
@@ -53,11 +57,24 @@ class Registry(Generic[T]):
     def names(self) -> list[str]:
         """Every registered name, sorted."""
         if not self._loaded:
-            package = importlib.import_module(self._package)
-            for module in pkgutil.iter_modules(package.__path__, f"{self._package}."):
-                importlib.import_module(module.name)
+            for file in self._files():
+                importlib.import_module(f"{self._package}.{file}")
             self._loaded = True
         return sorted(self._components)
+
+    def __contains__(self, name: object) -> bool:
+        """Whether a component has that name; its own file is imported, and all of them where that has no such name."""
+        if isinstance(name, str) and name not in self._components:
+            self._import_file_of(name)
+        return isinstance(name, str) and (name in self._components or name in self.names())
+
+    def _files(self) -> list[str]:
+        return [module.name for module in pkgutil.iter_modules(importlib.import_module(self._package).__path__)]
+
+    def _import_file_of(self, name: str) -> None:
+        file = max(filter(name.startswith, self._files()), key=len, default=None)
+        if file is not None:
+            importlib.import_module(f"{self._package}.{file}")
 
     def component(self, name: str, *, where: str = "") -> Callable[..., T]:
         """The registered callable.
@@ -68,30 +85,36 @@ class Registry(Generic[T]):
         Raises:
             ConfigError: unknown name.
         """
-        if name not in self.names():
+        if name not in self:
             raise ConfigError(f"{where or self.group}: there is no {self.group} {name!r}{suggest(name, self.names())}")
         return self._components[name]
 
     def check(self, options: Mapping[str, Any], *, where: str = "") -> dict[str, Any]:
-        """The component's keyword arguments from `{name: …, option: value, …}`, types checked.
+        """The component's keyword arguments from `{name: …, option: value, …}`, types and ranges checked.
 
         Args:
             where: the configuration key of `options` if it is not the group: `student`.
 
         Raises:
-            ConfigError: unknown name or option, missing option, or a value of the wrong type.
+            ConfigError: unknown name or option, missing option, or a value of the wrong type or outside its range.
         """
-        where = where or self.group
+        return self._checked(options, where or self.group)[1]
+
+    def _checked(self, options: Mapping[str, Any], where: str) -> tuple[Callable[..., T], dict[str, Any]]:
         if not isinstance(options, Mapping) or not options.get("name"):
             raise ConfigError(
                 f"{where}: {options!r} does not say which {self.group} it is; type {{name: NAME, option: value}}. "
                 f"Known: {', '.join(self.names())}"
             )
         name = str(options["name"])
-        given = {key: value for key, value in options.items() if key != "name"}
-        return bind_options(
-            self.component(name, where=where), given, where=where, what=f"{self.group} {name!r}", skip=self._injected
-        )
+        component, given = self.component(name, where=where), {key: options[key] for key in options if key != "name"}
+        what = f"{self.group} {name!r}"
+        arguments = bind_options(component, given, where=where, what=what, skip=self._injected)
+        try:
+            check_ranges(component, given)  # as it was typed: -1 and not -1.0
+        except ValueError as error:
+            raise ConfigError(f"{where}.{error}") from error
+        return component, arguments
 
     def build(self, options: Mapping[str, Any], *, where: str = "", **injected: Any) -> T:
         """Calls the component with its checked options and those of `injected` that it takes.
@@ -99,14 +122,13 @@ class Registry(Generic[T]):
         Raises:
             ConfigError: as `check`, and where the component refuses a value (its ValueError, prefixed).
         """
-        arguments = self.check(options, where=where)
-        component = self.component(str(options["name"]))
+        where = where or self.group
+        component, arguments = self._checked(options, where)
         wanted = inspect.signature(component).parameters
         supplied = {key: value for key, value in injected.items() if key in wanted}
         try:
             return component(**arguments, **supplied)
         except ValueError as error:
-            where = where or self.group
             names_key = str(error).partition(":")[0] in wanted
             raise ConfigError(f"{where}{'.' if names_key else ': '}{error}") from error
 

@@ -15,8 +15,7 @@ from kd_cli.cli import main
 from kd_cli.config.compose import compose
 from tests.conftest import Outcome
 
-# The first optimizer imports the last, a second's work.
-for name in ("kd_cli.launch.hydra_app", "kd_cli.experiments.check", "kd_cli.sweeps.launchers", "torch._dynamo"):
+for name in ("kd_cli.launch.hydra_app", "kd_cli.experiments.check", "kd_cli.sweeps.launchers"):
     importlib.import_module(name)
 # The parser of overrides is slow until it has read some.
 compose(["loss=kd", "trainer.epochs=1", "student=mlp", "student.hidden=[8]", "plugins=[a.py]"])

@@ -21,9 +21,6 @@ BEFORE_TORCH = {
     "+student.widht=3": ["student.widht", "student 'mlp' has no option"],
     "+colour=red": ["colour: the configuration has no option"],
     "loss.temperature=warm": ["loss.temperature: 'warm' is not a number"],
-    "loss.temperature=-1": ["loss.temperature: -1", "must be > 0"],
-    "loss.ce_weight=-1": ["loss.ce_weight: -1", "must be ≥ 0"],
-    "loss.kl_weight=inf": ["loss.kl_weight: inf"],
     "loss.temperature=": ["loss.temperature: '' is not a number"],
     "trainer.epochs=2.5": ["trainer.epochs: 2.5 is not a whole number"],
     "trainer.epochs=0": ["trainer.epochs: 0 is not possible; it must be ≥ 1"],
@@ -48,6 +45,9 @@ BEFORE_TORCH = {
     "plugins=[./nothing.py]": ["there is no file nothing.py"],
 }
 BEFORE_DATA = {
+    "loss.temperature=-1": ["loss.temperature: -1", "must be > 0"],
+    "loss.ce_weight=-1": ["loss.ce_weight: -1", "must be ≥ 0"],
+    "loss.kl_weight=inf": ["loss.kl_weight: inf"],
     "dataset.val_fraction=2": ["val_fraction=2", "0.9"],
     "dataset.augment=flop": ["dataset.augment: 'flop'", "did you mean 'flip'"],
     "teacher.checkpoint=5": ["teacher.checkpoint: there is no 5"],

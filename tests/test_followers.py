@@ -39,12 +39,12 @@ class Diary:
         self.told.append(("close", status))
 
 
-def train(folder: Path, *followers: Diary) -> tuple[Any, dict[str, Any]]:
+def train(folder: Path, *callbacks: Diary) -> tuple[Any, dict[str, Any]]:
     network = make_student()
     facts = {"stage": "baseline", "seed": 0}
     with RunDir.open(folder, {}, {}, exact=True) as run:
         task = Supervised(network)
-        return network, fit(task, make_data(), run, Recipe(epochs=3), facts, device=CPU, followers=followers)
+        return network, fit(task, make_data(), run, Recipe(epochs=3), facts, device=CPU, callbacks=callbacks)
 
 
 def test_a_follower_is_told_of_every_epoch_of_the_result_and_of_the_end(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from kd_cli.config.recipe import Recipe
 from kd_cli.errors import Interrupted
 from kd_cli.runs.folder import RunDir
 from kd_cli.runs.metrics import read_metrics
-from kd_cli.training.callbacks import Follower
+from kd_cli.training.callbacks import Callback
 from kd_cli.training.fit import fit
 from kd_cli.training.loggers.base import LOGGERS, make_loggers
 from kd_cli.training.task import Supervised
@@ -28,12 +28,12 @@ from kd_cli.training.task import Supervised
 LOG_EPOCHS = """
 import sys
 from pathlib import Path
-from kd_cli.loggers.base import make_loggers
-from kd_cli.rundir import RunDir
+from kd_cli.training.loggers.base import make_loggers
+from kd_cli.runs.folder import RunDir
 
 config = {"logger": {"name": "mlflow", "tracking_uri": "sqlite:///outputs/mlflow.db"}}
 with RunDir.open(Path(sys.argv[1]), {"command": "distill"}, config, exact=True) as run:
-    (logger,) = make_loggers(config, run)
+    (logger,) = make_loggers(config["logger"], run)
     logger.begin([])
     for epoch in range(1, 11):
         logger.epoch({"epoch": epoch, "train_loss": 1 / epoch})
@@ -61,12 +61,12 @@ class Interruption:
         pass
 
 
-def train(folder: Path, logger: Mapping[str, Any], *others: Follower) -> None:
+def train(folder: Path, logger: Mapping[str, Any], *others: Callback) -> None:
     config = {"logger": logger, "loss": {"name": "none"}}
     with RunDir.open(folder, {"command": "train-baseline"}, config, exact=True) as run:
-        followers = [*make_loggers(config, run), *others]
+        callbacks = [*make_loggers(config["logger"], run), *others]
         facts = {"stage": "baseline", "seed": 0}
-        fit(Supervised(make_student()), make_data(), run, Recipe(epochs=3), facts, device=CPU, followers=followers)
+        fit(Supervised(make_student()), make_data(), run, Recipe(epochs=3), facts, device=CPU, callbacks=callbacks)
 
 
 def train_and_resume(folder: Path, logger: Mapping[str, Any]) -> None:

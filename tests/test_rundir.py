@@ -50,7 +50,7 @@ def test_the_way_a_run_ended_is_recorded(tmp_path: Path, error: BaseException, s
 
 def test_a_killed_run_is_interrupted_not_running(tmp_path: Path) -> None:
     code = (
-        "import os, signal, sys; from pathlib import Path; from kd_cli.rundir import RunDir\n"
+        "import os, signal, sys; from pathlib import Path; from kd_cli.runs.folder import RunDir\n"
         "run = RunDir.open(Path(sys.argv[1]), {'command': 'x', 'arguments': []}, {}, exact=True)\n"
         "os.kill(os.getpid(), signal.SIGKILL)"
     )

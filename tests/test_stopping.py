@@ -10,7 +10,7 @@ import pytest
 
 IN_EXEC = """
 import sys
-from kd_cli.stopping import heeding
+from kd_cli.signals import heeding
 try:
     with heeding():
         exec("import os, time; os.kill(os.getpid(), {number}); time.sleep(30)")
@@ -21,7 +21,7 @@ sys.exit(130)
 
 IN_DESTRUCTOR = """
 import os, time
-from kd_cli.stopping import heeding
+from kd_cli.signals import heeding
 class Fragile:
     def __del__(self):
         os.kill(os.getpid(), {number})

@@ -14,7 +14,7 @@ def job(config: Config, launch: Launch) -> dict[str, Any]:
     """Train a student without a teacher."""
     from kd_cli.experiments import experiment
 
-    return experiment.train(config, launch, "baseline")
+    return experiment.train_baseline(config, launch)
 
 
 command = hydra_command("train-baseline", "Train a student without a teacher.", job, present_one)

@@ -14,7 +14,7 @@ def job(config: Config, launch: Launch) -> dict[str, Any]:
     """Train a teacher."""
     from kd_cli.experiments import experiment
 
-    return experiment.train(config, launch, "teacher")
+    return experiment.train_teacher(config, launch)
 
 
 command = hydra_command("train-teacher", "Train a teacher.", job, present_one)

@@ -40,19 +40,23 @@ class Launch:
     trial: str | None = None
 
 
-def stage_recipe(config: Config, stage: Stage) -> Recipe:
-    """The recipe of one stage: `teacher_trainer` and its like, which say what `trainer` says where nothing else is set.
+def stage_recipes(config: Config) -> dict[Stage, Recipe]:
+    """How each stage is trained: `teacher_trainer` and its like, which say what `trainer` says where nothing is set.
 
     Raises:
         ConfigError: an option that does not exist, or a value that is not possible.
     """
-    return make_recipe(config[STAGE_TRAINER[stage]], STAGE_TRAINER[stage])
+    recipes: dict[Stage, Recipe] = {}
+    for stage, key in STAGE_TRAINER.items():
+        same = (recipes[other] for other in recipes if config[STAGE_TRAINER[other]] == config[key])
+        recipes[stage] = next(same, None) or make_recipe(config[key], key)
+    return recipes
 
 
-def recipe_differences(config: Config) -> dict[str, list[Any]]:
+def recipe_differences(baseline: Recipe, distilled: Recipe) -> dict[str, list[Any]]:
     """What the baseline's and the distilled student's recipes do not share: such a gain is not distillation's alone."""
-    baseline, distilled = (vars(stage_recipe(config, stage)) for stage in ("baseline", "distilled"))
-    return {key: [value, distilled[key]] for key, value in baseline.items() if value != distilled[key]}
+    others = vars(distilled)
+    return {key: [value, others[key]] for key, value in vars(baseline).items() if value != others[key]}
 
 
 def to_yaml(config: Mapping[str, Any]) -> str:

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import ast
-import importlib.util
 import math
-from collections.abc import Callable, Iterator, Mapping
-from functools import partial
-from pathlib import Path
-from typing import Any, get_args
+from collections.abc import Mapping
+from typing import Any
 
-from kd_cli.config.base import STAGE_TRAINER, Config, Stage, stage_recipe
+from kd_cli.config.base import Config, stage_recipes
 from kd_cli.config.plan import check_numbers
 from kd_cli.config.recipe import check_possible, make_recipe
 from kd_cli.data.common import COMMON, Common
 from kd_cli.errors import ConfigError, suggest
-from kd_cli.ranges import check_widths, require
 from kd_cli.registry import bind_options, convert
 
 
@@ -32,8 +27,8 @@ def check_early(config: Config) -> None:
     except ValueError as error:
         raise ConfigError(f"{what}: {error}") from error
     check_numbers(config)
-    recipes = [stage_recipe(config, stage) for stage in get_args(Stage)]
-    for recipe in recipes if len(set(recipes)) == 1 else ():  # else it depends on which of them the command trains
+    recipes = set(stage_recipes(config).values())
+    for recipe in recipes if len(recipes) == 1 else ():  # else it depends on which of them the command trains
         check_possible(recipe, validation=dataset.get("val_fraction") != 0, on_cuda=config["device"] != "cpu")
 
 
@@ -49,10 +44,8 @@ def check_config(config: Config, reference: Config) -> None:
     problems = _nameless(config) or _problems(config, reference, "")
     if problems:
         raise ConfigError("\n".join(problems))
-    _check_ranges(config)
     make_recipe(config["trainer"])
-    for stage in STAGE_TRAINER:
-        stage_recipe(config, stage)
+    stage_recipes(config)
     if not 0 < config["teacher_cache_gb"] < math.inf:
         raise ConfigError(
             f"teacher_cache_gb: {config['teacher_cache_gb']} is not possible; it must be above 0 "
@@ -72,21 +65,6 @@ def _nameless(config: Config) -> list[str]:
     ]
 
 
-def _check_ranges(config: Config) -> None:
-    """Says early what the components would say when they are built, which needs torch."""
-    packages = {"loss": "losses", "teacher": "models", "student": "models", "dataset": "data"}
-    for where, package in packages.items():
-        options = config[where]
-        checks = declared_checks(f"kd_cli.{package}", str(options["name"]), shared="Mix" if where == "loss" else "")
-        for key in (key for key in checks if options.get(key) is not None):
-            try:
-                checks[key](options[key])
-            except ValueError as error:
-                raise ConfigError(f"{where}.{error}") from error
-            except TypeError:  # a list of words, a word: its component says what it takes
-                continue
-
-
 def _problems(config: Mapping[str, Any], reference: Mapping[str, Any], prefix: str) -> list[str]:
     missing = [key for key in reference if key not in config]
     found = [f"{prefix}{key} is missing; it cannot be removed with ~{prefix}{key}" for key in missing]
@@ -99,7 +77,7 @@ def _problems(config: Mapping[str, Any], reference: Mapping[str, Any], prefix: s
             found.append(f"{full}: {owner} has no option {key!r}{suggest(str(key), reference)}")
         elif isinstance(reference[key], Mapping) and isinstance(value, Mapping):
             found += _problems(value, reference[key], f"{full}.") if reference[key] else []
-        else:
+        elif value != reference[key] or type(value) is not type(reference[key]):
             found += _type_problem(value, reference[key], full, strict=not prefix)
     return found
 
@@ -121,52 +99,3 @@ def _type_problem(value: Any, example: Any, key: str, *, strict: bool) -> list[s
     except ConfigError as error:
         return [str(error)]
     return []
-
-
-Check = Callable[[Any], object]
-
-
-_CHECKS: dict[str, Callable[..., object]] = {check.__name__: check for check in (require, check_widths)}
-
-
-def declared_checks(package: str, component: str, shared: str = "") -> dict[str, Check]:
-    """The `require("option", option, low=0.0)` calls of a component, found in the source files of a package.
-
-    Args:
-        package: imported without its modules: `kd_cli.losses`.
-        component: the name it is registered by.
-        shared: a class whose options every component has.
-
-    Returns:
-        Option → what refuses an impossible value with a ValueError.
-    """
-    spec = importlib.util.find_spec(package)
-    folders = (spec.submodule_search_locations or []) if spec else []
-    texts = (path.read_text() for folder in folders for path in sorted(Path(folder).glob("*.py")))
-    trees = [ast.parse(text) for text in texts if f'"{component}"' in text or f"class {shared}:" in text]
-    nodes = (node for tree in trees for node in _declaring(tree, component, shared))
-    return {option: check for node in nodes for option, check in _calls(node)}
-
-
-def _declaring(tree: ast.Module, component: str, shared: str) -> Iterator[ast.AST]:
-    """The component, what its decorators name (`checked_by(_check)`), and the shared class."""
-    named = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef | ast.FunctionDef)}
-    for node in named.values():
-        calls = [call for call in node.decorator_list if isinstance(call, ast.Call)]
-        arguments = [argument for call in calls for argument in call.args]
-        if component in [name.value for name in arguments if isinstance(name, ast.Constant)]:
-            yield node
-            yield from (named[name.id] for name in arguments if isinstance(name, ast.Name) and name.id in named)
-        elif node.name == shared:
-            yield node
-
-
-def _calls(node: ast.AST) -> Iterator[tuple[str, Check]]:
-    for call in ast.walk(node):
-        if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id in _CHECKS):
-            continue
-        option, value = call.args[:2]
-        made_here = call.func.id == check_widths.__name__ and not isinstance(value, ast.Name)  # of several options
-        if isinstance(option, ast.Constant) and not made_here:
-            limits = {str(word.arg): ast.literal_eval(word.value) for word in call.keywords}
-            yield str(option.value), partial(_CHECKS[call.func.id], str(option.value), **limits)

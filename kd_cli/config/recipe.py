@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from kd_cli.errors import ConfigError
+from kd_cli.ranges import Fraction, Inside, NonNegative, Positive, Rule, check_ranges
 from kd_cli.registry import bind_options
+
+_Count = Annotated[int, Rule("≥ 1 and below 2,147,483,648", lambda value: 1 <= value < 2**31)]
+_EACH = Rule("two numbers in [0, 1)", lambda betas: all(0 <= beta < 1 for beta in betas))
+_RISING = Rule("epochs in rising order", lambda epochs: list(epochs) == sorted(set(epochs)))
 
 
 @dataclass(frozen=True)
@@ -46,54 +50,36 @@ class Recipe:
         ValueError: a number outside its range.
     """
 
-    epochs: int = 12
-    batch_size: int = 64
-    eval_batch_size: int = 500
+    epochs: _Count = 12
+    batch_size: _Count = 64
+    eval_batch_size: _Count = 500
     optimizer: Literal["sgd", "adam", "adamw"] = "adam"
-    lr: float = 1e-3
-    momentum: float = 0.9
+    lr: Positive = 1e-3
+    momentum: Fraction = 0.9
     nesterov: bool = False
-    betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = 0.0
+    betas: Annotated[tuple[float, float], _EACH] = (0.9, 0.999)
+    weight_decay: NonNegative = 0.0
     schedule: Literal["constant", "step", "multistep", "cosine", "onecycle"] = "constant"
-    warmup_epochs: float = 0.0
-    min_lr: float = 0.0
-    step_size: int = 30
-    milestones: tuple[int, ...] = ()
-    gamma: float = 0.1
-    label_smoothing: float = 0.0
-    clip_grad_norm: float | None = None
-    accumulate: int = 1
+    warmup_epochs: NonNegative = 0.0
+    min_lr: NonNegative = 0.0
+    step_size: _Count = 30
+    milestones: Annotated[tuple[int, ...], _RISING] = ()
+    gamma: Positive = 0.1
+    label_smoothing: Fraction = 0.0
+    clip_grad_norm: Positive | None = None
+    accumulate: _Count = 1
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     compile: bool = False
-    ema_decay: float | None = None
-    early_stopping: int | None = None
-    limit_train_batches: int | None = None
-    checkpoint_every: int = 1
-    checkpoint_minutes: float | None = 10.0
+    ema_decay: Inside | None = None
+    early_stopping: _Count | None = None
+    limit_train_batches: _Count | None = None
+    checkpoint_every: _Count = 1
+    checkpoint_minutes: NonNegative | None = 10.0
 
     def __post_init__(self) -> None:
-        for rule, fits, names in _RANGES:
-            for name in names:
-                value = getattr(self, name)
-                if value is not None and not fits(value):
-                    raise ValueError(f"{name}: {value} is not possible; it must be {rule}")
+        check_ranges(Recipe, vars(self))
         if self.optimizer == "sgd" and self.nesterov and not self.momentum:
             raise ValueError("nesterov: true is not possible; sgd then needs a momentum above 0")
-
-
-_COUNT = "≥ 1 and below 2,147,483,648"
-_RANGES: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
-    (_COUNT, lambda value: 1 <= value < 2**31, ("epochs", "batch_size", "eval_batch_size", "accumulate")),
-    (_COUNT, lambda value: 1 <= value < 2**31, ("step_size", "early_stopping", "limit_train_batches")),
-    (_COUNT, lambda value: 1 <= value < 2**31, ("checkpoint_every",)),
-    ("≥ 0", lambda value: 0 <= value < math.inf, ("weight_decay", "warmup_epochs", "min_lr", "checkpoint_minutes")),
-    ("> 0", lambda value: 0 < value < math.inf, ("lr", "gamma", "clip_grad_norm")),
-    ("in [0, 1)", lambda value: 0 <= value < 1, ("momentum", "label_smoothing")),
-    ("in (0, 1)", lambda value: 0 < value < 1, ("ema_decay",)),
-    ("two numbers in [0, 1)", lambda value: all(0 <= beta < 1 for beta in value), ("betas",)),
-    ("epochs in rising order", lambda value: list(value) == sorted(set(value)), ("milestones",)),
-)
 
 
 def make_recipe(options: Mapping[str, Any], where: str = "trainer") -> Recipe:

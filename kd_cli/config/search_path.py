@@ -15,6 +15,7 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import OmegaConf
 
+from kd_cli.config.compose import conf_dir
 from kd_cli.errors import ConfigError
 from kd_cli.plugins import plugin_conf_dirs
 from kd_cli.storage.yaml import check_file
@@ -32,7 +33,7 @@ class Folder(FileConfigSource):
         if ".." in Path(name).parts:
             raise ConfigError(f"{name}: a choice is a name in its group, not a path; --config-dir DIR adds a folder")
         path = Path(os.path.realpath(Path(self.path, name)))
-        if path.exists():
+        if path.exists() and Path(self.path) != conf_dir():  # ours are sound
             check_file(path)
         return super().load_config(config_path)
 

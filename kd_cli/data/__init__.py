@@ -1,1 +1,1 @@
-"""Data sets: one file per source; every module here registers itself when `DATASETS` is first asked."""
+"""Data sets: one file per source; `DATASETS` imports the one whose name a component begins with."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -10,14 +10,10 @@ from torch.nn import functional
 
 from kd_cli.data.base import DATASETS, Raw, checked_by
 from kd_cli.data.sampling import generator
-from kd_cli.ranges import require
+from kd_cli.ranges import require, within
 
 
-def _check(
-    *, num_classes: int, num_train: int, num_test: int, image_size: int, channels: int, noise: float, **_: Any
-) -> None:
-    require("num_classes", num_classes, low=2)
-    require("image_size", image_size, low=4)
+def _check(*, num_classes: int, num_train: int, num_test: int, channels: int, noise: float, **_: Any) -> None:
     require("noise", noise, low=0.0)
     for option, value in (("num_train", num_train), ("num_test", num_test)):
         if value < num_classes:
@@ -29,10 +25,10 @@ def _check(
 @DATASETS.register("synthetic")
 @checked_by(_check)
 def synthetic(
-    num_classes: int = 10,
+    num_classes: Annotated[int, within(low=2)] = 10,
     num_train: int = 1000,
     num_test: int = 500,
-    image_size: int = 16,
+    image_size: Annotated[int, within(low=4)] = 16,
     channels: int = 3,
     noise: float = 1.0,
     seed: int = 0,

@@ -114,7 +114,7 @@ def teacher_of(
         if member.source.sha256 not in digests[place : place + 1]:
             raise DataError(f"{member.path} has changed since it taught {student.path}")
     networks = [member.network(device, _seeing(member.spec(), image_shape)) for member in members]
-    groups = [{"specialist": member.source.record.get("specialist")} for member in members]
+    groups = [member.source.record.get("specialist") for member in members]
     network = join_teachers(list(zip(networks, groups, strict=True)), facts.get("weights"), student.spec().num_classes)
     return Opened("teacher", members, network.to(device).eval())
 

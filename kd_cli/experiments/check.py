@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from kd_cli.config.base import Config, stage_recipe
-from kd_cli.config.plan import model_options
+from kd_cli.config.base import Config
 from kd_cli.data.base import Data
-from kd_cli.experiments.build import build_network, build_peer, build_task, kind_of_teacher
-from kd_cli.experiments.preflight import check, open_data, prepare
-from kd_cli.machine import pick_device
+from kd_cli.experiments.build import build_network, build_peer, build_task
+from kd_cli.experiments.preflight import open_data, prepare
+from kd_cli.experiments.setup import Setup, make_setup
 from kd_cli.metrics.cost import count_flops
 from kd_cli.models.base import count_parameters
 from kd_cli.seeds import derive_seed, seed_dropout
@@ -32,26 +32,26 @@ def try_pair(config: Config) -> dict[str, Any]:
         ConfigError: the loss cannot work on this pair, or on another one of a procedure; the message says why.
         DataError: a given teacher does not fit.
     """
-    check(config)
-    device, recipe, data = pick_device(config["device"]), stage_recipe(config, "distilled"), open_data(config)
-    prepare(config, data)
+    setup = make_setup(config, None)
+    device, recipe, seed, data = setup.device, setup.recipes["distilled"], setup.seed, open_data(setup)
+    prepare(setup, data, setup.given)
     size = min(_IMAGES, recipe.batch_size, data.spec.num_train)
-    batch = next(iter(data.train_batches(seed=config["seed"], epoch=0, batch_size=size, device=device)))
-    student = build_network(model_options(config, "student"), "student", config["seed"], data, device)
+    batch = next(iter(data.train_batches(seed=seed, epoch=0, batch_size=size, device=device)))
+    student = build_network(setup.student, "student", seed, data, device)
     baseline_seconds = _step_seconds(Supervised(student), batch)
-    teacher = _teacher(config, data, device)
-    task = build_task(config, student, teacher, data, recipe)
+    teacher = _teacher(setup, data)
+    task = build_task(setup.loss, student, teacher, data, recipe)
     features = _features(task, batch.images)
     seconds = _step_seconds(task, batch)
-    seed_dropout(derive_seed(config["seed"], "dropout"), device)
+    seed_dropout(derive_seed(seed, "dropout"), device)
     step = task.train()(batch)
     return {
-        "loss": config["loss"]["name"],
+        "loss": setup.loss["name"],
         "teacher": task.method.teacher,
         "images": size,
         "networks": {
-            role: _facts(config, role, network, batch.images)
-            for role, network in (("student", student), ("teacher", teacher))
+            role: _facts(options["name"], network, batch.images)
+            for role, options, network in (("student", setup.student, student), ("teacher", setup.teacher, teacher))
             if network is not None
         },
         "features": features,
@@ -65,13 +65,11 @@ def try_pair(config: Config) -> dict[str, Any]:
     }
 
 
-def _teacher(config: Config, data: Data, device: torch.device) -> nn.Module | None:
-    kind = kind_of_teacher(config)
-    if kind == "trained":
-        return build_peer(config, config["seed"], data, device)
-    if kind == "frozen":
-        return build_network(model_options(config, "teacher"), "teacher", config["seed"], data, device)
-    return None
+def _teacher(setup: Setup, data: Data) -> nn.Module | None:
+    if setup.kind == "none":
+        return None
+    build = build_peer if setup.kind == "trained" else partial(build_network, role="teacher")
+    return build(setup.teacher, seed=setup.seed, data=data, device=setup.device)
 
 
 def _features(task: Distillation, images: Tensor) -> list[dict[str, Any]]:
@@ -95,9 +93,9 @@ def _shape(role: str, names: list[str], features: Mapping[str, Tensor], back: in
     return {role: names[back], f"{role}_shape": list(features[names[back]].shape[1:])}
 
 
-def _facts(config: Config, role: str, network: nn.Module, images: Tensor) -> dict[str, Any]:
+def _facts(name: str, network: nn.Module, images: Tensor) -> dict[str, Any]:
     return {
-        "name": config[role]["name"],
+        "name": name,
         "parameters": count_parameters(network),
         "flops_per_image": count_flops(network, images),
         "taps": list(getattr(network, "taps", {})),

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from kd_cli.config.base import Config, Launch, Stage, stage_recipe
+from kd_cli.config.base import Config, Launch, Stage
 from kd_cli.config.plan import Training
 from kd_cli.data.base import Data
 from kd_cli.experiments.preflight import Ready, get_ready
+from kd_cli.experiments.setup import Setup, make_setup
 from kd_cli.runs.metrics import read_metrics
 from kd_cli.runs.records import sound_result
 from kd_cli.storage.cache import untouched
@@ -21,19 +22,19 @@ _STAGES: Mapping[str, Stage | None] = {
 }
 
 
-def foresee(config: Config, launch: Launch) -> dict[str, Any]:
+def dry_run(config: Config, launch: Launch) -> dict[str, Any]:
     """Does what the command does before its first step, writes nothing, and says what would be trained.
 
     Raises:
         ConfigError, DataError: as the command itself.
     """
-    stage = _STAGES[launch.command]
     with untouched():
-        ready = get_ready(config, launch, stage)
+        setup = make_setup(config, _STAGES[launch.command])
+        ready = get_ready(setup, launch)
     place = {"run": str(launch.folder) if launch.exact else None, "outputs": str(launch.folder.parent)}
     if ready is None:
         return {"status": "completed", **place, "trainings": []}
-    trainings = [_described(config, launch, training, ready, stage) for training in ready.trainings]
+    trainings = [_described(setup, launch, training, ready.data) for training in setup.trainings]
     return {"status": "ready", **place, "data": _sizes(ready.data), **_teacher(ready), "trainings": trainings}
 
 
@@ -43,20 +44,21 @@ def _sizes(data: Data) -> dict[str, Any]:
 
 def _teacher(ready: Ready) -> dict[str, Any]:
     """What teaches and is trained already."""
-    if ready.facts is None:
+    if ready.teacher is None:
         return {}
-    return {"teachers": list(ready.facts["sources"]), "teacher_val_top1": ready.facts["val_top1"]}
+    facts = ready.teacher.facts
+    return {"teachers": list(facts["sources"]), "teacher_val_top1": facts["val_top1"]}
 
 
-def _described(config: Config, launch: Launch, training: Training, ready: Ready, stage: Stage | None) -> dict[str, Any]:
-    recipe, folder = stage_recipe(config, training.stage), launch.folder
-    folder = folder / training.name if stage is None else folder
+def _described(setup: Setup, launch: Launch, training: Training, data: Data) -> dict[str, Any]:
+    recipe = setup.recipes[training.stage]
+    folder = launch.folder / training.name if setup.stage is None else launch.folder
     return {
         "name": training.name,
         "network": training.model["name"],
         "epochs": recipe.epochs,
         "epochs_done": len(read_metrics(folder)) if launch.exact else 0,
-        "steps": ready.data.steps(recipe.batch_size, recipe.limit_train_batches),
+        "steps": data.steps(recipe.batch_size, recipe.limit_train_batches),
         "batch_size": recipe.batch_size,
         "taught_by": list(training.teachers),
         "completed": launch.exact and sound_result(folder) is not None,

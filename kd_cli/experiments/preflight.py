@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from kd_cli import console
-from kd_cli.config.base import Config, Launch, Stage, stage_recipe
-from kd_cli.config.plan import Training, check_procedure, given_paths, members, model_options, plan, procedures, single
-from kd_cli.data.base import Data, check_dataset, load_dataset
-from kd_cli.errors import DataError
-from kd_cli.experiments.build import cache_limit, check_specialists, kind_of_teacher, rehearse
-from kd_cli.machine import pick_device
-from kd_cli.models.base import MODELS
+from kd_cli.config.base import Launch, Stage
+from kd_cli.config.plan import Training, check_groups
+from kd_cli.data.base import Data, load_dataset
+from kd_cli.errors import ConfigError, DataError
+from kd_cli.experiments.build import build_network, build_peer, build_task
+from kd_cli.experiments.setup import Setup
 from kd_cli.runs.identity import is_complete
 from kd_cli.runs.records import sound_record
-from kd_cli.teachers import load as handover
-from kd_cli.teachers.load import Known
+from kd_cli.teachers.ensemble import Ensemble
+from kd_cli.teachers.load import Known, Teacher, find_teacher, load_teachers
 from kd_cli.training.fit import check_recipe, check_same_images
-from kd_cli.training.loggers.base import check_logger
+from kd_cli.training.task import Distillation
 
 _PROCEDURES = {"specialists", "assistants", "generations"}
 _UNUSED: dict[Stage, set[str]] = {
@@ -35,45 +33,40 @@ _UNUSED: dict[Stage, set[str]] = {
 
 @dataclass(frozen=True)
 class Ready:
-    """What a command trains, when nothing was found that speaks against it.
+    """What a command trains, when nothing was found that speaks against it, and what was built to find that out.
 
     Args:
         data: of all trainings.
-        trainings: in their order.
         teachers: finished ones that teach where no training of this command does.
-        facts: about them, as `handover.load_teachers` gives them; None where there are none.
+        teacher: the frozen network that they make together, loaded and measured; None where nothing asks it.
+        networks: with their first weights, by the name of the training that begins with them.
+        tasks: of the students that learn from `teacher`, a peer, or no teacher, by the name of their training.
     """
 
     data: Data
-    trainings: Sequence[Training]
-    teachers: Sequence[Known]
-    facts: Mapping[str, Any] | None
+    teachers: Sequence[Known] = ()
+    teacher: Teacher | None = None
+    networks: dict[str, nn.Module] = field(default_factory=dict)
+    tasks: dict[str, Distillation] = field(default_factory=dict)
 
 
-def get_ready(config: Config, launch: Launch, stage: Stage | None) -> Ready | None:
+def get_ready(setup: Setup, launch: Launch) -> Ready | None:
     """Everything up to the first step that can go wrong; None where the folder holds the complete run already.
 
-    Args:
-        stage: of the only training; None: of `kd run`.
-
     Raises:
-        ConfigError: options, recipes or pairs that cannot work, no teacher, or a folder that cannot be had.
+        ConfigError: recipes or pairs that cannot work, no teacher, or a folder that cannot be had.
         DataError: data that are missing or do not fit, or a teacher that is damaged or not what its record says.
     """
-    check(config)
-    if launch.exact and is_complete(launch.folder, config):
+    if launch.exact and is_complete(launch.folder, setup.recorded):
         return None
-    _say_unused(config, launch, stage)
-    data = open_data(config)
-    if stage is None:
-        ready = prepare(config, data)
-    else:
-        teachers, before = _teachers(config, launch, data) if stage == "distilled" else ([], None)
-        ready = _tried(config, data, [single(config, stage)], teachers)
-        if before is not None and ready.facts is not None:
-            check_unchanged(before, ready.facts, launch.folder)
-    for training in (each for each in ready.trainings if each.group is None):
-        folder = launch.folder / training.name if stage is None else launch.folder
+    _say_unused(setup, launch)
+    data = open_data(setup)
+    teachers, before = (setup.given, None) if setup.stage is None else _teachers(setup, launch, data)
+    ready = prepare(setup, data, teachers)
+    if before is not None and ready.teacher is not None:
+        check_unchanged(before, ready.teacher.facts, launch.folder)
+    for training in (each for each in setup.trainings if each.group is None):
+        folder = launch.folder / training.name if setup.stage is None else launch.folder
         check_same_images(folder, _record(launch, folder), data)
     return ready
 
@@ -83,42 +76,89 @@ def _record(launch: Launch, folder: Path) -> dict[str, Any]:
     return (sound_record(folder) or {}) if launch.exact else {}
 
 
-def prepare(config: Config, data: Data) -> Ready:
-    """The parts of `kd run`, when all that can be wrong with them was looked for: no training shall be in vain.
+def prepare(setup: Setup, data: Data, teachers: Sequence[Known]) -> Ready:
+    """Loads the teachers and binds every student to networks like those that will teach it.
+
+    What is built on the way, and is just what a training begins with, is handed on.
 
     Raises:
-        ConfigError: options, recipes or pairs that cannot work.
-        DataError: a given teacher that is damaged, not what its record says, or for other classes.
+        ConfigError: recipes or pairs that cannot work: no training shall be in vain.
+        DataError: a teacher that is damaged, not what its record says, or for other classes.
     """
-    check_specialists(config, data)
-    kind, given = kind_of_teacher(config), given_teachers(config)
-    return _tried(config, data, plan(config, teacher=kind, given=bool(given)), given)
+    if setup.stage is None:
+        _check_specialists(setup, data)
+    for training in setup.trainings:
+        check_recipe(setup.recipes[training.stage], data, setup.device)
+    stand_ins = {name for training in setup.trainings for name in training.teachers}
+    networks: dict[str, nn.Module] = {}
+    tasks: dict[str, Distillation] = {}
+    teacher = None
+    for training in setup.trainings:
+        role = "teacher" if training.stage == "teacher" else "student"
+        # A student first, so that every loss starts from the same one; its teacher then, whose making draws numbers.
+        network = networks[training.name] = build_network(training.model, role, training.seed, data, setup.device)
+        if training.stage == "distilled":
+            teaching: nn.Module | None = None
+            if setup.kind == "frozen" and not training.teachers:
+                teacher = load_teacher_of(setup, teachers, data)
+                teaching = teacher.network
+            elif setup.kind != "none":
+                teaching = _stand_in(setup, training, networks, data)
+            tasks[training.name] = _bound(setup, training, network, teaching, data)
+            networks[training.name] = tasks[training.name].deployed
+    final = {training.name for training in setup.trainings if not training.teachers} - stand_ins
+    return Ready(
+        data,
+        teachers,
+        teacher,
+        {name: networks[name] for name in final - set(tasks)},
+        {name: tasks[name] for name in final & set(tasks)},
+    )
 
 
-def _tried(config: Config, data: Data, trainings: Sequence[Training], teachers: Sequence[Known]) -> Ready:
-    device = pick_device(config["device"])
-    for training in trainings:
-        check_recipe(stage_recipe(config, training.stage), data, device)
-    network = facts = None
-    if teachers and kind_of_teacher(config) == "frozen":
-        network, facts = load(config, teachers, data, device)
-        network = network.cpu()
-    rehearse(config, trainings, data, network)
-    return Ready(data, trainings, teachers, facts)
+def load_teacher_of(setup: Setup, teachers: Sequence[Known], data: Data) -> Teacher:
+    """The frozen teacher that all of them make together."""
+    size, limit = setup.eval_batch_size, setup.cache_limit
+    return load_teachers(teachers, data, weights=setup.weights, batch_size=size, device=setup.device, limit=limit)
 
 
-def _teachers(config: Config, launch: Launch, data: Data) -> tuple[list[Known], Mapping[str, Any] | None]:
-    """The teachers of `kd distill`, and what is on record of them where it goes on."""
-    given, options = given_teachers(config), model_options(config, "teacher")
-    if kind_of_teacher(config) != "frozen":
-        return given, None
+def _stand_in(setup: Setup, training: Training, networks: Mapping[str, nn.Module], data: Data) -> nn.Module:
+    """What is like the networks that will teach in this training, or the one that learns beside the student."""
+    known = [networks[name] for name in training.teachers]
+    if not known:
+        return build_peer(setup.teacher, training.seed, data, setup.device)
+    return Ensemble(known).to(setup.device) if len(known) > 1 else known[0]
+
+
+def _bound(setup: Setup, training: Training, student: nn.Module, teacher: nn.Module | None, data: Data) -> Distillation:
+    try:
+        return build_task(setup.loss, student, teacher, data, setup.recipes["distilled"])
+    except ConfigError as error:
+        pair = f"{' + '.join(training.teachers) or 'teacher'} → {training.name}"
+        raise ConfigError(f"{pair}: {error}") from error
+
+
+def _check_specialists(setup: Setup, data: Data) -> None:
+    """Finds what the data do not allow of `specialists`."""
+    try:
+        check_groups(setup.groups, setup.group_size, data.spec.num_classes)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    if setup.groups and not data.size("val"):
+        raise ConfigError("specialists.groups needs validation images; type dataset.val_fraction=0.1")
+
+
+def _teachers(setup: Setup, launch: Launch, data: Data) -> tuple[Sequence[Known], Mapping[str, Any] | None]:
+    """The teachers of the only training, and what is on record of them where it goes on."""
+    if setup.stage != "distilled" or setup.kind != "frozen":
+        return setup.given if setup.stage == "distilled" else (), None
     before = _record(launch, launch.folder).get("teacher")
     if before is not None:  # a resumed run keeps its teacher, whatever was trained since
-        models = [known.model for known in given] or [options]
+        models = [known.model for known in setup.given] or [setup.teacher]
         return [Known(Path(path), model) for path, model in zip(before["sources"], models, strict=True)], before
-    if not given:
-        given = [Known(handover.find_teacher(Path(config["outputs"]), options, data, launch.arguments), options)]
-    return given, None
+    if not setup.given:
+        return [Known(find_teacher(setup.outputs, setup.teacher, data, launch.arguments), setup.teacher)], None
+    return setup.given, None
 
 
 def check_unchanged(before: Mapping[str, Any], facts: Mapping[str, Any], run: Path) -> None:
@@ -131,57 +171,21 @@ def check_unchanged(before: Mapping[str, Any], facts: Mapping[str, Any], run: Pa
         raise DataError(f"{before['sources'][0]} has changed since {run} took it as its teacher; start a new run")
 
 
-def check(config: Config) -> None:
-    """Finds what is wrong with the components' options before any data are read.
-
-    Raises:
-        ConfigError: unknown component or option, wrong type or range.
-    """
-    check_dataset(config["dataset"])
-    for role in ("teacher", "student"):
-        MODELS.check(model_options(config, role), where=role)
-    for number, options in enumerate(config["assistants"]):
-        MODELS.check(options, where=f"assistants[{number}]")
-    pick_device(config["device"])
-    check_logger(config["logger"])
-    check_procedure(config, teacher=kind_of_teacher(config))
-
-
-def load(
-    config: Config, teachers: Sequence[Known], data: Data, device: torch.device
-) -> tuple[nn.Module, dict[str, Any]]:
-    """The frozen teacher that all of them make together, and facts for the student's record."""
-    size, limit = config["trainer"]["eval_batch_size"], cache_limit(config)
-    weights = config["ensemble"]["weights"]
-    return handover.load_teachers(teachers, data, weights=weights, batch_size=size, device=device, limit=limit)
-
-
-def _say_unused(config: Config, launch: Launch, stage: Stage | None) -> None:
-    """Names what was asked for, on the command line or by a preset, and changes nothing here; None: of `kd run`."""
-    asked = launch.given | set(procedures(config))
-    unused = _UNUSED[stage] if stage else set()
+def _say_unused(setup: Setup, launch: Launch) -> None:
+    """Names what was asked for, on the command line or by a preset, and changes nothing here."""
+    asked = launch.given | set(setup.procedures)
+    unused = _UNUSED[setup.stage] if setup.stage else set()
     for key in sorted(key for key in asked if {key, key.partition(".")[0]} & unused):
         console.notice(f"{key} has no effect on kd {launch.command}")
-    given = given_teachers(config)
-    if stage in (None, "distilled") and given and kind_of_teacher(config) == "trained":
-        console.notice(f"teacher.checkpoint has no effect: {config['loss']['name']} trains a teacher of its own")
-    if stage in (None, "distilled") and config["ensemble"]["weights"] and members(config, given) == 1:
+    if setup.stage in (None, "distilled") and setup.given and setup.kind == "trained":
+        console.notice(f"teacher.checkpoint has no effect: {setup.loss['name']} trains a teacher of its own")
+    if setup.stage in (None, "distilled") and setup.weights and setup.members == 1:
         console.notice("ensemble.weights has no effect: there is one teacher")
 
 
-def given_teachers(config: Config) -> list[Known]:
-    """The teachers that are trained already; one alone must be the network that `teacher` describes.
-
-    Raises:
-        ConfigError: one that is not there.
-    """
-    paths = given_paths(config)
-    return [Known(path, model_options(config, "teacher") if len(paths) == 1 else None) for path in paths]
-
-
-def open_data(config: Config) -> Data:
+def open_data(setup: Setup) -> Data:
     """The data of all trainings, with a line that says what they are."""
-    data = load_dataset(config["dataset"])
+    data = load_dataset(setup.dataset)
     sizes = ", ".join(f"{data.size(part):,} {part}" for part in ("train", "val", "test"))
     console.say(f"data       {data.name}: {sizes}")
     return data

@@ -155,9 +155,9 @@ def launch(
 
 def foresee(config: Config, launched: Launch) -> Mapping[str, Any]:
     """The job of `--dry-run`."""
-    from kd_cli.experiments import dry_run as foresee
+    from kd_cli.experiments.dry_run import dry_run
 
-    return foresee.foresee(config, launched)
+    return dry_run(config, launched)
 
 
 def present_foreseen(result: Mapping[str, Any]) -> None:

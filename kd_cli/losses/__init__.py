@@ -1,1 +1,1 @@
-"""Distillation methods: one file each; every module here registers itself when `LOSSES` is first asked."""
+"""Distillation methods: one file each; `LOSSES` imports the one whose name a component begins with."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from kd_cli.losses.adapters import as_maps, connector, halving, same_size
 from kd_cli.losses.base import LOSSES, Distiller
 from kd_cli.losses.common import at_least_float32
-from kd_cli.ranges import require
+from kd_cli.ranges import NonNegative, Positive
 from kd_cli.types import Batch, DataSpec, Outputs
 
 # Of the authors' code, so that a weight of 1 is the literature's: the sum over a map's neurons is a large number.
@@ -57,14 +57,14 @@ class AB(Distiller):
 
     def __init__(
         self,
-        margin: float = 1.0,
-        ab_weight: float = 1.0,
+        margin: Positive = 1.0,
+        ab_weight: NonNegative = 1.0,
         taps: Sequence[str] = ("preacts",),
         teacher_taps: Sequence[str] | None = None,
     ) -> None:
         super().__init__(taps, teacher_taps)
-        self.margin = require("margin", margin, above=0.0)
-        self.ab_weight = require("ab_weight", ab_weight, low=0.0)
+        self.margin = margin
+        self.ab_weight = ab_weight
 
     def bind(self, student: Outputs, teacher: Outputs, data: DataSpec) -> None:  # noqa: ARG002
         pairs = [(as_maps(ours), as_maps(theirs)) for ours, theirs in self.pairs(student, teacher)]

@@ -12,7 +12,7 @@ from torch.func import functional_call
 from kd_cli.losses.adapters import projection
 from kd_cli.losses.base import LOSSES, Distiller
 from kd_cli.losses.common import at_least_float32, check_logits
-from kd_cli.ranges import require
+from kd_cli.ranges import Count, NonNegative, Positive
 from kd_cli.types import Batch, DataSpec, Outputs
 
 
@@ -81,21 +81,20 @@ class Adversarial(Distiller):
 
     def __init__(
         self,
-        discriminator_lr: float = 0.001,
-        hidden: int = 128,
-        adversarial_weight: float = 1.0,
-        label_weight: float = 1.0,
-        l1_weight: float = 1.0,
+        discriminator_lr: Positive = 0.001,
+        hidden: Count = 128,
+        adversarial_weight: NonNegative = 1.0,
+        label_weight: NonNegative = 1.0,
+        l1_weight: NonNegative = 1.0,
         taps: Sequence[str] = (),
         teacher_taps: Sequence[str] | None = None,
     ) -> None:
         super().__init__(taps or None, teacher_taps)
-        self.discriminator_lr = require("discriminator_lr", discriminator_lr, above=0.0)
-        require("hidden", hidden, low=1)
+        self.discriminator_lr = discriminator_lr
         self.hidden = hidden
-        self.adversarial_weight = require("adversarial_weight", adversarial_weight, low=0.0)
-        self.label_weight = require("label_weight", label_weight, low=0.0)
-        self.l1_weight = require("l1_weight", l1_weight, low=0.0)
+        self.adversarial_weight = adversarial_weight
+        self.label_weight = label_weight
+        self.l1_weight = l1_weight
 
     def bind(self, student: Outputs, teacher: Outputs, data: DataSpec) -> None:
         ours, theirs = self._pair(student, teacher)

@@ -11,7 +11,7 @@ from torch import Tensor
 from kd_cli.losses.adapters import check_maps, check_positions, same_size
 from kd_cli.losses.base import LOSSES, Distiller
 from kd_cli.losses.common import at_least_float32, unit
-from kd_cli.ranges import require
+from kd_cli.ranges import NonNegative, Positive
 from kd_cli.types import Batch, DataSpec, Outputs
 
 
@@ -55,25 +55,21 @@ class AT(Distiller):
         at_weight: ≥ 0.
         taps: the student's feature maps.
         teacher_taps: the teacher's; null: the same names.
-
-    Raises:
-        ValueError: a number outside its range.
     """
 
     def __init__(
         self,
-        power: float = 2.0,
-        at_weight: float = 1000.0,
+        power: Positive = 2.0,
+        at_weight: NonNegative = 1000.0,
         taps: Sequence[str] = ("stages",),
         teacher_taps: Sequence[str] | None = None,
     ) -> None:
         super().__init__(taps, teacher_taps)
-        self.power = require("power", power, above=0.0)
-        self.at_weight = require("at_weight", at_weight, low=0.0)
+        self.power = power
+        self.at_weight = at_weight
 
     def bind(self, student: Outputs, teacher: Outputs, data: DataSpec) -> None:  # noqa: ARG002
         check_positions(self.pairs(student, teacher))
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:  # noqa: ARG002
-        terms = [at_loss(ours, theirs, self.power) for ours, theirs in self.pairs(student, teacher)]
-        return self.at_weight * torch.stack(terms).sum()
+        return self.at_weight * self.over_pairs(at_loss, student, teacher, power=self.power)

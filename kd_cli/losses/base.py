@@ -11,7 +11,7 @@ and fall over the epochs (`warmup_epochs`, `decay_epochs`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from kd_cli.errors import ConfigError
-from kd_cli.ranges import require
+from kd_cli.ranges import NonNegative, Positive, check_ranges
 from kd_cli.registry import Registry, bind_options
 from kd_cli.taps import GROUPS, select
 from kd_cli.types import Batch, DataSpec, Outputs
@@ -68,6 +68,10 @@ class Distiller(nn.Module):
         count = min(len(ours), len(theirs))
         return list(zip(ours[len(ours) - count :], theirs[len(theirs) - count :], strict=True))
 
+    def over_pairs(self, loss: Callable[..., Tensor], student: Outputs, teacher: Outputs, **options: float) -> Tensor:
+        """A loss of two features, summed over its pairs."""
+        return torch.stack([loss(*pair, **options) for pair in self.pairs(student, teacher)]).sum()
+
     def bind(self, student: Outputs, teacher: Outputs, data: DataSpec) -> None:
         """Makes the layers that depend on shapes, from one example of each network's outputs.
 
@@ -114,17 +118,13 @@ class Mix:
         ValueError: a number outside its range, or nothing that could be learned.
     """
 
-    ce_weight: float = 1.0
-    weight: float = 1.0
-    warmup_epochs: float = 0.0
-    decay_epochs: float | None = None
+    ce_weight: NonNegative = 1.0
+    weight: NonNegative = 1.0
+    warmup_epochs: NonNegative = 0.0
+    decay_epochs: Positive | None = None
 
     def __post_init__(self) -> None:
-        require("ce_weight", self.ce_weight, low=0.0)
-        require("weight", self.weight, low=0.0)
-        require("warmup_epochs", self.warmup_epochs, low=0.0)
-        if self.decay_epochs is not None:
-            require("decay_epochs", self.decay_epochs, above=0.0)
+        check_ranges(Mix, vars(self))
         if self.ce_weight == 0 and (self.weight == 0 or self.decay_epochs is not None):
             reason = "weight is 0 too" if self.weight == 0 else "the method's weight falls to 0"
             raise ValueError(f"ce_weight: 0 is not possible while {reason}; nothing would be learned")
@@ -147,8 +147,10 @@ def build_loss(options: Mapping[str, Any], where: str = "loss") -> tuple[Distill
     """
     mix_options = {field.name: options[field.name] for field in fields(Mix) if field.name in options}
     method_options = {key: value for key, value in options.items() if key not in mix_options}
+    arguments = bind_options(Mix, mix_options, where=where, what="the loss")
     try:
-        mix = Mix(**bind_options(Mix, mix_options, where=where, what="the loss"))
+        check_ranges(Mix, mix_options)  # as they were typed: -1 and not -1.0
+        mix = Mix(**arguments)
     except ValueError as error:
         raise ConfigError(f"{where}.{error}") from error
     method = LOSSES.build(method_options, where=where)

@@ -12,7 +12,7 @@ from kd_cli.losses.adapters import check_maps
 from kd_cli.losses.base import LOSSES, Distiller
 from kd_cli.losses.common import at_least_float32
 from kd_cli.losses.kd import kd_loss
-from kd_cli.ranges import require
+from kd_cli.ranges import NonNegative, Positive
 from kd_cli.taps import select
 from kd_cli.types import Batch, DataSpec, Outputs
 
@@ -72,17 +72,17 @@ class BYOT(Distiller):
 
     def __init__(
         self,
-        temperature: float = 3.0,
-        exit_ce_weight: float = 0.7,
-        kl_weight: float = 0.3,
-        feature_weight: float = 0.03,
+        temperature: Positive = 3.0,
+        exit_ce_weight: NonNegative = 0.7,
+        kl_weight: NonNegative = 0.3,
+        feature_weight: NonNegative = 0.03,
         taps: Sequence[str] = ("stages",),
     ) -> None:
         super().__init__(taps)
-        self.temperature = require("temperature", temperature, above=0.0)
-        self.exit_ce_weight = require("exit_ce_weight", exit_ce_weight, low=0.0)
-        self.kl_weight = require("kl_weight", kl_weight, low=0.0)
-        self.feature_weight = require("feature_weight", feature_weight, low=0.0)
+        self.temperature = temperature
+        self.exit_ce_weight = exit_ce_weight
+        self.kl_weight = kl_weight
+        self.feature_weight = feature_weight
 
     def bind(self, student: Outputs, teacher: Outputs, data: DataSpec) -> None:  # noqa: ARG002
         stages = select(student.features, self.taps)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from kd_cli.losses.adapters import check_positions, makes_logits
 from kd_cli.losses.base import LOSSES, Distiller
 from kd_cli.losses.common import at_least_float32, inner_products, unit
-from kd_cli.ranges import require
+from kd_cli.ranges import NonNegative, within
 from kd_cli.types import Batch, DataSpec, Outputs
 
 
@@ -66,15 +67,14 @@ class CATKD(Distiller):
 
     def __init__(
         self,
-        resolution: int = 2,
-        cat_weight: float = 400.0,
+        resolution: Annotated[int, within(low=2)] = 2,
+        cat_weight: NonNegative = 400.0,
         taps: Sequence[str] = ("final",),
         teacher_taps: Sequence[str] | None = None,
     ) -> None:
         super().__init__(taps, teacher_taps)
-        require("resolution", resolution, low=2)
         self.resolution = resolution
-        self.cat_weight = require("cat_weight", cat_weight, low=0.0)
+        self.cat_weight = cat_weight
 
     def bind(self, student: Outputs, teacher: Outputs, data: DataSpec) -> None:  # noqa: ARG002
         pairs = self.pairs(student, teacher)

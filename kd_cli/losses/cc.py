@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kd_cli.losses.base import LOSSES, Distiller
 from kd_cli.losses.common import at_least_float32, inner_products, unit
-from kd_cli.ranges import require
+from kd_cli.ranges import Count, NonNegative, Positive
 from kd_cli.types import Batch, Outputs
 
 
@@ -62,25 +62,20 @@ class CC(Distiller):
         cc_weight: ≥ 0.
         taps: the student's embeddings.
         teacher_taps: the teacher's; null: the same names.
-
-    Raises:
-        ValueError: a number outside its range.
     """
 
     def __init__(
         self,
-        gamma: float = 0.4,
-        order: int = 2,
-        cc_weight: float = 100.0,
+        gamma: Positive = 0.4,
+        order: Count = 2,
+        cc_weight: NonNegative = 100.0,
         taps: Sequence[str] = ("embedding",),
         teacher_taps: Sequence[str] | None = None,
     ) -> None:
         super().__init__(taps, teacher_taps)
-        self.gamma = require("gamma", gamma, above=0.0)
-        require("order", order, low=1)
+        self.gamma = gamma
         self.order = order
-        self.cc_weight = require("cc_weight", cc_weight, low=0.0)
+        self.cc_weight = cc_weight
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:  # noqa: ARG002
-        terms = [cc_loss(ours, theirs, self.gamma, self.order) for ours, theirs in self.pairs(student, teacher)]
-        return self.cc_weight * torch.stack(terms).sum()
+        return self.cc_weight * self.over_pairs(cc_loss, student, teacher, gamma=self.gamma, order=self.order)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from kd_cli.losses.base import LOSSES, Distiller
 from kd_cli.losses.common import at_least_float32, inner_products, unit
-from kd_cli.ranges import require
+from kd_cli.ranges import Count, Fraction, NonNegative, Positive
 from kd_cli.types import Batch, DataSpec, Outputs
 
 
@@ -99,26 +99,22 @@ class CRD(Distiller):
 
     def __init__(
         self,
-        dim: int = 128,
-        negatives: int = 16384,
-        temperature: float = 0.07,
-        momentum: float = 0.5,
-        crd_weight: float = 0.8,
-        memory_mb: float = 1024.0,
+        dim: Count = 128,
+        negatives: Count = 16384,
+        temperature: Positive = 0.07,
+        momentum: Fraction = 0.5,
+        crd_weight: NonNegative = 0.8,
+        memory_mb: Positive = 1024.0,
         taps: Sequence[str] = ("embedding",),
         teacher_taps: Sequence[str] | None = None,
     ) -> None:
         super().__init__(taps, teacher_taps)
-        require("dim", dim, low=1)
-        require("negatives", negatives, low=1)
-        if not 0 <= momentum < 1:
-            raise ValueError(f"momentum: {momentum} is not possible; it must be in [0, 1)")
         self.dim = dim
         self.negatives = negatives
-        self.temperature = require("temperature", temperature, above=0.0)
+        self.temperature = temperature
         self.momentum = momentum
-        self.crd_weight = require("crd_weight", crd_weight, low=0.0)
-        self.memory_mb = require("memory_mb", memory_mb, above=0.0)
+        self.crd_weight = crd_weight
+        self.memory_mb = memory_mb
 
     def bank_bytes(self, num_train: int) -> int:
         """Bytes of what is remembered of so many images."""

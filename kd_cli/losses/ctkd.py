@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from kd_cli.losses.base import LOSSES, Distiller
 from kd_cli.losses.common import at_least_float32
 from kd_cli.losses.kd import kd_loss
-from kd_cli.ranges import require
+from kd_cli.ranges import NonNegative, Positive
 from kd_cli.types import Batch, Outputs
 
 
@@ -55,23 +55,20 @@ class CTKD(Distiller):
         temperature_range: > 0; the temperature stays below their sum.
         ramp_epochs: > 0; in so many epochs the adversary grows from none to whole.
         kl_weight: ≥ 0.
-
-    Raises:
-        ValueError: a number outside its range.
     """
 
     def __init__(
         self,
-        min_temperature: float = 1.0,
-        temperature_range: float = 20.0,
-        ramp_epochs: float = 10.0,
-        kl_weight: float = 0.9,
+        min_temperature: Positive = 1.0,
+        temperature_range: Positive = 20.0,
+        ramp_epochs: Positive = 10.0,
+        kl_weight: NonNegative = 0.9,
     ) -> None:
         super().__init__()
-        self.min_temperature = require("min_temperature", min_temperature, above=0.0)
-        self.temperature_range = require("temperature_range", temperature_range, above=0.0)
-        self.ramp_epochs = require("ramp_epochs", ramp_epochs, above=0.0)
-        self.kl_weight = require("kl_weight", kl_weight, low=0.0)
+        self.min_temperature = min_temperature
+        self.temperature_range = temperature_range
+        self.ramp_epochs = ramp_epochs
+        self.kl_weight = kl_weight
         self.theta = nn.Parameter(torch.ones(()))
 
     def temperature(self, epoch: int) -> Tensor:

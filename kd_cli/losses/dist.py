@@ -6,7 +6,7 @@ from torch import Tensor
 
 from kd_cli.losses.base import LOSSES, Distiller
 from kd_cli.losses.common import check_logits, log_probabilities, standardized
-from kd_cli.ranges import require
+from kd_cli.ranges import NonNegative, Positive
 from kd_cli.types import Batch, Outputs
 
 
@@ -58,22 +58,19 @@ class DIST(Distiller):
         intra_weight: γ ≥ 0, of the correlation over the batch.
         temperature: T > 0.
         scale_by_t2: multiply by T², as the authors' code does; false: as the paper has it.
-
-    Raises:
-        ValueError: a number outside its range.
     """
 
     def __init__(
         self,
-        inter_weight: float = 2.0,
-        intra_weight: float = 2.0,
-        temperature: float = 4.0,
+        inter_weight: NonNegative = 2.0,
+        intra_weight: NonNegative = 2.0,
+        temperature: Positive = 4.0,
         scale_by_t2: bool = True,
     ) -> None:
         super().__init__()
-        self.inter_weight = require("inter_weight", inter_weight, low=0.0)
-        self.intra_weight = require("intra_weight", intra_weight, low=0.0)
-        self.temperature = require("temperature", temperature, above=0.0)
+        self.inter_weight = inter_weight
+        self.intra_weight = intra_weight
+        self.temperature = temperature
         self.scale_by_t2 = scale_by_t2
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:  # noqa: ARG002

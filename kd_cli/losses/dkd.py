@@ -8,7 +8,7 @@ from torch import Tensor
 
 from kd_cli.losses.base import LOSSES, Distiller
 from kd_cli.losses.common import at_least_float32, check_logits, log_probabilities, other_logits
-from kd_cli.ranges import require
+from kd_cli.ranges import NonNegative, Positive
 from kd_cli.types import Batch, DataSpec, Outputs
 
 
@@ -73,16 +73,15 @@ class DKD(Distiller):
         target_weight: α ≥ 0, of the label against the rest.
         nontarget_weight: β ≥ 0, of the rest among themselves; the paper takes 2 … 8, the more, the surer the teacher.
         temperature: T > 0.
-
-    Raises:
-        ValueError: a number outside its range.
     """
 
-    def __init__(self, target_weight: float = 1.0, nontarget_weight: float = 8.0, temperature: float = 4.0) -> None:
+    def __init__(
+        self, target_weight: NonNegative = 1.0, nontarget_weight: NonNegative = 8.0, temperature: Positive = 4.0
+    ) -> None:
         super().__init__()
-        self.target_weight = require("target_weight", target_weight, low=0.0)
-        self.nontarget_weight = require("nontarget_weight", nontarget_weight, low=0.0)
-        self.temperature = require("temperature", temperature, above=0.0)
+        self.target_weight = target_weight
+        self.nontarget_weight = nontarget_weight
+        self.temperature = temperature
 
     def bind(self, student: Outputs, teacher: Outputs, data: DataSpec) -> None:  # noqa: ARG002
         _check_classes(data.num_classes)

@@ -8,7 +8,7 @@ from torch import Tensor
 from kd_cli.losses.base import LOSSES, Distiller
 from kd_cli.losses.common import at_least_float32
 from kd_cli.losses.kd import kd_loss
-from kd_cli.ranges import require
+from kd_cli.ranges import NonNegative, Positive
 from kd_cli.types import Batch, Outputs
 
 
@@ -41,18 +41,17 @@ class DML(Distiller):
         temperature: T > 0.
         kl_weight: of both divergences, ≥ 0.
         peer_ce_weight: of the peer's cross-entropy with the labels, ≥ 0.
-
-    Raises:
-        ValueError: a number outside its range.
     """
 
     teacher = "trained"
 
-    def __init__(self, temperature: float = 1.0, kl_weight: float = 1.0, peer_ce_weight: float = 1.0) -> None:
+    def __init__(
+        self, temperature: Positive = 1.0, kl_weight: NonNegative = 1.0, peer_ce_weight: NonNegative = 1.0
+    ) -> None:
         super().__init__()
-        self.temperature = require("temperature", temperature, above=0.0)
-        self.kl_weight = require("kl_weight", kl_weight, low=0.0)
-        self.peer_ce_weight = require("peer_ce_weight", peer_ce_weight, low=0.0)
+        self.temperature = temperature
+        self.kl_weight = kl_weight
+        self.peer_ce_weight = peer_ce_weight
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         of_student = dml_loss(student.logits, teacher.logits, self.temperature)

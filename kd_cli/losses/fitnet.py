@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from kd_cli.losses.adapters import check_same_kind, projection, same_size
 from kd_cli.losses.base import LOSSES, Distiller
 from kd_cli.losses.common import at_least_float32
-from kd_cli.ranges import require
+from kd_cli.ranges import NonNegative
 from kd_cli.types import Batch, DataSpec, Outputs
 
 
@@ -48,19 +48,16 @@ class FitNet(Distiller):
         fitnet_weight: ≥ 0.
         taps: the student's guided layers.
         teacher_taps: the teacher's hint layers; null: the same names.
-
-    Raises:
-        ValueError: a number outside its range.
     """
 
     def __init__(
         self,
-        fitnet_weight: float = 100.0,
+        fitnet_weight: NonNegative = 100.0,
         taps: Sequence[str] = ("stage-2",),
         teacher_taps: Sequence[str] | None = None,
     ) -> None:
         super().__init__(taps, teacher_taps)
-        self.fitnet_weight = require("fitnet_weight", fitnet_weight, low=0.0)
+        self.fitnet_weight = fitnet_weight
 
     def bind(self, student: Outputs, teacher: Outputs, data: DataSpec) -> None:  # noqa: ARG002
         pairs = self.pairs(student, teacher)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from kd_cli.losses.adapters import check_channels, check_stages, matching, same_size
 from kd_cli.losses.base import LOSSES, Distiller
 from kd_cli.losses.common import at_least_float32, inner_products
-from kd_cli.ranges import require
+from kd_cli.ranges import NonNegative
 from kd_cli.types import Batch, DataSpec, Outputs
 
 
@@ -56,19 +56,16 @@ class FSP(Distiller):
         fsp_weight: ≥ 0.
         taps: the student's feature maps, two stages at least.
         teacher_taps: the teacher's; null: the same names.
-
-    Raises:
-        ValueError: a number outside its range.
     """
 
     def __init__(
         self,
-        fsp_weight: float = 50.0,
+        fsp_weight: NonNegative = 50.0,
         taps: Sequence[str] = ("stages",),
         teacher_taps: Sequence[str] | None = None,
     ) -> None:
         super().__init__(taps, teacher_taps)
-        self.fsp_weight = require("fsp_weight", fsp_weight, low=0.0)
+        self.fsp_weight = fsp_weight
 
     def bind(self, student: Outputs, teacher: Outputs, data: DataSpec) -> None:  # noqa: ARG002
         pairs = self.pairs(student, teacher)

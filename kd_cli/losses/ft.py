@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from kd_cli.losses.adapters import as_maps, same_size
 from kd_cli.losses.base import LOSSES, Distiller
 from kd_cli.losses.common import at_least_float32, unit
-from kd_cli.ranges import require
+from kd_cli.ranges import NonNegative, Positive, Rule
 from kd_cli.types import Batch, DataSpec, Outputs
 
 _SLOPE = 0.1  # of every leaky ReLU, as in the authors' code
@@ -78,20 +79,18 @@ class FT(Distiller):
 
     def __init__(
         self,
-        power: int = 1,
-        rate: float = 0.5,
-        ft_weight: float = 200.0,
-        reconstruction_weight: float = 1.0,
+        power: Annotated[int, Rule("1 or 2", lambda value: value in (1, 2))] = 1,
+        rate: Positive = 0.5,
+        ft_weight: NonNegative = 200.0,
+        reconstruction_weight: Positive = 1.0,
         taps: Sequence[str] = ("stage-1",),
         teacher_taps: Sequence[str] | None = None,
     ) -> None:
         super().__init__(taps, teacher_taps)
-        if power not in (1, 2):
-            raise ValueError(f"power: {power} is not possible; it must be 1 or 2")
         self.power = power
-        self.rate = require("rate", rate, above=0.0)
-        self.ft_weight = require("ft_weight", ft_weight, low=0.0)
-        self.reconstruction_weight = require("reconstruction_weight", reconstruction_weight, above=0.0)
+        self.rate = rate
+        self.ft_weight = ft_weight
+        self.reconstruction_weight = reconstruction_weight
 
     def bind(self, student: Outputs, teacher: Outputs, data: DataSpec) -> None:  # noqa: ARG002
         pairs = [(as_maps(ours).shape[1], as_maps(theirs).shape[1]) for ours, theirs in self.pairs(student, teacher)]

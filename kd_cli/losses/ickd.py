@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from kd_cli.losses.adapters import check_maps, connector
 from kd_cli.losses.base import LOSSES, Distiller
 from kd_cli.losses.common import at_least_float32, inner_products, unit
-from kd_cli.ranges import require
+from kd_cli.ranges import NonNegative
 from kd_cli.types import Batch, DataSpec, Outputs
 
 
@@ -55,19 +55,16 @@ class ICKD(Distiller):
         ickd_weight: ≥ 0.
         taps: the student's feature maps.
         teacher_taps: the teacher's; null: the same names.
-
-    Raises:
-        ValueError: a number outside its range.
     """
 
     def __init__(
         self,
-        ickd_weight: float = 2.5,
+        ickd_weight: NonNegative = 2.5,
         taps: Sequence[str] = ("stage-1",),
         teacher_taps: Sequence[str] | None = None,
     ) -> None:
         super().__init__(taps, teacher_taps)
-        self.ickd_weight = require("ickd_weight", ickd_weight, low=0.0)
+        self.ickd_weight = ickd_weight
 
     def bind(self, student: Outputs, teacher: Outputs, data: DataSpec) -> None:  # noqa: ARG002
         pairs = self.pairs(student, teacher)

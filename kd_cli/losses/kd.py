@@ -7,7 +7,7 @@ from torch import Tensor
 
 from kd_cli.losses.base import LOSSES, Distiller
 from kd_cli.losses.common import check_logits, log_probabilities
-from kd_cli.ranges import require
+from kd_cli.ranges import NonNegative, Positive
 from kd_cli.types import Batch, Outputs
 
 
@@ -42,15 +42,12 @@ class KD(Distiller):
         temperature: T > 0.
         kl_weight: of the divergence, ≥ 0.
         scale_by_t2: multiply by T²; false only to repeat articles that forgot it.
-
-    Raises:
-        ValueError: a number outside its range.
     """
 
-    def __init__(self, temperature: float = 4.0, kl_weight: float = 0.9, scale_by_t2: bool = True) -> None:
+    def __init__(self, temperature: Positive = 4.0, kl_weight: NonNegative = 0.9, scale_by_t2: bool = True) -> None:
         super().__init__()
-        self.temperature = require("temperature", temperature, above=0.0)
-        self.kl_weight = require("kl_weight", kl_weight, low=0.0)
+        self.temperature = temperature
+        self.kl_weight = kl_weight
         self.scale_by_t2 = scale_by_t2
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:  # noqa: ARG002

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from kd_cli.losses.adapters import check_channels, check_stages, matching
 from kd_cli.losses.base import LOSSES, Distiller
 from kd_cli.losses.common import at_least_float32, inner_products, unit
-from kd_cli.ranges import require
+from kd_cli.ranges import Count, NonNegative
 from kd_cli.types import Batch, DataSpec, Outputs
 
 BANDWIDTH = 8.0  # β of the radial basis function
@@ -122,22 +122,18 @@ class KDSVD(Distiller):
         kdsvd_weight: ≥ 0.
         taps: the student's feature maps, two stages at least.
         teacher_taps: the teacher's; null: the same names.
-
-    Raises:
-        ValueError: a number outside its range.
     """
 
     def __init__(
         self,
-        k: int = 1,
-        kdsvd_weight: float = 1.0,
+        k: Count = 1,
+        kdsvd_weight: NonNegative = 1.0,
         taps: Sequence[str] = ("stages",),
         teacher_taps: Sequence[str] | None = None,
     ) -> None:
         super().__init__(taps, teacher_taps)
-        require("k", k, low=1)
         self.k = k
-        self.kdsvd_weight = require("kdsvd_weight", kdsvd_weight, low=0.0)
+        self.kdsvd_weight = kdsvd_weight
 
     def bind(self, student: Outputs, teacher: Outputs, data: DataSpec) -> None:  # noqa: ARG002
         pairs = self.pairs(student, teacher)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from kd_cli.losses.base import LOSSES, Distiller
 from kd_cli.losses.common import log_probabilities
+from kd_cli.ranges import Fraction
 from kd_cli.types import Batch, Outputs
 
 
@@ -31,17 +32,12 @@ class LabelSmoothing(Distiller):
 
     Args:
         smoothing: ε in [0, 1); with ce_weight=1 the step's loss is the label-smoothed cross-entropy.
-
-    Raises:
-        ValueError: a number outside its range.
     """
 
     teacher = "none"
 
-    def __init__(self, smoothing: float = 0.1) -> None:
+    def __init__(self, smoothing: Fraction = 0.1) -> None:
         super().__init__()
-        if not 0 <= smoothing < 1:
-            raise ValueError(f"smoothing: {smoothing} is not possible; it must be in [0, 1)")
         self.smoothing = smoothing
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:  # noqa: ARG002

@@ -10,7 +10,7 @@ from torch import Tensor
 from kd_cli.losses.base import LOSSES, Distiller
 from kd_cli.losses.common import check_logits, inner_products, log_probabilities
 from kd_cli.losses.kd import kd_loss
-from kd_cli.ranges import require
+from kd_cli.ranges import NonNegative, Positive
 from kd_cli.types import Batch, Outputs
 
 
@@ -71,18 +71,18 @@ class MLKD(Distiller):
 
     def __init__(
         self,
-        temperatures: Sequence[float] = (2.0, 3.0, 4.0, 5.0, 6.0),
-        instance_weight: float = 0.9,
-        batch_weight: float = 0.9,
-        class_weight: float = 0.9,
+        temperatures: Sequence[Positive] = (2.0, 3.0, 4.0, 5.0, 6.0),
+        instance_weight: NonNegative = 0.9,
+        batch_weight: NonNegative = 0.9,
+        class_weight: NonNegative = 0.9,
     ) -> None:
         super().__init__()
         if not temperatures:
             raise ValueError("temperatures: [] is not possible; it must name one at least")
-        self.temperatures = [require(f"temperatures: {list(temperatures)}", t, above=0.0) for t in temperatures]
-        self.instance_weight = require("instance_weight", instance_weight, low=0.0)
-        self.batch_weight = require("batch_weight", batch_weight, low=0.0)
-        self.class_weight = require("class_weight", class_weight, low=0.0)
+        self.temperatures = list(temperatures)
+        self.instance_weight = instance_weight
+        self.batch_weight = batch_weight
+        self.class_weight = class_weight
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:  # noqa: ARG002
         weights = self.instance_weight, self.batch_weight, self.class_weight

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from kd_cli.losses.base import LOSSES, Distiller
 from kd_cli.losses.common import at_least_float32, check_logits
-from kd_cli.ranges import require
+from kd_cli.ranges import NonNegative
 from kd_cli.types import Batch, Outputs
 
 
@@ -34,14 +34,11 @@ class MSELogits(Distiller):
 
     Args:
         mse_weight: ≥ 0.
-
-    Raises:
-        ValueError: a number outside its range.
     """
 
-    def __init__(self, mse_weight: float = 1.0) -> None:
+    def __init__(self, mse_weight: NonNegative = 1.0) -> None:
         super().__init__()
-        self.mse_weight = require("mse_weight", mse_weight, low=0.0)
+        self.mse_weight = mse_weight
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:  # noqa: ARG002
         return self.mse_weight * mse_logits_loss(student.logits, teacher.logits)

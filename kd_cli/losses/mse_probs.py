@@ -7,7 +7,7 @@ from torch import Tensor
 
 from kd_cli.losses.base import LOSSES, Distiller
 from kd_cli.losses.common import check_logits, log_probabilities
-from kd_cli.ranges import require
+from kd_cli.ranges import NonNegative, Positive
 from kd_cli.types import Batch, Outputs
 
 
@@ -35,15 +35,12 @@ class MSEProbs(Distiller):
     Args:
         temperature: T > 0.
         mse_weight: ≥ 0. Probabilities differ by less than 1, so this weight is larger than that of logits.
-
-    Raises:
-        ValueError: a number outside its range.
     """
 
-    def __init__(self, temperature: float = 1.0, mse_weight: float = 10.0) -> None:
+    def __init__(self, temperature: Positive = 1.0, mse_weight: NonNegative = 10.0) -> None:
         super().__init__()
-        self.temperature = require("temperature", temperature, above=0.0)
-        self.mse_weight = require("mse_weight", mse_weight, low=0.0)
+        self.temperature = temperature
+        self.mse_weight = mse_weight
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:  # noqa: ARG002
         return self.mse_weight * mse_probs_loss(student.logits, teacher.logits, self.temperature)

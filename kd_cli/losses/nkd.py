@@ -6,7 +6,7 @@ from torch import Tensor
 
 from kd_cli.losses.base import LOSSES, Distiller
 from kd_cli.losses.common import check_logits, log_probabilities, other_logits
-from kd_cli.ranges import require
+from kd_cli.ranges import NonNegative, Positive
 from kd_cli.types import Batch, Outputs
 
 
@@ -53,16 +53,15 @@ class NKD(Distiller):
         target_weight: ≥ 0, of the label's term; the paper has 1.
         nontarget_weight: γ ≥ 0, of the others' term.
         temperature: T > 0, of the others' term.
-
-    Raises:
-        ValueError: a number outside its range.
     """
 
-    def __init__(self, target_weight: float = 1.0, nontarget_weight: float = 1.5, temperature: float = 1.0) -> None:
+    def __init__(
+        self, target_weight: NonNegative = 1.0, nontarget_weight: NonNegative = 1.5, temperature: Positive = 1.0
+    ) -> None:
         super().__init__()
-        self.target_weight = require("target_weight", target_weight, low=0.0)
-        self.nontarget_weight = require("nontarget_weight", nontarget_weight, low=0.0)
-        self.temperature = require("temperature", temperature, above=0.0)
+        self.target_weight = target_weight
+        self.nontarget_weight = nontarget_weight
+        self.temperature = temperature
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         weights = self.target_weight, self.nontarget_weight, self.temperature

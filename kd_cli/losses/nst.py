@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from kd_cli.losses.adapters import check_maps, check_positions, same_size
 from kd_cli.losses.base import LOSSES, Distiller
 from kd_cli.losses.common import at_least_float32, inner_products, unit
-from kd_cli.ranges import require
+from kd_cli.ranges import NonNegative
 from kd_cli.types import Batch, DataSpec, Outputs
 
 
@@ -49,22 +48,19 @@ class NST(Distiller):
         nst_weight: ≥ 0.
         taps: the student's feature maps.
         teacher_taps: the teacher's; null: the same names.
-
-    Raises:
-        ValueError: a number outside its range.
     """
 
     def __init__(
         self,
-        nst_weight: float = 50.0,
+        nst_weight: NonNegative = 50.0,
         taps: Sequence[str] = ("stages",),
         teacher_taps: Sequence[str] | None = None,
     ) -> None:
         super().__init__(taps, teacher_taps)
-        self.nst_weight = require("nst_weight", nst_weight, low=0.0)
+        self.nst_weight = nst_weight
 
     def bind(self, student: Outputs, teacher: Outputs, data: DataSpec) -> None:  # noqa: ARG002
         check_positions(self.pairs(student, teacher))
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:  # noqa: ARG002
-        return self.nst_weight * torch.stack([nst_loss(*pair) for pair in self.pairs(student, teacher)]).sum()
+        return self.nst_weight * self.over_pairs(nst_loss, student, teacher)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from kd_cli.losses.adapters import as_maps, connector, halving, same_size
 from kd_cli.losses.base import LOSSES, Distiller
 from kd_cli.losses.common import at_least_float32
-from kd_cli.ranges import require
+from kd_cli.ranges import NonNegative
 from kd_cli.types import Batch, DataSpec, Outputs
 
 
@@ -79,12 +79,12 @@ class OFD(Distiller):
 
     def __init__(
         self,
-        ofd_weight: float = 1e-3,
+        ofd_weight: NonNegative = 1e-3,
         taps: Sequence[str] = ("preacts",),
         teacher_taps: Sequence[str] | None = None,
     ) -> None:
         super().__init__(taps, teacher_taps)
-        self.ofd_weight = require("ofd_weight", ofd_weight, low=0.0)
+        self.ofd_weight = ofd_weight
 
     def bind(self, student: Outputs, teacher: Outputs, data: DataSpec) -> None:  # noqa: ARG002
         pairs = [(as_maps(ours), as_maps(theirs)) for ours, theirs in self.pairs(student, teacher)]

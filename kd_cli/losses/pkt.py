@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from kd_cli.losses.base import LOSSES, Distiller
 from kd_cli.losses.common import at_least_float32, inner_products, unit
-from kd_cli.ranges import require
+from kd_cli.ranges import NonNegative
 from kd_cli.types import Batch, Outputs
 
 # Smaller probabilities count as this one in a logarithm. The authors' code adds it, and to all of them; this way the
@@ -51,19 +50,16 @@ class PKT(Distiller):
         pkt_weight: ≥ 0.
         taps: the student's features, maps or vectors.
         teacher_taps: the teacher's; null: the same names.
-
-    Raises:
-        ValueError: a number outside its range.
     """
 
     def __init__(
         self,
-        pkt_weight: float = 30000.0,
+        pkt_weight: NonNegative = 30000.0,
         taps: Sequence[str] = ("embedding",),
         teacher_taps: Sequence[str] | None = None,
     ) -> None:
         super().__init__(taps, teacher_taps)
-        self.pkt_weight = require("pkt_weight", pkt_weight, low=0.0)
+        self.pkt_weight = pkt_weight
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:  # noqa: ARG002
-        return self.pkt_weight * torch.stack([pkt_loss(*pair) for pair in self.pairs(student, teacher)]).sum()
+        return self.pkt_weight * self.over_pairs(pkt_loss, student, teacher)

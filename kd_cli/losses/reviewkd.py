@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from kd_cli.losses.adapters import Norm, as_maps
 from kd_cli.losses.base import LOSSES, Distiller
 from kd_cli.losses.common import at_least_float32
-from kd_cli.ranges import require
+from kd_cli.ranges import Count, NonNegative
 from kd_cli.types import Batch, DataSpec, Outputs
 
 _LEVELS = (4, 2, 1)  # sizes of the pooled maps, in pixels
@@ -91,15 +91,14 @@ class ReviewKD(Distiller):
 
     def __init__(
         self,
-        channels: int = 512,
-        hcl_weight: float = 5.0,
+        channels: Count = 512,
+        hcl_weight: NonNegative = 5.0,
         taps: Sequence[str] = ("stages",),
         teacher_taps: Sequence[str] | None = None,
     ) -> None:
         super().__init__(taps, teacher_taps)
-        require("channels", channels, low=1)
         self.channels = channels
-        self.hcl_weight = require("hcl_weight", hcl_weight, low=0.0)
+        self.hcl_weight = hcl_weight
 
     def bind(self, student: Outputs, teacher: Outputs, data: DataSpec) -> None:  # noqa: ARG002
         pairs = self._from_the_deepest(student, teacher)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kd_cli.losses.base import LOSSES, Distiller
 from kd_cli.losses.common import at_least_float32, inner_products, unit
-from kd_cli.ranges import require
+from kd_cli.ranges import NonNegative
 from kd_cli.types import Batch, Outputs
 
 
@@ -82,21 +82,18 @@ class RKD(Distiller):
         angle_weight: of the angles, ≥ 0.
         taps: the student's embeddings.
         teacher_taps: the teacher's; null: the same names.
-
-    Raises:
-        ValueError: a number outside its range.
     """
 
     def __init__(
         self,
-        distance_weight: float = 25.0,
-        angle_weight: float = 50.0,
+        distance_weight: NonNegative = 25.0,
+        angle_weight: NonNegative = 50.0,
         taps: Sequence[str] = ("embedding",),
         teacher_taps: Sequence[str] | None = None,
     ) -> None:
         super().__init__(taps, teacher_taps)
-        self.distance_weight = require("distance_weight", distance_weight, low=0.0)
-        self.angle_weight = require("angle_weight", angle_weight, low=0.0)
+        self.distance_weight = distance_weight
+        self.angle_weight = angle_weight
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:  # noqa: ARG002
         terms = [

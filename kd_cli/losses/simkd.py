@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from kd_cli.losses.adapters import Norm, as_maps, makes_logits
 from kd_cli.losses.base import LOSSES, Distiller
 from kd_cli.losses.common import at_least_float32
-from kd_cli.ranges import require
+from kd_cli.ranges import Count, NonNegative
 from kd_cli.taps import Tapped, classifier_of, published_taps, select
 from kd_cli.types import Batch, DataSpec, Outputs
 
@@ -140,15 +140,14 @@ class SimKD(Distiller):
 
     def __init__(
         self,
-        reduction: int = 2,
-        simkd_weight: float = 1.0,
+        reduction: Count = 2,
+        simkd_weight: NonNegative = 1.0,
         taps: Sequence[str] = ("final", "embedding"),
         teacher_taps: Sequence[str] | None = None,
     ) -> None:
         super().__init__(taps, teacher_taps)
-        require("reduction", reduction, low=1)
         self.reduction = reduction
-        self.simkd_weight = require("simkd_weight", simkd_weight, low=0.0)
+        self.simkd_weight = simkd_weight
 
     def bind(self, student: Outputs, teacher: Outputs, data: DataSpec) -> None:  # noqa: ARG002
         pairs = self.pairs(student, teacher)

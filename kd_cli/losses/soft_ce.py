@@ -6,7 +6,7 @@ from torch import Tensor
 
 from kd_cli.losses.base import LOSSES, Distiller
 from kd_cli.losses.common import check_logits, log_probabilities
-from kd_cli.ranges import require
+from kd_cli.ranges import NonNegative, Positive
 from kd_cli.types import Batch, Outputs
 
 
@@ -35,15 +35,12 @@ class SoftCE(Distiller):
     Args:
         temperature: T > 0.
         soft_ce_weight: ≥ 0.
-
-    Raises:
-        ValueError: a number outside its range.
     """
 
-    def __init__(self, temperature: float = 4.0, soft_ce_weight: float = 0.9) -> None:
+    def __init__(self, temperature: Positive = 4.0, soft_ce_weight: NonNegative = 0.9) -> None:
         super().__init__()
-        self.temperature = require("temperature", temperature, above=0.0)
-        self.soft_ce_weight = require("soft_ce_weight", soft_ce_weight, low=0.0)
+        self.temperature = temperature
+        self.soft_ce_weight = soft_ce_weight
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:  # noqa: ARG002
         return self.soft_ce_weight * soft_ce_loss(student.logits, teacher.logits, self.temperature)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from kd_cli.losses.base import LOSSES, Distiller
 from kd_cli.losses.common import at_least_float32, inner_products, unit
-from kd_cli.ranges import require
+from kd_cli.ranges import NonNegative
 from kd_cli.types import Batch, Outputs
 
 
@@ -40,19 +39,16 @@ class SP(Distiller):
         sp_weight: ≥ 0.
         taps: the student's features, maps or vectors.
         teacher_taps: the teacher's; null: the same names.
-
-    Raises:
-        ValueError: a number outside its range.
     """
 
     def __init__(
         self,
-        sp_weight: float = 3000.0,
+        sp_weight: NonNegative = 3000.0,
         taps: Sequence[str] = ("stage-1",),
         teacher_taps: Sequence[str] | None = None,
     ) -> None:
         super().__init__(taps, teacher_taps)
-        self.sp_weight = require("sp_weight", sp_weight, low=0.0)
+        self.sp_weight = sp_weight
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:  # noqa: ARG002
-        return self.sp_weight * torch.stack([sp_loss(*pair) for pair in self.pairs(student, teacher)]).sum()
+        return self.sp_weight * self.over_pairs(sp_loss, student, teacher)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from kd_cli.losses.adapters import makes_logits, projection
 from kd_cli.losses.base import LOSSES, Distiller
 from kd_cli.losses.common import at_least_float32, check_logits, inner_products
-from kd_cli.ranges import require
+from kd_cli.ranges import NonNegative
 from kd_cli.types import Batch, DataSpec, Outputs
 
 
@@ -61,14 +61,14 @@ class SRRL(Distiller):
 
     def __init__(
         self,
-        fm_weight: float = 1.0,
-        sr_weight: float = 1.0,
+        fm_weight: NonNegative = 1.0,
+        sr_weight: NonNegative = 1.0,
         taps: Sequence[str] = ("embedding",),
         teacher_taps: Sequence[str] | None = None,
     ) -> None:
         super().__init__(taps, teacher_taps)
-        self.fm_weight = require("fm_weight", fm_weight, low=0.0)
-        self.sr_weight = require("sr_weight", sr_weight, low=0.0)
+        self.fm_weight = fm_weight
+        self.sr_weight = sr_weight
 
     def bind(self, student: Outputs, teacher: Outputs, data: DataSpec) -> None:  # noqa: ARG002
         pairs = self.pairs(student, teacher)

@@ -11,7 +11,7 @@ from torch import Tensor
 from kd_cli.losses.base import LOSSES, Distiller
 from kd_cli.losses.common import at_least_float32
 from kd_cli.losses.kd import kd_loss
-from kd_cli.ranges import require
+from kd_cli.ranges import Inside, NonNegative, Positive
 from kd_cli.types import Batch, Outputs
 
 
@@ -50,9 +50,6 @@ class TfKD(Distiller):
         label_probability: a in (0, 1), the hand-made teacher's belief in the label; the paper has 0.9 and more.
         temperature: T > 0.
         kl_weight: ≥ 0.
-
-    Raises:
-        ValueError: a number outside its range.
     """
 
     teacher: Literal["frozen", "trained", "none"] = "none"
@@ -60,18 +57,16 @@ class TfKD(Distiller):
     def __init__(
         self,
         form: Literal["regularization", "self"] = "regularization",
-        label_probability: float = 0.99,
-        temperature: float = 20.0,
-        kl_weight: float = 0.1,
+        label_probability: Inside = 0.99,
+        temperature: Positive = 20.0,
+        kl_weight: NonNegative = 0.1,
     ) -> None:
         super().__init__()
-        if not 0 < label_probability < 1:
-            raise ValueError(f"label_probability: {label_probability} is not possible; it must be in (0, 1)")
         self.teacher = "frozen" if form == "self" else "none"
         self.form = form
         self.label_probability = label_probability
-        self.temperature = require("temperature", temperature, above=0.0)
-        self.kl_weight = require("kl_weight", kl_weight, low=0.0)
+        self.temperature = temperature
+        self.kl_weight = kl_weight
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         if self.form == "self":

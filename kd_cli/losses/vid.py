@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from kd_cli.losses.adapters import check_same_kind, projection, same_size
 from kd_cli.losses.base import LOSSES, Distiller
 from kd_cli.losses.common import at_least_float32
-from kd_cli.ranges import require
+from kd_cli.ranges import NonNegative, within
 from kd_cli.types import Batch, DataSpec, Outputs
 
 LEAST_VARIANCE = 1e-5  # ε of the paper, as in the usual code
@@ -81,21 +82,18 @@ class VID(Distiller):
         vid_weight: ≥ 0.
         taps: the student's features.
         teacher_taps: the teacher's; null: the same names.
-
-    Raises:
-        ValueError: a number outside its range.
     """
 
     def __init__(
         self,
-        initial_variance: float = 5.0,
-        vid_weight: float = 1.0,
+        initial_variance: Annotated[float, within(above=1e-5)] = 5.0,
+        vid_weight: NonNegative = 1.0,
         taps: Sequence[str] = ("stages",),
         teacher_taps: Sequence[str] | None = None,
     ) -> None:
         super().__init__(taps, teacher_taps)
-        self.initial_variance = require("initial_variance", initial_variance, above=1e-5)
-        self.vid_weight = require("vid_weight", vid_weight, low=0.0)
+        self.initial_variance = initial_variance
+        self.vid_weight = vid_weight
 
     def bind(self, student: Outputs, teacher: Outputs, data: DataSpec) -> None:  # noqa: ARG002
         pairs = self.pairs(student, teacher)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from kd_cli.losses.base import LOSSES, Distiller
 from kd_cli.losses.common import at_least_float32, check_logits, log_probabilities
-from kd_cli.ranges import require
+from kd_cli.ranges import NonNegative, Positive
 from kd_cli.types import Batch, Outputs
 
 
@@ -53,15 +53,12 @@ class WSLD(Distiller):
     Args:
         temperature: T > 0.
         kl_weight: ≥ 0, of the weighted divergence.
-
-    Raises:
-        ValueError: a number outside its range.
     """
 
-    def __init__(self, temperature: float = 2.0, kl_weight: float = 2.5) -> None:
+    def __init__(self, temperature: Positive = 2.0, kl_weight: NonNegative = 2.5) -> None:
         super().__init__()
-        self.temperature = require("temperature", temperature, above=0.0)
-        self.kl_weight = require("kl_weight", kl_weight, low=0.0)
+        self.temperature = temperature
+        self.kl_weight = kl_weight
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         return self.kl_weight * wsld_loss(student.logits, teacher.logits, batch.labels, self.temperature)

@@ -1,1 +1,1 @@
-"""Networks: one file per family; every module here registers itself when `MODELS` is first asked."""
+"""Networks: one file per family; `MODELS` imports the one whose name a component begins with."""

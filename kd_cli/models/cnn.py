@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import cast
+from typing import Annotated, cast
 
 from torch import Tensor, nn
 
 from kd_cli.models.base import MODELS
 from kd_cli.models.layers import hidden_layers
-from kd_cli.ranges import check_widths, require
+from kd_cli.ranges import Share, Widths, check_widths
 
 
 @MODELS.register("cnn")
@@ -39,16 +39,13 @@ class CNN(nn.Module):
         in_channels: int,
         image_size: int,
         *,
-        blocks: Sequence[Sequence[int]] = ((16,), (32,)),
-        hidden: Sequence[int] = (64,),
-        dropout: float = 0.0,
+        blocks: Annotated[Sequence[Sequence[int]], check_widths] = ((16,), (32,)),
+        hidden: Widths = (64,),
+        dropout: Share = 0.0,
         kernel_size: int = 3,
         padding: int = 1,
     ) -> None:
         super().__init__()
-        check_widths("hidden", hidden)
-        require("dropout", dropout, low=0.0, high=1.0)
-        check_widths("blocks", [width for block in blocks for width in block])
         size = _final_size(image_size, blocks, kernel_size, padding)
         self.blocks = nn.Sequential()
         channels = in_channels

@@ -1,4 +1,4 @@
-"""Networks from elsewhere: torchvision's by name, anything importable (timm's, yours) by its dotted path."""
+"""Networks from elsewhere: anything importable (timm's, yours) by its dotted path."""
 
 from __future__ import annotations
 
@@ -17,46 +17,8 @@ from kd_cli.models.imported import check_arguments, find_callable
 from kd_cli.models.pretrained import load_pretrained
 from kd_cli.taps import GROUPS
 
-_NOTHING: Mapping[str, Any] = MappingProxyType({})
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 _Seen = tuple[Any, int | None]  # what a module gave, and how often that had been overwritten by then
-
-
-@MODELS.register("torchvision")
-def torchvision(
-    num_classes: int,
-    in_channels: int,
-    image_size: int,
-    *,
-    model: str = "resnet18",
-    kwargs: Mapping[str, Any] = _NOTHING,
-    pretrained: str | None = None,
-    taps: Mapping[str, str] | None = None,
-) -> nn.Module:
-    """A classifier of torchvision.models, by default with random weights.
-
-    Where the images have other than 3 channels, the first convolution is made anew for them, with PyTorch's default
-    initialisation. Taps: `embedding` [B, D] and `stage1`… [B, C, H, W] where the usual names (`layer1`…, `features`)
-    are found; `preact1`… where a ReLU makes the stage's output.
-
-    Args:
-        model: a name of `torchvision.models.list_models(module=torchvision.models)`.
-        kwargs: more arguments for its constructor.
-        pretrained: a file of weights to start from, as torchvision's site has them.
-        taps: more names, as `named_taps` takes them.
-
-    Raises:
-        ValueError: unknown name or argument, a network that cannot classify such images, or a file that does not fit.
-    """
-    from torchvision import models as zoo
-
-    known = zoo.list_models(module=zoo)
-    if model not in known:
-        raise ValueError(f"model: torchvision has no classifier {model!r}{suggest(model, known)}")
-    network = _called(zoo.get_model, f"torchvision's {model}", {"name": model, "num_classes": num_classes, **kwargs})
-    if getattr(network, "aux_logits", False):
-        raise ValueError(f"kwargs: {model} gives more than one output in training; add aux_logits: false")
-    _take_channels(network, in_channels)
-    return _ready(network, model, num_classes, (in_channels, image_size, image_size), pretrained, taps)
 
 
 @MODELS.register("external")
@@ -66,7 +28,7 @@ def external(
     image_size: int,
     *,
     callable: str | None = None,
-    kwargs: Mapping[str, Any] = _NOTHING,
+    kwargs: Mapping[str, Any] = NOTHING,
     pretrained: str | None = None,
     taps: Mapping[str, str] | None = None,
 ) -> nn.Module:
@@ -94,8 +56,8 @@ def external(
     function = find_callable(callable)
     check_arguments(callable, kwargs)
     injected = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
-    network = _called(function, callable, {**_taken(function, injected), **kwargs})
-    return _ready(network, callable, num_classes, (in_channels, image_size, image_size), pretrained, taps)
+    network = called(function, callable, {**_taken(function, injected), **kwargs})
+    return ready(network, callable, num_classes, (in_channels, image_size, image_size), pretrained, taps)
 
 
 def _taken(function: Callable[..., Any], injected: Mapping[str, int]) -> dict[str, int]:
@@ -106,7 +68,8 @@ def _taken(function: Callable[..., Any], injected: Mapping[str, int]) -> dict[st
     return {key: n for key, n in injected.items() if key in parameters or (open_ended and key == "num_classes")}
 
 
-def _called(function: Callable[..., Any], what: str, arguments: Mapping[str, Any]) -> nn.Module:
+def called(function: Callable[..., Any], what: str, arguments: Mapping[str, Any]) -> nn.Module:
+    """The network that `function` returns; a ValueError where it takes other arguments or returns none."""
     try:
         network = function(**arguments)
     except TypeError as error:
@@ -118,16 +81,7 @@ def _called(function: Callable[..., Any], what: str, arguments: Mapping[str, Any
     return network
 
 
-def _take_channels(network: nn.Module, in_channels: int) -> None:
-    first = next((module for module in network.modules() if isinstance(module, nn.Conv2d)), None)
-    if first is None or first.in_channels == in_channels:
-        return
-    first.in_channels = in_channels
-    first.weight = nn.Parameter(torch.empty(first.out_channels, in_channels // first.groups, *first.kernel_size))
-    first.reset_parameters()
-
-
-def _ready(
+def ready(
     network: nn.Module,
     what: str,
     num_classes: int,
@@ -135,6 +89,7 @@ def _ready(
     pretrained: str | None,
     taps: Mapping[str, str] | None,
 ) -> nn.Module:
+    """`network` with its taps and weights; a ValueError where it or the file does not fit, or a tap matches nothing."""
     network = _published(network, what, num_classes, image_shape)
     if taps:
         network.taps = named_taps(network, taps)  # type: ignore[assignment]

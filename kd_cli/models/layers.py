@@ -88,5 +88,6 @@ def _sized(network: Callable[..., nn.Module], qualname: str, size: Mapping[str, 
     def build(num_classes: int, in_channels: int) -> nn.Module:
         return network(num_classes, in_channels, **size)
 
-    build.__qualname__ = qualname  # the registry tells two components of one name apart by it
+    # the registry tells two components of one name apart by these
+    build.__module__, build.__qualname__ = network.__module__, qualname
     return build

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import cast
 
 from torch import Tensor, nn
 
 from kd_cli.models.base import MODELS
 from kd_cli.models.layers import hidden_layers
-from kd_cli.ranges import check_widths, require
+from kd_cli.ranges import Share, Widths
 
 
 @MODELS.register("mlp")
@@ -33,12 +32,10 @@ class MLP(nn.Module):
         in_channels: int,
         image_size: int,
         *,
-        hidden: Sequence[int] = (128,),
-        dropout: float = 0.0,
+        hidden: Widths = (128,),
+        dropout: Share = 0.0,
     ) -> None:
         super().__init__()
-        check_widths("hidden", hidden)
-        require("dropout", dropout, low=0.0, high=1.0)
         widths = [in_channels * image_size * image_size, *hidden]
         self.hidden = hidden_layers(widths, dropout, dropout_first=True)
         self.fc = nn.Linear(widths[-1], num_classes)

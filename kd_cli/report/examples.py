@@ -89,7 +89,7 @@ def _pixels(comparison: Comparison, labels: Tensor, chosen: Sequence[int]) -> It
     """
     run = comparison.distilled
     options = dataset_options(run)
-    if options.get("name") not in DATASETS.names():
+    if options.get("name") not in DATASETS:
         raise KDError(f"the data set {options.get('name')!r} is not one of kd's")
     offline = {"download": False} if "download" in options else {}
     data = load_dataset({**options, **offline})

@@ -41,10 +41,14 @@ class RunDir:
     Args:
         path: the folder; `RunDir.open` finds or makes it.
         lock: on it.
+
+    Attributes:
+        record: run.json as it stands.
     """
 
     def __init__(self, path: Path, lock: Lock) -> None:
         self.path = path
+        self.record: dict[str, Any] = {}  # run.json, which nobody else writes while the lock is held
         self._lock = lock
         self._remedy = ""  # what to type where the disk was full
 
@@ -75,11 +79,6 @@ class RunDir:
         raise ConfigError(f"{path}: a thousand runs started in the same second; choose a folder with hydra.run.dir=DIR")
 
     @property
-    def record(self) -> dict[str, Any]:
-        """run.json as it stands."""
-        return sound_record(self.path) or {}
-
-    @property
     def result(self) -> dict[str, Any] | None:
         """result.json, or None while the run is not complete."""
         return sound_result(self.path)
@@ -98,9 +97,11 @@ class RunDir:
     def note(self, **facts: Any) -> None:
         """Adds facts to run.json."""
         with self.there():
-            if not self.record:  # what it said must not be lost
+            if not (self.path / "run.json").exists():  # somebody has taken it away: the run is given up
                 raise FileNotFoundError(errno.ENOENT, "it cannot be read", "run.json")
-            write_json(self.path / "run.json", self.record | facts)
+            record = self.record | facts
+            write_json(self.path / "run.json", record)
+            self.record = record
 
     def log(self, records: Sequence[Mapping[str, Any]]) -> None:
         """Writes metrics.jsonl and metrics.csv: the records of all epochs so far."""
@@ -146,7 +147,7 @@ class RunDir:
         return self
 
     def _begin(self, identity: Mapping[str, Any], config: Mapping[str, Any]) -> None:
-        before = self._whole_record()
+        before = self.record = self._whole_record()
         digest = config_digest(config)
         check_same(self.path, before, config)
         if self.result is not None:
@@ -161,7 +162,8 @@ class RunDir:
             if diff:
                 write_text(self.path / "git.diff", diff)
             write_text(self.path / "config.yaml", to_yaml(config))
-            write_json(self.path / "run.json", {**facts, "config_digest": digest, "started": now(), **running})
+            self.record = {**facts, "config_digest": digest, "started": now(), **running}
+            write_json(self.path / "run.json", self.record)
         self._remedy = resume_line(self.path, identity)
 
     def _whole_record(self) -> dict[str, Any]:

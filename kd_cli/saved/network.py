@@ -148,7 +148,7 @@ def _merged(options: Mapping[str, Any], typed: Mapping[Any, Any]) -> dict[str, A
 
 
 def _check_known(source: Source, recorded: Config, dataset: Mapping[str, Any]) -> None:
-    known = dataset["name"] in DATASETS.names() and (not recorded or source.record["model"]["name"] in MODELS.names())
+    known = dataset["name"] in DATASETS and (not recorded or source.record["model"]["name"] in MODELS)
     if not known and recorded.get("plugins"):
         typed = shlex.quote(f"plugins=[{','.join(map(str, recorded['plugins']))}]")
         raise ConfigError(f"{source.run} was made with a plugin, which is code; if you trust it, add {typed}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ class Source:
     epoch: int | None
     sha256: str
 
-    @property
+    @cached_property
     def record(self) -> dict[str, Any]:
         """run.json, or nothing.
 
@@ -199,7 +200,7 @@ def _check_size(source: Source, options: Mapping[str, Any], spec: DataSpec, wher
 
 def check_nameable(source: Source, options: Mapping[str, Any]) -> None:
     """Importing runs code, so what to import is never taken from a record."""
-    if options.get("name") not in MODELS.names() or options["name"] == "external":
+    if options.get("name") not in MODELS or options["name"] == "external":
         raise ConfigError(
             f"{source.run or source.weights} does not say which network of kd it is ({brief(options)}), "
             "and kd imports no code that only a record names; give one teacher, with teacher=… as it was trained"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,52 +48,41 @@ def parse_record(text: str) -> Any:
 
 
 def _check(text: str, *, aliases: bool) -> None:
-    if len(text) > MOST_BYTES:
-        raise ValueError(f"it has more than {MOST_BYTES:,} bytes")
-    size = _Size(aliases=aliases)
-    try:
-        for event in yaml.parse(text, Loader=_LOADER):
-            size.add(event)
-    except yaml.YAMLError as error:
-        raise ValueError(_line(error)) from error
-
-
-class _Size:
-    """How many values a text becomes when each alias is replaced by what it stands for; nothing is built."""
-
-    def __init__(self, *, aliases: bool) -> None:
-        self._aliases = aliases
-        self._nodes = 0
-        self._open: list[tuple[str | None, int]] = []  # lists and mappings, with the nodes before them
-        self._sizes: dict[str, int] = {}  # of what an anchor names
-
-    def add(self, event: Any) -> None:
+    """Counts the values that a text becomes when each alias is replaced by what it stands for; nothing is built."""
+    nodes, sizes = 0, dict[Any, int]()  # of what an anchor names
+    opened: list[tuple[Any, int]] = []  # lists and mappings, with the nodes before them
+    for event in _events(text):
         if isinstance(event, yaml.AliasEvent):
-            self._nodes += self._size_of(event)
+            nodes += _size_of(event, sizes if aliases else {})
         elif isinstance(event, yaml.CollectionEndEvent):
-            anchor, before = self._open.pop()
-            self._name(anchor, self._nodes - before)
+            anchor, before = opened.pop()
+            sizes[anchor] = nodes - before
         elif isinstance(event, yaml.NodeEvent):
-            self._nodes += 1
+            nodes, sizes[event.anchor] = nodes + 1, 1
             if getattr(event, "tag", None) not in _TAGS:
                 raise ValueError(f"line {event.start_mark.line + 1}: the tag {event.tag!r} is not possible here")
             if isinstance(event, yaml.CollectionStartEvent):
-                self._open.append((event.anchor, self._nodes - 1))
-            else:
-                self._name(event.anchor, 1)
-        if self._nodes > MOST_NODES or len(self._open) > MOST_LEVELS:
+                del sizes[event.anchor]
+                opened.append((event.anchor, nodes - 1))
+        if nodes > MOST_NODES or len(opened) > MOST_LEVELS:
             raise ValueError(
                 f"it becomes more than {MOST_NODES:,} values or {MOST_LEVELS} levels; no configuration is so large"
             )
 
-    def _name(self, anchor: str | None, size: int) -> None:
-        if anchor:
-            self._sizes[anchor] = size
 
-    def _size_of(self, alias: Any) -> int:
-        if not self._aliases or alias.anchor not in self._sizes:  # the second: inside of what it stands for
-            raise ValueError(f"line {alias.start_mark.line + 1}: the alias *{alias.anchor} is not possible here")
-        return self._sizes[alias.anchor]
+def _size_of(alias: Any, sizes: Mapping[Any, int]) -> int:
+    if alias.anchor not in sizes:  # or inside of what it stands for
+        raise ValueError(f"line {alias.start_mark.line + 1}: the alias *{alias.anchor} is not possible here")
+    return sizes[alias.anchor]
+
+
+def _events(text: str) -> Iterator[Any]:
+    if len(text) > MOST_BYTES:
+        raise ValueError(f"it has more than {MOST_BYTES:,} bytes")
+    try:
+        yield from yaml.parse(text, Loader=_LOADER)
+    except yaml.YAMLError as error:
+        raise ValueError(_line(error)) from error
 
 
 def _line(error: yaml.YAMLError) -> str:

@@ -15,8 +15,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-# All that training needs. The first optimizer of a process imports torch._dynamo, a second's work.
-_PRELOAD = ["kd_cli.cli", "kd_cli.launch.hydra_app", "kd_cli.experiments.check", "hydra", "torch._dynamo"]
+# All that training needs.
+_PRELOAD = ["kd_cli.cli", "kd_cli.launch.hydra_app", "kd_cli.experiments.check", "hydra"]
 
 STOP = {signal.SIGINT, signal.SIGTERM}  # blocked in every process of the server, until it can deal with them
 

@@ -145,7 +145,7 @@ def validation_logits(network: nn.Module, data: Data, entry: Entry, *, batch_siz
 
 
 def make_entry(
-    network: nn.Module,
+    digest: str,
     model: Mapping[str, Any],
     data: Data,
     *,
@@ -158,6 +158,7 @@ def make_entry(
     """Where the answers of a frozen network to images of these data are.
 
     Args:
+        digest: of the network, as `network_digest` gives it.
         model: its options, to be shown.
         limit: bytes.
         batch_size: of the forward passes.
@@ -165,7 +166,7 @@ def make_entry(
     """
     facts = {
         "format": _FORMAT,
-        "teacher": {**model, "weights": network_digest(network)},
+        "teacher": {**model, "weights": digest},
         "taps": list(taps),
         "data": {"name": data.name, "fingerprint": data.fingerprint, "preprocessing": data.preprocessing},
         "batch_size": batch_size,

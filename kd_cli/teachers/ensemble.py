@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, cast
+from collections.abc import Sequence
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -133,20 +133,20 @@ def confusable_groups(confusion: Tensor, count: int, size: int) -> list[list[int
 
 
 def join_teachers(
-    loaded: Sequence[tuple[nn.Module, Mapping[str, Any]]], weights: Weights, num_classes: int
+    loaded: Sequence[tuple[nn.Module, Sequence[int] | None]], weights: Weights, num_classes: int
 ) -> nn.Module:
     """One teacher alone, specialists behind their generalist, or else an ensemble of equals.
 
     Args:
-        loaded: each network and what is on record about it; `specialist`: the classes that it tells apart.
+        loaded: each network and, of a specialist, the classes that it tells apart.
 
     Raises:
         ConfigError: they do not fit together.
     """
-    if len(loaded) == 1 and not loaded[0][1]["specialist"]:
-        return loaded[0][0]
-    plain = [network for network, facts in loaded if not facts["specialist"]]
-    special = [(network, facts["specialist"]) for network, facts in loaded if facts["specialist"]]
+    plain = [network for network, group in loaded if not group]
+    special = [(network, group) for network, group in loaded if group]
+    if len(loaded) == 1 and not special:
+        return plain[0]
     if special and len(plain) != 1:
         raise ConfigError(
             f"teacher.checkpoint: specialists need one generalist beside them, and there are {len(plain)}; "

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from kd_cli.metrics.scores import top_k
 from kd_cli.out_of_memory import needing_memory
 from kd_cli.runs.folder import find_records
 from kd_cli.saved.weights import Source, brief, check_nameable, graft_of, load_weights, locate, rebuild, seen_by
-from kd_cli.teachers.cache import make_entry, validation_logits
+from kd_cli.teachers.cache import make_entry, network_digest, validation_logits
 from kd_cli.teachers.ensemble import Weights, join_teachers
 
 # Another number of threads or another processor may move a few borderline images; wrong weights or a wrong
@@ -63,10 +64,28 @@ def find_teacher(outputs: Path, options: Mapping[str, Any], data: Data, argument
     )
 
 
+@dataclass(frozen=True)
+class Teacher:
+    """A frozen teacher in eval mode, measured on the validation images.
+
+    Args:
+        network: images [B, C, H, W] → logits [B, K].
+        facts: about it, for the student's record.
+    """
+
+    network: nn.Module
+    facts: dict[str, Any]
+
+    @cached_property
+    def digest(self) -> str:
+        """Of its structure and weights, as the cache knows it."""
+        return network_digest(self.network)
+
+
 def load_teachers(
     teachers: Sequence[Known], data: Data, *, weights: Weights, batch_size: int, device: torch.device, limit: int = 0
-) -> tuple[nn.Module, dict[str, Any]]:
-    """One frozen teacher out of one or several, measured on the validation images, and facts for the student's record.
+) -> Teacher:
+    """One frozen teacher out of one or several.
 
     Args:
         weights: of the members of an ensemble.
@@ -77,7 +96,7 @@ def load_teachers(
         DataError: as `load_teacher`.
     """
     loaded = [load_teacher(known, data, batch_size=batch_size, device=device, limit=limit) for known in teachers]
-    records = [facts for _, facts in loaded]
+    records = [teacher.facts for teacher in loaded]
     facts: dict[str, Any] = {
         "sources": [fact["source"] for fact in records],
         "sha256": [fact["sha256"] for fact in records],
@@ -85,16 +104,15 @@ def load_teachers(
     facts |= {"runs": [fact["run"] for fact in records], "models": [fact["model"] for fact in records]}
     facts |= {"grafts": [fact["graft"] for fact in records], "weights": weights}
     if len(loaded) == 1 and not records[0]["specialist"]:
-        return loaded[0][0], facts | {"val_top1": records[0]["val_top1"]}
-    network = join_teachers(loaded, weights, data.spec.num_classes).to(device).eval().requires_grad_(False)
+        return replace(loaded[0], facts=facts | {"val_top1": records[0]["val_top1"]})
+    pairs = [(teacher.network, teacher.facts["specialist"]) for teacher in loaded]
+    network = join_teachers(pairs, weights, data.spec.num_classes).to(device).eval().requires_grad_(False)
     val = evaluate(network, data, "val", batch_size=batch_size, device=device)["top1"] if data.size("val") else None
-    return network, facts | {"val_top1": val}
+    return Teacher(network, facts | {"val_top1": val})
 
 
-def load_teacher(
-    known: Known, data: Data, *, batch_size: int, device: torch.device, limit: int = 0
-) -> tuple[nn.Module, dict[str, Any]]:
-    """A frozen teacher in eval mode, measured again on the validation images, and facts for the student's record.
+def load_teacher(known: Known, data: Data, *, batch_size: int, device: torch.device, limit: int = 0) -> Teacher:
+    """A network that was trained to be a teacher, measured again.
 
     Raises:
         ConfigError: the run trained another network than `known` describes.
@@ -117,31 +135,27 @@ def load_teacher(
         "graft": graft_of(source.record),
         "specialist": source.record.get("specialist"),
     }
+    teacher = Teacher(network, facts)
     remedy = f"Type trainer.eval_batch_size={max(1, batch_size // 4)}: so many images are asked about at a time."
     with needing_memory(f"a teacher that is asked about {batch_size} images", remedy):
-        top1 = _measure(network, source, options, data, batch_size, device, limit)
-    return network, facts | {"val_top1": top1}
+        facts["val_top1"] = _measure(teacher, source, data, batch_size, device, limit)
+    return teacher
 
 
 def _measure(
-    network: nn.Module,
-    source: Source,
-    options: Mapping[str, Any],
-    data: Data,
-    batch_size: int,
-    device: torch.device,
-    limit: int,
+    teacher: Teacher, source: Source, data: Data, batch_size: int, device: torch.device, limit: int
 ) -> float | None:
     """Its accuracy on the validation images, percent; None where there are none."""
     if not data.size("val"):
         console.notice("dataset.val_fraction is 0: the teacher's accuracy is not measured again")
         return None
     if limit:
-        entry = make_entry(network, options, data, limit=limit, batch_size=batch_size, device=device)
-        logits = validation_logits(network, data, entry, batch_size=batch_size, device=device)
+        digest, model = teacher.digest, teacher.facts["model"]
+        entry = make_entry(digest, model, data, limit=limit, batch_size=batch_size, device=device)
+        logits = validation_logits(teacher.network, data, entry, batch_size=batch_size, device=device)
         top1 = top_k(logits, data.labels("val"), 1)
     else:
-        top1 = evaluate(network, data, "val", batch_size=batch_size, device=device)["top1"]
+        top1 = evaluate(teacher.network, data, "val", batch_size=batch_size, device=device)["top1"]
     _check_accuracy(top1, source, data)
     return top1
 

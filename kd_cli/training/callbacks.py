@@ -1,4 +1,4 @@
-"""Who follows a training: what logs it, and what may end it early."""
+"""Callbacks of a training: what logs it, and what may end it early."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from kd_cli.errors import status_after
 
 
-class Follower(Protocol):
+class Callback(Protocol):
     """Sees one training as it goes: `begin`, `epoch` after each, `finish` if it gets there, and `close` in any case.
 
     What it raises ends the training like any other error; the run's status and message are those of the exception.
@@ -33,16 +33,16 @@ class Follower(Protocol):
 
 
 @contextmanager
-def followed(followers: Sequence[Follower], records: Sequence[Mapping[str, float]]) -> Iterator[None]:
+def watched_by(callbacks: Sequence[Callback], records: Sequence[Mapping[str, float]]) -> Iterator[None]:
     """Begins and closes all of them, whatever happens in between."""
     status = "completed"
     try:
-        for follower in followers:
-            follower.begin(records)
+        for callback in callbacks:
+            callback.begin(records)
         yield
     except BaseException as error:
         status = status_after(error)
         raise
     finally:
-        for follower in followers:
-            follower.close(status)
+        for callback in callbacks:
+            callback.close(status)

@@ -24,7 +24,7 @@ from kd_cli.runs.folder import RunDir
 from kd_cli.runs.predictions import Predictions, write_predictions
 from kd_cli.runs.records import STATE, check_kinds
 from kd_cli.signals import patiently
-from kd_cli.training.callbacks import Follower, followed
+from kd_cli.training.callbacks import Callback, watched_by
 from kd_cli.training.guard import advice, check_score, evaluation_memory, training_memory
 from kd_cli.training.state import TrainState
 from kd_cli.training.task import Task
@@ -41,13 +41,13 @@ def fit(
     facts: Result,
     *,
     device: torch.device,
-    followers: Sequence[Follower] = (),
+    callbacks: Sequence[Callback] = (),
 ) -> Result:
     """Trains a task to its end, whatever an earlier process has done of it, and returns the run's result.
 
     Args:
         facts: of the result; `stage` is how the training is called on the screen, `seed` is its seed.
-        followers: they see every epoch and the result.
+        callbacks: they see every epoch and the result.
 
     Raises:
         ConfigError: as `check_recipe`.
@@ -66,19 +66,19 @@ def fit(
     state = _resume(run, stage)
     records = state.plain["records"] if state else []
     run.log(records)
-    with followed(followers, records):
+    with watched_by(callbacks, records):
         if not _ended(records, recipe):
             with console.watching(stage, recipe.epochs, state.epoch if state else 0) as watcher:
                 watch, save = watcher.batch, partial(save_checkpoint, run)
                 trainer = Trainer(recipe, seed=seed, device=device, watch=watch, save=save, where=where)
                 with training_memory(recipe, where):
-                    _train(trainer, task, data, state, run, [watcher, *followers])
+                    _train(trainer, task, data, state, run, [watcher, *callbacks])
                 records = trainer.records
         with evaluation_memory(recipe, where):
             result = _judge(task, data, run, recipe, device, records, where) | facts
         run.finish(result)
-        for follower in followers:
-            follower.finish(result)
+        for callback in callbacks:
+            callback.finish(result)
     return result
 
 
@@ -161,7 +161,7 @@ def _train(
     data: Data,
     state: TrainState | None,
     run: RunDir,
-    watchers: Sequence[Watcher | Follower],
+    watchers: Sequence[Watcher | Callback],
 ) -> None:
     """All epochs that are left. A request to end finds a checkpoint of the step at which it came."""
     try:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,20 +17,31 @@ from kd_cli.config.recipe import Recipe
 _ONECYCLE_START, _ONECYCLE_END, _ONECYCLE_PEAK = 25.0, 1e4, 0.3
 
 
+def without_compiler(rule: type[torch.optim.Optimizer]) -> type[torch.optim.Optimizer]:
+    """The same optimizer without the wrappers by which PyTorch keeps its compiler's hands off it.
+
+    The first call of any of them imports torch._dynamo, which takes as long as torch itself: 1–2 s before the first
+    step (`python -m benchmarks.startup`). kd compiles networks, never optimizers. What is calculated is the same.
+    """
+    wrapped = ("add_param_group", "zero_grad", "state_dict", "load_state_dict")
+    methods = {name: inspect.unwrap(getattr(rule, name)) for name in wrapped}
+    return type(rule.__name__, (rule,), {**methods, "step": torch.no_grad()(inspect.unwrap(rule.step))})
+
+
 def make_optimizer(parameters: Iterable[nn.Parameter], recipe: Recipe, device: torch.device) -> torch.optim.Optimizer:
     """The recipe's optimizer, fused where the device has a fused kernel."""
-    fused = device.type in ("cpu", "cuda")
+    options: dict[str, Any] = {
+        "lr": recipe.lr,
+        "weight_decay": recipe.weight_decay,
+        "fused": device.type in ("cpu", "cuda"),
+    }
     if recipe.optimizer == "sgd":
-        return torch.optim.SGD(
-            parameters,
-            lr=recipe.lr,
-            momentum=recipe.momentum,
-            nesterov=recipe.nesterov,
-            weight_decay=recipe.weight_decay,
-            fused=fused,
-        )
-    rule = torch.optim.Adam if recipe.optimizer == "adam" else torch.optim.AdamW
-    return rule(parameters, lr=recipe.lr, betas=recipe.betas, weight_decay=recipe.weight_decay, fused=fused)
+        rule: type[torch.optim.Optimizer] = torch.optim.SGD
+        options |= {"momentum": recipe.momentum, "nesterov": recipe.nesterov}
+    else:
+        rule = torch.optim.Adam if recipe.optimizer == "adam" else torch.optim.AdamW
+        options |= {"betas": recipe.betas}
+    return without_compiler(rule)(parameters, **options)
 
 
 def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:

@@ -135,6 +135,11 @@ class Distillation(Task):
     def deployed(self) -> nn.Module:
         return self._deployed[0]
 
+    @property
+    def grafted(self) -> bool:
+        """Whether the method made another network of the student."""
+        return self.deployed is not self.network
+
     def optimizers(self) -> Sequence[torch.optim.Optimizer]:
         return self.method.optimizers() if self.mix.weight else ()
 

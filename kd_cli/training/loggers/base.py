@@ -1,4 +1,4 @@
-"""What a logger is to `kd`: a Follower that writes a training's numbers where another program shows them.
+"""What a logger is to `kd`: a Callback that writes a training's numbers where another program shows them.
 
 The registered class is given `run`, the run's folder; everything else in its signature is an option of its yaml. A
 package that it needs it names in `package`, and imports in `begin`.
@@ -17,9 +17,9 @@ from kd_cli.registry import Registry
 from kd_cli.runs.folder import RunDir
 from kd_cli.runs.identity import flatten
 from kd_cli.runs.records import read_config
-from kd_cli.training.callbacks import Follower
+from kd_cli.training.callbacks import Callback
 
-LOGGERS: Registry[Follower | None] = Registry("logger", "kd_cli.training.loggers", injected=("run",))
+LOGGERS: Registry[Callback | None] = Registry("logger", "kd_cli.training.loggers", injected=("run",))
 
 _FINAL = ("test_top1", "test_top1_last", "test_nll", "best_epoch", "parameters", "train_seconds", "gain", "seconds")
 
@@ -39,10 +39,10 @@ def check_logger(options: Mapping[str, Any]) -> None:
         )
 
 
-def make_loggers(config: Mapping[str, Any], run: RunDir) -> list[Follower]:
-    """The followers that log a run: none or one."""
-    logger = LOGGERS.build(config["logger"], run=run)
-    return [] if logger is None else [Tolerated(config["logger"]["name"], logger)]
+def make_loggers(options: Mapping[str, Any], run: RunDir) -> list[Callback]:
+    """The callbacks that log a run: none or one."""
+    logger = LOGGERS.build(options, run=run)
+    return [] if logger is None else [Tolerated(options["name"], logger)]
 
 
 class Tolerated:
@@ -52,7 +52,7 @@ class Tolerated:
         name: of the logger, for the notice.
     """
 
-    def __init__(self, name: str, logger: Follower) -> None:
+    def __init__(self, name: str, logger: Callback) -> None:
         self.logger = logger
         self._name = name
         self._works = True

@@ -1,0 +1,115 @@
+"""What a command was told: read from its checked configuration once, and all that is below knows no configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kd_cli.config.base import Config, Stage, stage_recipes
+from kd_cli.config.plan import Training, check_procedure, given_paths, members, model_options, plan, procedures, single
+from kd_cli.config.recipe import Recipe
+from kd_cli.data.base import check_dataset
+from kd_cli.losses.base import build_loss
+from kd_cli.machine import pick_device
+from kd_cli.models.base import MODELS
+from kd_cli.storage.cache import is_untouched
+from kd_cli.teachers.ensemble import Weights
+from kd_cli.teachers.load import Known
+from kd_cli.training.loggers.base import check_logger
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a command was told, its components checked.
+
+    Args:
+        recorded: the configuration, as the folders of runs keep it.
+        stage: of the only training; None: a comparison.
+        seed: of the command; each training has its own.
+        device: where everything is trained.
+        recipes: how each stage is trained.
+        dataset, loss, logger, teacher, student: each component's name and options.
+        kind: what the loss asks of a teacher: a `frozen` one, one that is `trained` beside the student, or `none`.
+        given: the teachers that are trained already; one alone is the network that `teacher` describes.
+        members: of an ensemble of teachers.
+        weights: of their logits.
+        trainings: in their order.
+        procedures: the options in use that make more of a comparison than three networks.
+        groups, group_size: of confusable classes, each with a specialist.
+        outputs: where dated folders are, and finished teachers.
+        eval_batch_size: images per forward pass when a teacher is measured.
+        cache_limit: bytes that kept answers of teachers may take; 0: nothing is kept.
+    """
+
+    recorded: Config
+    stage: Stage | None
+    seed: int
+    device: torch.device
+    recipes: Mapping[Stage, Recipe]
+    dataset: Mapping[str, Any]
+    loss: Mapping[str, Any]
+    logger: Mapping[str, Any]
+    teacher: Mapping[str, Any]
+    student: Mapping[str, Any]
+    kind: str
+    given: Sequence[Known]
+    members: int
+    weights: Weights
+    trainings: Sequence[Training]
+    procedures: Sequence[str]
+    groups: int
+    group_size: int
+    outputs: Path
+    eval_batch_size: int
+    cache_limit: int
+
+
+def make_setup(config: Config, stage: Stage | None) -> Setup:
+    """Checks the options of all components, before any data are read.
+
+    Args:
+        stage: of the only training; None: of a comparison.
+
+    Raises:
+        ConfigError: unknown component or option, wrong type or range, a device that is not there, or a procedure that
+            does not fit the loss.
+    """
+    check_dataset(config["dataset"])
+    teacher, student = model_options(config, "teacher"), model_options(config, "student")
+    for where, options in (("teacher", teacher), ("student", student)):
+        MODELS.check(options, where=where)
+    for number, options in enumerate(config["assistants"]):
+        MODELS.check(options, where=f"assistants[{number}]")
+    device = pick_device(config["device"])
+    check_logger(config["logger"])
+    method, mix = build_loss(config["loss"])
+    kind = method.teacher if mix.weight else "none"
+    check_procedure(config, teacher=kind)
+    paths = given_paths(config)
+    return Setup(
+        recorded=config,
+        stage=stage,
+        seed=config["seed"],
+        device=device,
+        recipes=stage_recipes(config),
+        dataset=config["dataset"],
+        loss=config["loss"],
+        logger=config["logger"],
+        teacher=teacher,
+        student=student,
+        kind=kind,
+        given=[Known(path, teacher if len(paths) == 1 else None) for path in paths],
+        members=members(config, paths),
+        weights=config["ensemble"]["weights"],
+        trainings=[single(config, stage)] if stage else plan(config, teacher=kind, given=bool(paths)),
+        procedures=procedures(config),
+        groups=config["specialists"]["groups"],
+        group_size=config["specialists"]["classes"],
+        outputs=Path(config["outputs"]),
+        eval_batch_size=config["trainer"]["eval_batch_size"],
+        cache_limit=int(config["teacher_cache_gb"] * 1e9) if config["teacher_cache"] and not is_untouched() else 0,
+    )
