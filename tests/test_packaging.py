@@ -37,7 +37,9 @@ def run(installed: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_wheel_brings_its_configuration_and_its_digits(installed: Path) -> None:
-    code = "from kd_cli.config.compose import conf_dir; from kd_cli.data.mnist_mini import FILE; print(conf_dir(), FILE)"
+    code = (
+        "from kd_cli.config.compose import conf_dir; from kd_cli.data.mnist_mini import FILE; print(conf_dir(), FILE)"
+    )
     environment = {**os.environ, "PYTHONPATH": str(installed)}
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
     conf, digits = map(Path, printed.stdout.split())
