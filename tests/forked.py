@@ -1,4 +1,4 @@
-"""`kd …` in processes that start at once: forked from this one, which has imported torch."""
+"""`kd …` in processes that start at once: forked from this one, which has imported torch and read a configuration."""
 
 from __future__ import annotations
 
@@ -12,10 +12,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from kd_cli.cli import main
+from kd_cli.config.compose import compose
 from tests.conftest import Outcome
 
-for name in ("kd_cli.launch.hydra_app", "kd_cli.experiments.check"):
+for name in ("kd_cli.launch.hydra_app", "kd_cli.experiments.check", "kd_cli.sweeps.launchers"):
     importlib.import_module(name)
+# The parser of overrides is slow until it has read some.
+compose(["loss=kd", "trainer.epochs=1", "student=mlp", "student.hidden=[8]", "plugins=[a.py]"])
 
 
 @dataclass

@@ -151,5 +151,6 @@ def test_the_top_level_holds_what_the_design_says() -> None:
     if listed.returncode:
         pytest.skip("not a git checkout: there is no list of the project's own files")
     top = {Path(name).parts[0] for name in listed.stdout.splitlines()}
-    allowed = {"kd_cli", "conf", "tests", "benchmarks", "docs", "pyproject.toml", "README.md"}
+    allowed = {"kd_cli", "conf", "tests", "benchmarks", "docs", "findings", "pyproject.toml", "LICENSE"}
+    allowed |= {f"{page}.md" for page in ("README", "CHANGELOG", "CONTRIBUTING")}
     assert {name for name in top if not name.startswith(".")} <= allowed

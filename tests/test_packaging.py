@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
 import sys
+import tarfile
 import zipfile
+from email import message_from_string
 from pathlib import Path
 
 import pytest
@@ -44,6 +47,32 @@ def test_the_wheel_brings_its_configuration_and_its_digits(installed: Path) -> N
     assert digits.is_relative_to(installed)
     assert (conf / "loss" / "kd.yaml").exists()
     assert any("LICENSE" in path.name for path in digits.parent.iterdir())
+
+
+def test_the_wheel_says_its_licence_and_brings_the_text(installed: Path) -> None:
+    about = next(installed.glob("*.dist-info"))
+    metadata = message_from_string((about / "METADATA").read_text())
+    assert metadata["License-Expression"] == "Apache-2.0"
+    assert not [name for name in metadata.get_all("Classifier", []) if name.startswith("License")]
+    assert (about / "licenses" / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
+    files = metadata.get_all("License-File", [])
+    assert set(files) == {"LICENSE", "kd_cli/data/mnist_mini.LICENSE.txt"}
+    assert all((about / "licenses" / name).exists() for name in files)
+
+
+def test_the_licence_is_the_text_of_its_publisher_to_the_letter() -> None:
+    digest = hashlib.sha256((ROOT / "LICENSE").read_bytes()).hexdigest()
+    assert digest == "cfc7749b96f63bd31c3c42b5c471bf756814053e847c10f3eb003417bc523d30"  # LICENSE-2.0.txt of apache.org
+
+
+def test_the_source_archive_brings_what_its_readers_look_for(tmp_path: Path) -> None:
+    pytest.importorskip("hatchling", reason="building a source archive needs the development extras")
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", str(tmp_path)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    with tarfile.open(next(tmp_path.glob("*.tar.gz"))) as archive:
+        top = {name.split("/")[1] for name in archive.getnames()}
+    pages = {"README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE"}
+    assert pages | {"kd_cli", "conf", "tests", "docs", "benchmarks", "findings", "pyproject.toml"} <= top
 
 
 def test_the_wheel_brings_all_that_the_report_is_made_of(installed: Path) -> None:
