@@ -82,10 +82,14 @@ def check_ranges(component: Callable[..., Any], arguments: Mapping[str, Any]) ->
     Raises:
         ValueError: one is outside its range; the message begins with its name.
     """
-    function = component.__init__ if inspect.isclass(component) else component
-    hints = get_type_hints(function, include_extras=True)
+    hints = _hints(component.__init__ if inspect.isclass(component) else component)
     for name in (name for name in hints if name in arguments):
         _check(name, arguments[name], hints[name])
+
+
+@functools.cache
+def _hints(function: Callable[..., Any]) -> dict[str, Any]:
+    return get_type_hints(function, include_extras=True)
 
 
 def _check(name: str, value: Any, hint: Any) -> None:

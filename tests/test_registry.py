@@ -251,7 +251,7 @@ UNSTATED = {"power", "resolution", "initial_variance"}
 def test_every_component_is_in_the_file_whose_name_its_own_begins_with(registry: Registry[Any]) -> None:
     files = [module.name for module in pkgutil.iter_modules(sys.modules[registry._package].__path__)]
     for name in registry.names():
-        home = max((file for file in files if name.startswith(file)), key=len, default="")
+        home = max((file for file in files if name.startswith(file)), key=len, default="base")
         assert registry.component(name).__module__ == f"{registry._package}.{home}", name
 
 

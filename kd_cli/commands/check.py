@@ -6,17 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from kd_cli import console
-from kd_cli.config.base import Config, Launch
 from kd_cli.launch.hydra_command import hydra_command
 
 PANEL = "Experiments"
-
-
-def job(config: Config, launch: Launch) -> dict[str, Any]:  # noqa: ARG001 - the signature of a job
-    """Builds a pair and a loss, and tries one step; nothing is trained or written."""
-    from kd_cli.experiments.check import try_pair
-
-    return try_pair(config)
 
 
 def present(result: Mapping[str, Any]) -> None:
@@ -60,7 +52,7 @@ def _text(value: Any) -> str:
 command = hydra_command(
     "check",
     "Try one step of a teacher, a student and a loss: shapes, layers, cost; nothing is trained.",
-    job,
+    "kd_cli.experiments.check:try_pair",
     present,
     trains=False,
 )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Optional
 
 import typer
 
@@ -38,17 +39,9 @@ def command(
     options = [word for folder in config_dir or [] for word in ("--config-dir", str(Path(folder).resolve()))]
     options += ["--config-name", config_name] if config_name else []
     name, arguments = saved_command(run, [*options, *(typed or [])])
-    from kd_cli.commands import distill, train_baseline, train_teacher
-    from kd_cli.commands import run as compare
-
-    modules: dict[str, Any] = {
-        "run": (compare.job, compare.present),
-        "train-teacher": (train_teacher.job, present_one),
-        "train-baseline": (train_baseline.job, present_one),
-        "distill": (distill.job, present_one),
-    }
-    job, present = modules[name]
-    launch(name, [*arguments, f"hydra.run.dir={hydra_quote(str(run))}"], job, present)
+    module = importlib.import_module(f"kd_cli.commands.{name.replace('-', '_')}")
+    present = getattr(module, "present", present_one)
+    launch(name, [*arguments, f"hydra.run.dir={hydra_quote(str(run))}"], module.JOB, present)
 
 
 def saved_command(run: Path, typed: Sequence[str] = ()) -> tuple[str, list[str]]:

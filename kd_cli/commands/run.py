@@ -6,19 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from kd_cli import console
-from kd_cli.config.base import Config, Launch
 from kd_cli.launch.hydra_command import hydra_command
 
 PANEL = "Experiments"
+JOB = "kd_cli.experiments.experiment:compare"
 
 _COLUMNS = ("network", "test %", "last %", "val %", "epoch", "parameters", "gain")
-
-
-def job(config: Config, launch: Launch) -> dict[str, Any]:
-    """Teacher, baseline and distilled student."""
-    from kd_cli.experiments import experiment
-
-    return experiment.compare(config, launch)
 
 
 def present(result: Mapping[str, Any]) -> None:
@@ -56,4 +49,4 @@ def _row(stage: str, result: Mapping[str, Any], gain: float | None) -> tuple[Any
     )
 
 
-command = hydra_command("run", "Train teacher, baseline student and distilled student, and compare them.", job, present)
+command = hydra_command("run", "Train teacher, baseline student and distilled student, and compare them.", JOB, present)

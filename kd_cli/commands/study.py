@@ -12,7 +12,7 @@ import typer
 from kd_cli import console
 from kd_cli.config.overrides import override_key
 from kd_cli.errors import ConfigError, KDError, suggest
-from kd_cli.launch.hydra_command import dry_run_job, launch, present_dry_run
+from kd_cli.launch.hydra_command import DRY_RUN, launch, present_dry_run
 from kd_cli.launch.options import ConfigDir, DryRun, Json
 
 PANEL = "Experiments"
@@ -45,24 +45,22 @@ def command(
     """Answer a question about distillation: a sweep over seeds, its report, a picture and the verdict."""
     console.setup(as_json=json)
     from kd_cli.commands.list import choices
-    from kd_cli.launch.hydra_app import run_hydra
+    from kd_cli.launch.hydra_app import run_sweep
     from kd_cli.sweeps.point import check_points
-    from kd_cli.sweeps.summary import Swept, list_unfinished
+    from kd_cli.sweeps.summary import list_unfinished
 
     known = [choice["name"] for choice in choices("study", config_dir or [])]
     if name not in known:
         raise ConfigError(f"there is no study {name!r}{suggest(name, known)}; kd list studies says what they ask")
     _check_loss(name, overrides or [], config_dir or [])
-    from kd_cli.commands.run import job
+    from kd_cli.commands.run import JOB
 
     folders = [word for folder in config_dir or [] for word in ("--config-dir", folder)]
     arguments = ["--multirun", *folders, f"study={name}", *(overrides or [])]
     if dry_run:
-        launch("run", arguments, dry_run_job, present_dry_run, writes=False)
+        launch("run", arguments, DRY_RUN, present_dry_run, writes=False)
         return
-    swept = run_hydra(job, "run", arguments)
-    assert isinstance(swept, Swept)
-    points = swept.points
+    points = run_sweep(JOB, "run", arguments).points
     if any(point["status"] == "completed" for point in points):
         _answer(points)
     else:

@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 from kd_cli.config.recipe import Recipe, make_recipe
 
+TRIAL = "KD_TRIAL"  # the variable that tells a point's process which trial of a search it is
+
 Config = dict[str, Any]
 Stage = Literal["teacher", "baseline", "distilled"]
 
@@ -29,7 +31,7 @@ class Launch:
         given: the keys of the overrides among them: `{"trainer.epochs", "loss"}`.
         folder: where the run is to be.
         exact: the user named that folder.
-        trial: the address of the trial of a search that this is (see pruning).
+        trial: the address of the trial of a search that this is, as `TRIAL` holds it.
     """
 
     command: str

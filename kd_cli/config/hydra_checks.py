@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from kd_cli.config.overrides import override_key
@@ -73,13 +73,17 @@ def check_hydra(hydra: Any) -> None:
     _check_variables(OmegaConf.to_container(hydra.job.env_set, resolve=True))
 
 
-def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _leaves(node: Any) -> list[tuple[str, Any]]:
     """Every value that is no collection, with its path."""
-    if isinstance(node, Mapping | list):
-        for key, value in node.items() if isinstance(node, Mapping) else enumerate(node):
-            yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key))
-    else:
-        yield prefix, node
+    left, found = [("", node)], []
+    while left:
+        path, value = left.pop()
+        if isinstance(value, Mapping | list):
+            items = value.items() if isinstance(value, Mapping) else enumerate(value)
+            left += [(f"{path}.{key}" if path else str(key), each) for key, each in items]
+        else:
+            found.append((path, value))
+    return found
 
 
 def _check_variables(variables: Any) -> None:

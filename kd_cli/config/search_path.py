@@ -18,7 +18,6 @@ from omegaconf import OmegaConf
 from kd_cli.config.compose import conf_dir
 from kd_cli.errors import ConfigError
 from kd_cli.plugins import plugin_conf_dirs
-from kd_cli.storage.yaml import check_file
 
 
 class Folder(FileConfigSource):
@@ -34,6 +33,8 @@ class Folder(FileConfigSource):
             raise ConfigError(f"{name}: a choice is a name in its group, not a path; --config-dir DIR adds a folder")
         path = Path(os.path.realpath(Path(self.path, name)))
         if path.exists() and Path(self.path) != conf_dir():  # ours are sound
+            from kd_cli.storage.yaml import check_file
+
             check_file(path)
         return super().load_config(config_path)
 

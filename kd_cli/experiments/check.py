@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kd_cli.config.base import Config
+from kd_cli.config.base import Config, Launch
 from kd_cli.data.base import Data
 from kd_cli.experiments.build import build_network, build_peer, build_task
 from kd_cli.experiments.preflight import open_data, prepare
@@ -25,7 +25,7 @@ _IMAGES = 16  # enough for batch statistics, few enough for a large teacher on a
 _REPEATS = 3
 
 
-def try_pair(config: Config) -> dict[str, Any]:
+def try_pair(config: Config, _: Launch) -> dict[str, Any]:
     """Builds student, teacher (with random weights) and loss, and runs one forward and backward pass of a real batch.
 
     Raises:

@@ -16,20 +16,17 @@ from kd_cli.config.plan import Training
 from kd_cli.data.base import Data
 from kd_cli.errors import Interrupted, Terminated
 from kd_cli.experiments.build import build_network, build_task, note_model, remember_teacher
-from kd_cli.experiments.parts import open_part
 from kd_cli.experiments.preflight import Ready, check_unchanged, get_ready, load_teacher_of
 from kd_cli.experiments.setup import Setup, make_setup
 from kd_cli.metrics.evaluate import confusion_matrix
 from kd_cli.runs.folder import RunDir
 from kd_cli.runs.provenance import arithmetic, provenance
 from kd_cli.saved.weights import copy_body, recorded_result
-from kd_cli.teachers.ensemble import confusable_groups
 from kd_cli.teachers.load import Known, Teacher, load_teacher
-from kd_cli.training.callbacks import watched_by
+from kd_cli.training.callbacks import Callback, watched_by
 from kd_cli.training.fit import Result, finished, fit
 from kd_cli.training.loggers.base import make_loggers
 from kd_cli.training.task import Distillation, Supervised, Task
-from kd_cli.training.trial_pruner import pruners
 
 
 def train_teacher(config: Config, launch: Launch) -> Result:
@@ -87,6 +84,8 @@ def _learn_all(
     setup: Setup, launch: Launch, ready: Ready, run: RunDir, identity: Mapping[str, Any]
 ) -> dict[str, Result]:
     """The results of all parts of a comparison, by name; those that are not there yet are trained."""
+    from kd_cli.experiments.parts import open_part
+
     models = {training.name: training.model for training in setup.trainings}
     results: dict[str, Result] = {}
     for training in setup.trainings:
@@ -113,8 +112,17 @@ def _learn(
             network, data = _specialist(setup, training, run, data, teachers[0])
         task = Supervised(network, recipe.label_smoothing)
         note_model(run, training.model)
-    callbacks = [*make_loggers(setup.logger, run), *pruners(launch, training.name, recipe.epochs)]
+    callbacks = [*make_loggers(setup.logger, run), *_pruners(launch, training.name, recipe.epochs)]
     return fit(task, data, run, recipe, facts, device=setup.device, callbacks=callbacks)
+
+
+def _pruners(launch: Launch, name: str, epochs: int) -> list[Callback]:
+    """What may end a trial of a search early; in a comparison its distilled student."""
+    if launch.trial is None or (launch.command == "run" and name != "distilled"):
+        return []
+    from kd_cli.training.trial_pruner import Pruner
+
+    return [Pruner(launch.trial, epochs)]
 
 
 def _network(setup: Setup, training: Training, ready: Ready) -> nn.Module:
@@ -126,6 +134,8 @@ def _network(setup: Setup, training: Training, ready: Ready) -> nn.Module:
 
 def _specialist(setup: Setup, training: Training, run: RunDir, data: Data, generalist: Known) -> tuple[nn.Module, Data]:
     """A copy of the teacher that is to tell a group of classes apart which the teacher confuses, and its data."""
+    from kd_cli.teachers.ensemble import confusable_groups
+
     size, device = setup.eval_batch_size, setup.device
     teacher = load_teacher(generalist, data, batch_size=size, device=device).network
     classes = run.record.get("specialist")  # a resumed one keeps its classes, whatever the processor rounds now

@@ -18,7 +18,6 @@ from kd_cli.experiments.build import build_network, build_peer, build_task
 from kd_cli.experiments.setup import Setup
 from kd_cli.runs.identity import is_complete
 from kd_cli.runs.records import sound_record
-from kd_cli.teachers.ensemble import Ensemble
 from kd_cli.teachers.load import Known, Teacher, find_teacher, load_teachers
 from kd_cli.training.fit import check_recipe, check_same_images
 from kd_cli.training.task import Distillation
@@ -127,7 +126,11 @@ def _stand_in(setup: Setup, training: Training, networks: Mapping[str, nn.Module
     known = [networks[name] for name in training.teachers]
     if not known:
         return build_peer(setup.teacher, training.seed, data, setup.device)
-    return Ensemble(known).to(setup.device) if len(known) > 1 else known[0]
+    if len(known) == 1:
+        return known[0]
+    from kd_cli.teachers.ensemble import Ensemble
+
+    return Ensemble(known).to(setup.device)
 
 
 def _bound(setup: Setup, training: Training, student: nn.Module, teacher: nn.Module | None, data: Data) -> Distillation:

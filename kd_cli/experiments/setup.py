@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -17,9 +17,11 @@ from kd_cli.losses.base import build_loss
 from kd_cli.machine import pick_device
 from kd_cli.models.base import MODELS
 from kd_cli.storage.cache import is_untouched
-from kd_cli.teachers.ensemble import Weights
 from kd_cli.teachers.load import Known
 from kd_cli.training.loggers.base import check_logger
+
+if TYPE_CHECKING:
+    from kd_cli.teachers.ensemble import Weights
 
 
 @dataclass(frozen=True)

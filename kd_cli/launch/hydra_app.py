@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING, Any
 
-from kd_cli.config.base import Config, Launch
+from kd_cli.config.base import TRIAL, Config, Launch
 from kd_cli.config.check import check_config, check_early
 from kd_cli.config.compose import composed, conf_dir, plain, reference
 from kd_cli.config.hydra_checks import check_hydra
@@ -18,44 +19,43 @@ from kd_cli.config.overrides import (
     flags,
     option_values,
     override_key,
+    override_words,
     typed_overrides,
     winning_overrides,
     without_option,
 )
-from kd_cli.errors import ConfigError
+from kd_cli.errors import ConfigError, KDError
 from kd_cli.storage.files import without_empty_folders
-from kd_cli.sweeps.points import Points
-from kd_cli.sweeps.summary import Swept
-from kd_cli.sweeps.sweep import Sweep
-from kd_cli.training.trial_pruner import TRIAL
 
-Job = Callable[[Config, Launch], Mapping[str, Any]]
+if TYPE_CHECKING:
+    from kd_cli.sweeps.points import Points
+    from kd_cli.sweeps.summary import Swept
+    from kd_cli.sweeps.sweep import Sweep
 
 
-def run_hydra(job: Job, command: str, arguments: Sequence[str], *, writes: bool = True) -> Mapping[str, Any] | Swept:
-    """Lets Hydra compose the configuration and call `job`, once or for every point of a sweep.
+def is_sweep(arguments: Sequence[str]) -> bool:
+    """Whether a command line asks for more than one run."""
+    return "--multirun" in arguments or "hydra.mode=MULTIRUN" in arguments
+
+
+def run_once(job: str, command: str, arguments: Sequence[str]) -> Mapping[str, Any]:
+    """Composes the configuration of one run and does the job.
 
     Args:
+        job: `MODULE:FUNCTION`, imported when the configuration is checked; the function is given that and its Launch.
         command: `train-teacher`; its primary configuration is `conf/train_teacher.yaml`.
         arguments: Hydra's own command line: flags and overrides.
-        writes: whether the job does; if not, a sweep of it leaves nothing, and its points run here.
 
     Returns:
-        What `job` returned; for a sweep what came of its points; nothing where Hydra only printed (`--cfg`, `--info`).
+        What the job returned; nothing where Hydra only printed (`--cfg`, `--info`).
 
     Raises:
-        KDError: what went wrong in a job. In a sweep it is in the point's record instead.
+        KDError: what went wrong in the job.
         Exception: whatever Hydra raises; nothing was printed.
     """
-    if "--multirun" in arguments or "hydra.mode=MULTIRUN" in arguments:
-        return _run_sweep(job, command, arguments, writes=writes)
     if "--cfg" in arguments or "--info" in arguments:
         return _show(command, arguments)
-    return _run_once(job, command, arguments)
-
-
-def _run_once(job: Job, command: str, arguments: Sequence[str]) -> Mapping[str, Any]:
-    from kd_cli.sweeps.launchers import start_run
+    from hydra.core.utils import configure_log, run_job
 
     _extend_hydra(arguments)
     results: list[Mapping[str, Any]] = []
@@ -69,7 +69,10 @@ def _run_once(job: Job, command: str, arguments: Sequence[str]) -> Mapping[str, 
 
     with _explained(arguments), composed(command, arguments) as (loader, config), _as_program(command, arguments):
         check_hydra(config.hydra)
-        start_run(loader, run, config)
+        config.hydra.mode = "RUN"
+        configure_log(config.hydra.hydra_logging, config.hydra.verbose)
+        with without_empty_folders(Path(str(config.hydra.run.dir)).absolute()):  # Hydra makes it before we look
+            run_job(run, config, "hydra.run.dir", None, _hydra_context(loader))
     if errors:
         raise errors[0]
     return results[0]
@@ -90,20 +93,32 @@ def _show(command: str, arguments: Sequence[str]) -> Mapping[str, Any]:
     return {}
 
 
-def _run_sweep(job: Job, command: str, arguments: Sequence[str], *, writes: bool) -> Swept:
+def run_sweep(job: str, command: str, arguments: Sequence[str], *, writes: bool = True) -> Swept:
+    """Does a job for every point of a sweep; what goes wrong in one is in its record.
+
+    Args:
+        job, command, arguments: as of `run_once`.
+        writes: whether the job does; if not, the sweep leaves nothing, and its points run here.
+
+    Raises:
+        KDError: the sweep cannot be begun.
+        Exception: whatever Hydra raises; nothing was printed.
+    """
     from kd_cli.sweeps.launchers import start_sweep
+    from kd_cli.sweeps.points import Points
+    from kd_cli.sweeps.summary import Swept
 
     _extend_hydra(arguments)
     with _explained(arguments):
         sweep, study = _make_sweep(command, arguments)
-    here, alone = partial(_start, job, command, sweep.asked), partial(_run_once, job, command)
+    here, alone = partial(_start, job, command, sweep.asked), partial(run_once, job, command)
     points = Points(sweep, study, command, sweep.asked, here, alone, writes=writes)
     _name_folders(sweep.name, lambda _root_: sweep.folder(_root_.hydra.overrides.task))
     words = [*sweep.arguments, "hydra.mode=MULTIRUN"]
     with _explained(words), composed(command, words, sweeps=True) as (loader, config):
         check_hydra(config.hydra)
         with _recorded(Path(str(config.hydra.sweep.dir)), points):
-            start_sweep(loader, points, config)
+            start_sweep(_hydra_context(loader), points, config)
     return Swept([*sweep.failures, *points.records], points.found)
 
 
@@ -124,25 +139,40 @@ def _recorded(folder: Path, points: Points) -> Iterator[None]:
 
 def _extend_hydra(arguments: Sequence[str]) -> None:
     from kd_cli.config.search_path import install_search_path
-    from kd_cli.sweeps.launchers import check_launcher, install_launchers
 
     install_search_path(option_values(arguments, "--config-dir"))
     _name_folders("sweep", lambda: "point")  # until a sweep is known, which names them
-    install_launchers()
-    for word in arguments:
-        if word.startswith("hydra/launcher="):
-            check_launcher(word.partition("=")[2])
+    named = [word.partition("=")[2] for word in arguments if word.startswith("hydra/launcher=")]
+    if named or is_sweep(arguments) or "--info" in arguments:  # a single run has nothing to do with launchers
+        from kd_cli.sweeps.launchers import check_launcher, install_launchers
+
+        install_launchers()
+        for name in named:
+            check_launcher(name)
 
 
-def _explained(arguments: Sequence[str]) -> AbstractContextManager[None]:
-    from kd_cli.launch.hydra_errors import explained
+@contextmanager
+def _explained(arguments: Sequence[str]) -> Iterator[None]:
+    """Says better what Hydra complains of while it composes these words."""
+    try:
+        yield
+    except KDError:
+        raise
+    except Exception as error:
+        from kd_cli.launch.hydra_errors import explain
 
-    return explained(arguments, [*map(Path, option_values(arguments, "--config-dir")), conf_dir()])
+        folders = [*map(Path, option_values(arguments, "--config-dir")), conf_dir()]
+        better = explain(error, override_words(arguments), folders)
+        if better is None:
+            raise
+        raise better from error
 
 
 def _make_sweep(command: str, arguments: Sequence[str]) -> tuple[Sweep, Any]:
     """The sweep that the arguments and their presets ask for, and the study that it is, if it is one."""
     from omegaconf import OmegaConf
+
+    from kd_cli.sweeps.sweep import Sweep
 
     with composed(command, arguments, sweeps=True) as (loader, config):
         check_hydra(config.hydra)
@@ -161,11 +191,13 @@ def _name_folders(sweep: str, point: Callable[..., str]) -> None:
     OmegaConf.register_new_resolver("kd_point", point, replace=True)
 
 
-def _start(job: Job, command: str, arguments: Sequence[str], composed: Any) -> Mapping[str, Any]:
+def _start(job: str, command: str, arguments: Sequence[str], composed: Any) -> Mapping[str, Any]:
     """One point: checks the configuration, loads plugins, calls the job."""
     from hydra.core.hydra_config import HydraConfig
 
-    return job(*_prepared(command, arguments, composed, HydraConfig.get()))
+    config, launch = _prepared(command, arguments, composed, HydraConfig.get())
+    record: Mapping[str, Any] = resolve_name(job)(config, launch)
+    return record
 
 
 def _prepared(command: str, arguments: Sequence[str], composed: Any, hydra: Any) -> tuple[Config, Launch]:
@@ -194,6 +226,14 @@ def _prepared(command: str, arguments: Sequence[str], composed: Any, hydra: Any)
         trial=os.environ.get(TRIAL),
     )
     return config, launch
+
+
+def _hydra_context(loader: Any) -> Any:
+    """What Hydra gives to whoever calls a task: no callbacks, which would be code."""
+    from hydra._internal.callbacks import Callbacks
+    from hydra.types import HydraContext
+
+    return HydraContext(loader, Callbacks())
 
 
 @contextmanager

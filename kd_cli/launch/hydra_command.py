@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from enum import Enum
-from typing import Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
 from kd_cli import console
-from kd_cli.config.base import Config, Launch
 from kd_cli.errors import ConfigError
 from kd_cli.launch.options import HYDRA, ConfigDir, DryRun, Json
+
+if TYPE_CHECKING:
+    from kd_cli.sweeps.summary import Swept
+
+DRY_RUN = "kd_cli.experiments.dry_run:dry_run"
 
 
 class Cfg(str, Enum):
@@ -75,7 +79,7 @@ ConfigName = Annotated[
 def hydra_command(
     name: str,
     doc: str,
-    job: Callable[[Config, Launch], Mapping[str, Any]],
+    job: str,
     present: Callable[[Mapping[str, Any]], None],
     *,
     trains: bool = True,
@@ -85,7 +89,7 @@ def hydra_command(
     Args:
         name: the command: `train-teacher`.
         doc: its help.
-        job: what one run does; its record is what `--json` prints.
+        job: what one run does, as `run_once` takes it; its record is what `--json` prints.
         present: shows a record to a person.
         trains: whether the job does; one that does not is its own dry run.
     """
@@ -115,7 +119,7 @@ def hydra_command(
             arguments += [option, text] if text else []
         for folder in config_dir or []:
             arguments += ["--config-dir", folder]
-        chosen = (dry_run_job, present_dry_run) if dry_run and trains else (job, present)
+        chosen = (DRY_RUN, present_dry_run) if dry_run and trains else (job, present)
         launch(name, [*arguments, *(overrides or [])], *chosen, writes=not dry_run)
 
     command.__doc__ = doc
@@ -125,7 +129,7 @@ def hydra_command(
 def launch(
     name: str,
     arguments: list[str],
-    job: Callable[[Config, Launch], Mapping[str, Any]],
+    job: str,
     present: Callable[[Mapping[str, Any]], None],
     *,
     writes: bool = True,
@@ -138,26 +142,23 @@ def launch(
     Raises:
         KDError: a run failed, or a point of a sweep did.
     """
-    from kd_cli.launch.hydra_app import run_hydra
-    from kd_cli.sweeps import point, summary
+    from kd_cli.launch.hydra_app import is_sweep, run_once, run_sweep
 
-    result = run_hydra(job, name, arguments, writes=writes)
-    if isinstance(result, summary.Swept):
-        summary.summarize(result.points)
-        summary.present_search(result.found)
-        summary.list_unfinished(result.points)
-        console.emit({"points": result.points} | ({"optuna_results": result.found} if result.found else {}))
-        point.check_points(result.points)
-    elif result:
+    if is_sweep(arguments):
+        _present_sweep(run_sweep(job, name, arguments, writes=writes))
+    elif result := run_once(job, name, arguments):
         present(result)
         console.emit(result)
 
 
-def dry_run_job(config: Config, launched: Launch) -> Mapping[str, Any]:
-    """The job of `--dry-run`."""
-    from kd_cli.experiments.dry_run import dry_run
+def _present_sweep(swept: Swept) -> None:
+    from kd_cli.sweeps import point, summary
 
-    return dry_run(config, launched)
+    summary.summarize(swept.points)
+    summary.present_search(swept.found)
+    summary.list_unfinished(swept.points)
+    console.emit({"points": swept.points} | ({"optuna_results": swept.found} if swept.found else {}))
+    point.check_points(swept.points)
 
 
 def present_dry_run(result: Mapping[str, Any]) -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
@@ -11,37 +10,30 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, MissingConfigException
 
-from kd_cli.config.overrides import override_words
 from kd_cli.errors import ConfigError, suggest
 
 
-@contextmanager
-def explained(arguments: Sequence[str], folders: Sequence[Path]) -> Iterator[None]:
-    """Checks the words of a command line, and says better what Hydra complains of while it composes them.
+def explain(error: Exception, words: Sequence[str], folders: Sequence[Path]) -> ConfigError | None:
+    """Names the word or the file that Hydra complains of, and what to type instead; None where Hydra says it well.
 
     Args:
+        words: the overrides that were typed.
         folders: where yaml is looked for.
-
-    Raises:
-        ConfigError: it names the word or the file, and what to type instead.
     """
-    overrides = [_parsed(word) for word in override_words(arguments)]
     try:
-        yield
-    except yaml.MarkedYAMLError as error:
-        raise ConfigError(_yaml_text(error)) from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{_undecodable(folders)} is not UTF-8 ({error.reason}); save it as UTF-8") from error
-    except MissingConfigException as error:
-        name = str(error.missing_cfg_file)
-        if "/" in name:
-            raise
+        overrides = [_parsed(word) for word in words]
+    except ConfigError as better:
+        return better
+    if isinstance(error, yaml.MarkedYAMLError):
+        return ConfigError(_yaml_text(error))
+    if isinstance(error, UnicodeDecodeError):
+        return ConfigError(f"{_undecodable(folders)} is not UTF-8 ({error.reason}); save it as UTF-8")
+    if isinstance(error, MissingConfigException) and "/" not in (name := str(error.missing_cfg_file)):
         known = {path.stem for folder in folders for path in folder.glob("*.yaml")}
-        raise ConfigError(f"--config-name: there is no configuration {name!r}{suggest(name, known)}") from error
-    except ValueError as error:
-        if "Config group override must be" not in str(error):
-            raise
-        raise ConfigError(_group_text(overrides, folders)) from error
+        return ConfigError(f"--config-name: there is no configuration {name!r}{suggest(name, known)}")
+    if isinstance(error, ValueError) and "Config group override must be" in str(error):
+        return ConfigError(_group_text(overrides, folders))
+    return None
 
 
 def _parsed(word: str) -> Override:

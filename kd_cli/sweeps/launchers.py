@@ -10,12 +10,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from hydra._internal.callbacks import Callbacks
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus, configure_log, run_job, setup_globals
 from hydra.plugins.launcher import Launcher
-from hydra.types import HydraContext, RunMode
 from omegaconf import OmegaConf, open_dict
 
 from kd_cli.config.hydra_checks import check_hydra
@@ -115,21 +113,9 @@ def _run_here(context: Any, task: Any, point: Any) -> JobReturn:
         return run_job(task, point, "hydra.sweep.dir", "hydra.sweep.subdir", context)
 
 
-def start_run(loader: Any, task: Any, config: Any) -> None:
-    """Has Hydra call the task once, in the folder that it makes for it.
-
-    Hydra makes that before the task has checked anything.
-    """
-    config.hydra.mode = RunMode.RUN
-    configure_log(config.hydra.hydra_logging, config.hydra.verbose)
-    with without_empty_folders(Path(str(config.hydra.run.dir)).absolute()):
-        run_job(task, config, "hydra.run.dir", None, HydraContext(loader, Callbacks()))
-
-
-def start_sweep(loader: Any, task: Any, config: Any) -> None:
+def start_sweep(context: Any, task: Any, config: Any) -> None:
     """Has Hydra's sweeper and launcher call the task for every point, or run the points apart."""
     configure_log(config.hydra.hydra_logging, config.hydra.verbose)
-    context = HydraContext(loader, Callbacks())
     sweeper = Plugins.instance().instantiate_sweeper(hydra_context=context, task_function=task, config=config)
     words = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)  # a key that varies is each point's own
     assert isinstance(words, list)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kd_cli import console
+from kd_cli.config.base import TRIAL
 from kd_cli.config.overrides import flags, hydra_quote, override_key, typed_overrides, without_added
 from kd_cli.runs.identity import check_free
 from kd_cli.runs.provenance import provenance, rerun_line
@@ -17,7 +18,6 @@ from kd_cli.runs.sweep_folder import SweepDir
 from kd_cli.sweeps.point import LOG, Point, not_started
 from kd_cli.sweeps.sweep import Sweep
 from kd_cli.sweeps.worker import Work
-from kd_cli.training.trial_pruner import TRIAL
 
 
 class Points:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -23,7 +23,9 @@ from kd_cli.out_of_memory import needing_memory
 from kd_cli.runs.folder import find_records
 from kd_cli.saved.weights import Source, brief, check_nameable, graft_of, load_weights, locate, rebuild, seen_by
 from kd_cli.teachers.cache import make_entry, network_digest, validation_logits
-from kd_cli.teachers.ensemble import Weights, join_teachers
+
+if TYPE_CHECKING:
+    from kd_cli.teachers.ensemble import Weights
 
 # Another number of threads or another processor may move a few borderline images; wrong weights or a wrong
 # normalisation move far more.
@@ -105,6 +107,8 @@ def load_teachers(
     facts |= {"grafts": [fact["graft"] for fact in records], "weights": weights}
     if len(loaded) == 1 and not records[0]["specialist"]:
         return replace(loaded[0], facts=facts | {"val_top1": records[0]["val_top1"]})
+    from kd_cli.teachers.ensemble import join_teachers
+
     pairs = [(teacher.network, teacher.facts["specialist"]) for teacher in loaded]
     network = join_teachers(pairs, weights, data.spec.num_classes).to(device).eval().requires_grad_(False)
     val = evaluate(network, data, "val", batch_size=batch_size, device=device)["top1"] if data.size("val") else None

@@ -21,7 +21,6 @@ from kd_cli.metrics.scores import accuracy
 from kd_cli.models.base import count_parameters
 from kd_cli.runs.checkpoint import load_state
 from kd_cli.runs.folder import RunDir
-from kd_cli.runs.predictions import Predictions, write_predictions
 from kd_cli.runs.records import STATE, check_kinds
 from kd_cli.signals import patiently
 from kd_cli.training.callbacks import Callback, watched_by
@@ -206,6 +205,8 @@ def _judge(
     task: Task, data: Data, run: RunDir, recipe: Recipe, device: torch.device, records: Sequence[Record], where: str
 ) -> Result:
     """Evaluates the best and the last epoch on the test images, each once."""
+    from kd_cli.runs.predictions import Predictions, write_predictions
+
     best, last = best_epoch(records), int(records[-1]["epoch"])
     digests, scores = {}, {}
     for epoch in {best, last}:

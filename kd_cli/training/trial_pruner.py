@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
-from kd_cli.config.base import Launch
 from kd_cli.errors import ConfigError, Pruned
 
 if TYPE_CHECKING:
@@ -15,7 +14,6 @@ if TYPE_CHECKING:
     from optuna.study import Study
     from optuna.trial import Trial
 
-TRIAL = "KD_TRIAL"  # the variable that tells a point's process which trial it is
 _PATIENCE = 60  # seconds to wait for another process that writes to the same SQLite file
 
 
@@ -70,7 +68,7 @@ def make_pruner(pruner: str, n_startup_trials: int, n_warmup_epochs: int) -> Bas
 
 
 def address(storage: str, study: str, trial_id: int, pruner: Mapping[str, Any]) -> str:
-    """What `TRIAL` holds: all that a process needs to find its trial."""
+    """What the variable `TRIAL` holds: all that a process needs to find its trial."""
     return json.dumps({"storage": storage, "study": study, "trial": trial_id, "pruner": dict(pruner)})
 
 
@@ -124,15 +122,3 @@ class Pruner:
         known = trial.storage.get_trial(trial._trial_id).intermediate_values
         if int(record["epoch"]) not in known:
             trial.report(record["val_top1"], int(record["epoch"]))
-
-
-def pruners(launch: Launch, part: str, epochs: int) -> list[Pruner]:
-    """What follows a training for its trial: nothing outside of a search, and in a comparison the distilled student.
-
-    Args:
-        part: how the training is called: `distilled`.
-        epochs: of the whole training.
-    """
-    if launch.trial is None or (launch.command == "run" and part != "distilled"):
-        return []
-    return [Pruner(launch.trial, epochs)]

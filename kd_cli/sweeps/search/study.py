@@ -22,13 +22,14 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from kd_cli import console
+from kd_cli.config.base import TRIAL
 from kd_cli.config.overrides import hydra_quote
 from kd_cli.errors import ConfigError
 from kd_cli.seeds import derive_seed
 from kd_cli.sweeps.point import Point, numbers
 from kd_cli.sweeps.search.options import Options
 from kd_cli.sweeps.search.space import Axis, grid_of, override_of, short, size_of
-from kd_cli.training.trial_pruner import TRIAL, address, make_pruner, without_password
+from kd_cli.training.trial_pruner import address, make_pruner, without_password
 
 Start = Callable[[Sequence[Sequence[str]]], Sequence[Point]]  # overrides of several points → what came of each
 

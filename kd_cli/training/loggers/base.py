@@ -24,6 +24,11 @@ LOGGERS: Registry[Callback | None] = Registry("logger", "kd_cli.training.loggers
 _FINAL = ("test_top1", "test_top1_last", "test_nll", "best_epoch", "parameters", "train_seconds", "gain", "seconds")
 
 
+@LOGGERS.register("none")
+def none() -> None:
+    """No logger: the run's folder has its numbers anyway."""
+
+
 def check_logger(options: Mapping[str, Any]) -> None:
     """Finds what is wrong with a logger before anything is trained.
 
