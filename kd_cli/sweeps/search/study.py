@@ -32,7 +32,6 @@ from kd_cli.sweeps.search.space import Axis, grid_of, override_of, short, size_o
 from kd_cli.training.trial_pruner import address, make_pruner, without_password
 
 Start = Callable[[Sequence[Sequence[str]]], Sequence[Point]]  # overrides of several points → what came of each
-
 _GOOD = (TrialState.COMPLETE, TrialState.PRUNED)
 _HOPELESS = 3  # points that fail before any other does not: the rest would, too
 _ENOUGH = 40  # complete trials: with 20, PED-ANOVA gives an option that decides everything between 44 and 100 %
