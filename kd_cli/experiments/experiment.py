@@ -16,7 +16,7 @@ from kd_cli.config.plan import Training
 from kd_cli.data.base import Data
 from kd_cli.errors import Interrupted, Terminated
 from kd_cli.experiments.build import build_network, build_task, note_model, remember_teacher
-from kd_cli.experiments.preflight import Ready, check_unchanged, get_ready, load_teacher_of
+from kd_cli.experiments.preflight import Ready, check_unchanged, get_ready, frozen_teacher
 from kd_cli.experiments.setup import Setup, make_setup
 from kd_cli.metrics.evaluate import confusion_matrix
 from kd_cli.runs.folder import RunDir
@@ -156,7 +156,7 @@ def _distillation(
     task, teacher = ready.tasks.pop(training.name, None), ready.teacher
     if task is None:  # its teachers were trained just now; the student is first, so that every loss starts from it
         student = _network(setup, training, ready)
-        teacher = load_teacher_of(setup, teachers, ready.data)
+        teacher = frozen_teacher(setup, teachers, ready.data)
         task = build_task(setup.loss, student, teacher.network, ready.data, setup.recipes["distilled"])
     taught = {} if teacher is None else {"teacher": _take_teacher(teacher, run, teachers)}
     note_model(run, training.model, **taught, loss=setup.loss, grafted=task.grafted)

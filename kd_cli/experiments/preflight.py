@@ -99,7 +99,7 @@ def prepare(setup: Setup, data: Data, teachers: Sequence[Known]) -> Ready:
         if training.stage == "distilled":
             teaching: nn.Module | None = None
             if setup.kind == "frozen" and not training.teachers:
-                teacher = load_teacher_of(setup, teachers, data)
+                teacher = frozen_teacher(setup, teachers, data)
                 teaching = teacher.network
             elif setup.kind != "none":
                 teaching = _stand_in(setup, training, networks, data)
@@ -115,7 +115,7 @@ def prepare(setup: Setup, data: Data, teachers: Sequence[Known]) -> Ready:
     )
 
 
-def load_teacher_of(setup: Setup, teachers: Sequence[Known], data: Data) -> Teacher:
+def frozen_teacher(setup: Setup, teachers: Sequence[Known], data: Data) -> Teacher:
     """The frozen teacher that all of them make together."""
     size, limit = setup.eval_batch_size, setup.cache_limit
     return load_teachers(teachers, data, weights=setup.weights, batch_size=size, device=setup.device, limit=limit)
