@@ -35,6 +35,11 @@ class Training:
     teachers: tuple[str, ...] = ()
     group: int | None = None
 
+    @property
+    def role(self) -> str:
+        """The configuration key of its network."""
+        return "teacher" if self.stage == "teacher" else "student"
+
 
 def single(config: Config, stage: Stage) -> Training:
     """The only part of `kd train-teacher`, `kd train-baseline` and `kd distill`."""

@@ -16,7 +16,7 @@ from kd_cli.config.plan import Training
 from kd_cli.data.base import Data
 from kd_cli.errors import Interrupted, Terminated
 from kd_cli.experiments.build import build_network, build_task, note_model, remember_teacher
-from kd_cli.experiments.preflight import Ready, check_unchanged, get_ready, frozen_teacher
+from kd_cli.experiments.preflight import Ready, check_unchanged, frozen_teacher, get_ready
 from kd_cli.experiments.setup import Setup, make_setup
 from kd_cli.metrics.evaluate import confusion_matrix
 from kd_cli.runs.folder import RunDir
@@ -128,8 +128,7 @@ def _pruners(launch: Launch, name: str, epochs: int) -> list[Callback]:
 def _network(setup: Setup, training: Training, ready: Ready) -> nn.Module:
     """What a training begins with: what preflight has built, or the same again."""
     built = ready.networks.pop(training.name, None)
-    role = "teacher" if training.stage == "teacher" else "student"
-    return built or build_network(training.model, role, training.seed, ready.data, setup.device)
+    return built or build_network(training.model, training.role, training.seed, ready.data, setup.device)
 
 
 def _specialist(setup: Setup, training: Training, run: RunDir, data: Data, generalist: Known) -> tuple[nn.Module, Data]:

@@ -36,8 +36,7 @@ def open_part(comparison: Path, training: Training, identity: Mapping[str, Any],
 
 
 def _what_it_depends_on(config: Config, training: Training) -> Config:
-    role = "teacher" if training.stage == "teacher" else "student"
-    keys = (*_OF_ALL, role, STAGE_TRAINER[training.stage])
+    keys = (*_OF_ALL, training.role, STAGE_TRAINER[training.stage])
     return {key: config[key] for key in config if key in keys}
 
 

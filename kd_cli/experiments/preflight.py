@@ -93,9 +93,9 @@ def prepare(setup: Setup, data: Data, teachers: Sequence[Known]) -> Ready:
     tasks: dict[str, Distillation] = {}
     teacher = None
     for training in setup.trainings:
-        role = "teacher" if training.stage == "teacher" else "student"
         # A student first, so that every loss starts from the same one; its teacher then, whose making draws numbers.
-        network = networks[training.name] = build_network(training.model, role, training.seed, data, setup.device)
+        network = build_network(training.model, training.role, training.seed, data, setup.device)
+        networks[training.name] = network
         if training.stage == "distilled":
             teaching: nn.Module | None = None
             if setup.kind == "frozen" and not training.teachers:
