@@ -1,4 +1,4 @@
-"""How long `kd` takes to refuse bad input: each mistake of tests/bad_inputs.py in a process of its own."""
+"""How long `kd` takes to refuse bad input: each mistake of tests/support/bad_inputs.py in a process of its own."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks.measure import ROOT
-from tests.bad_inputs import BAD, Bad
+from tests.support.bad_inputs import BAD, Bad
 
 _LIMIT = 2.0  # seconds
 

@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+
+from tests.conftest import ROOT
 
 PACKAGE = ROOT / "kd_cli"
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -9,11 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, SMALL
 
 from kd_cli.data.base import DATASETS
 from kd_cli.losses.base import LOSSES
 from kd_cli.models.base import MODELS
+from tests.conftest import ROOT, SMALL
 
 REGISTRIES = (LOSSES, MODELS, DATASETS)
 PAGE = (ROOT / "docs" / "extending.md").read_text()

@@ -13,11 +13,9 @@ from collections.abc import Callable
 from contextlib import redirect_stdout, suppress
 from pathlib import Path
 
-import forked
 import pytest
 import torch
 import yaml
-from conftest import ROOT, SMALL, Outcome
 
 from kd_cli.cli import main
 from kd_cli.config.overrides import recipe_key
@@ -25,6 +23,8 @@ from kd_cli.config.recipe import Recipe
 from kd_cli.errors import OutOfMemory, describe_error, missing_memory
 from kd_cli.runs.checkpoint import Checkpoint
 from kd_cli.training.guard import evaluation_memory, training_memory
+from tests.conftest import ROOT, SMALL, Outcome
+from tests.support import forked
 
 Run = Callable[..., Outcome]
 
@@ -244,10 +244,8 @@ def test_wherever_memory_runs_out_one_panel_says_what_to_type(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Real failures of the processor's allocator; what other tests have freed in this process would be lent to them."""
-    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-    fresh = subprocess.run(
-        [sys.executable, __file__], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}
-    )
+    command, environment = [sys.executable, "-m", __name__], {**os.environ, "PYTHONPATH": str(ROOT)}
+    fresh = subprocess.run(command, capture_output=True, text=True, env=environment)
     outcomes = {where: Outcome(*told) for where, told in json.loads(fresh.stdout or "{}").items()}
     failed = {
         where: f"{told.code}: {told.message[-600:]}"

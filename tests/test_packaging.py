@@ -13,7 +13,8 @@ from email import message_from_string
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, SMALL
+
+from tests.conftest import ROOT, SMALL
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ROOT
+
+from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text()
 METHODS = (ROOT / "docs" / "methods.md").read_text()

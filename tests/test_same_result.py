@@ -13,13 +13,13 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from conftest import SMALL
-from forked import run
-from test_image_folder import make_tree
 
 from kd_cli.errors import KDError
 from kd_cli.runs.folder import RunDir
 from kd_cli.runs.provenance import changes, go_on
+from tests.conftest import SMALL
+from tests.support.forked import run
+from tests.support.images import make_tree
 
 # An assistant, augmentation, images that are decoded in workers, a loss with layers and a memory.
 COMMAND = (

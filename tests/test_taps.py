@@ -7,10 +7,10 @@ import io
 
 import pytest
 import torch
-from small import make_batch, make_student
 from torch import nn
 
 from kd_cli.taps import Tapped, published_taps, select
+from tests.support.small import make_batch, make_student
 
 IMAGES = make_batch().images
 

@@ -1,0 +1,181 @@
+"""Augmentation: what each operation does to pixels, and that an image's view depends on nothing but its row."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from kd_cli.data import augment
+from kd_cli.data.sampling import generator
+from tests.support.images import make_pixels
+
+
+def slow_crop_and_flip(image: Tensor, down: int, right: int, flip: bool) -> Tensor:
+    """One image, pixel by pixel: pad with black, cut the window, mirror it."""
+    height, width, channels = image.shape
+    result = torch.zeros_like(image)
+    for y in range(height):
+        for x in range(width):
+            from_y, from_x = y + down, (width - 1 - x if flip else x) + right
+            if 0 <= from_y < height and 0 <= from_x < width:
+                for c in range(channels):
+                    result[y, x, c] = image[from_y, from_x, c]
+    return result
+
+
+def neutral(name: str, size: int) -> Tensor:
+    return augment.parameters(name, torch.zeros(size), torch.full((size, 2), 0.5))
+
+
+def at_strength(name: str, strength: float, pixels: Tensor) -> Tensor:
+    size = len(pixels)
+    return augment.operate(pixels, augment.parameters(name, torch.full((size,), strength), torch.full((size, 2), 0.5)))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_crop_flip_equals_a_slow_reference_for_every_image(channels: int) -> None:
+    pixels = make_pixels(size=200, channels=channels)
+    table = augment.draw("crop_flip", len(pixels), channels, generator(3, "test"))
+    expected = [
+        slow_crop_and_flip(image, int(row[augment.DOWN]), int(row[augment.RIGHT]), bool(row[augment.FLIP]))
+        for image, row in zip(pixels, table, strict=True)
+    ]
+    assert torch.equal(augment.apply("crop_flip", pixels, table), torch.stack(expected))
+
+
+def test_crop_offsets_cover_every_shift_and_half_of_the_images_are_flipped() -> None:
+    table = augment.draw("crop_flip", 20_000, 3, generator(0, "test"))
+    for column in (augment.DOWN, augment.RIGHT):
+        values, counts = table[:, column].unique(return_counts=True)
+        assert values.tolist() == list(range(-4, 5))
+        assert counts.min() > 0.9 * 20_000 / 9
+    assert table[:, augment.FLIP].mean().item() == pytest.approx(0.5, abs=0.02)
+
+
+def test_flip_mirrors_about_half_and_leaves_the_others() -> None:
+    pixels = make_pixels(size=100)
+    result = augment.apply("flip", pixels, augment.draw("flip", 100, 3, generator(0, "test")))
+    mirrored = (result == pixels.flip(2)).flatten(1).all(dim=1)
+    kept = (result == pixels).flatten(1).all(dim=1)
+    assert (mirrored ^ kept).all()
+    assert 30 < mirrored.sum() < 70
+
+
+def test_none_changes_nothing() -> None:
+    pixels = make_pixels()
+    assert torch.equal(augment.apply("none", pixels, augment.draw("none", 12, 3, generator(0, "test"))), pixels)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("name", augment.NAMES)
+def test_an_image_looks_the_same_in_any_batch(name: str, channels: int) -> None:
+    pixels = make_pixels(size=60, channels=channels)
+    table = augment.draw(name, 60, channels, generator(0, "test"))
+    together = augment.apply(name, pixels, table)
+    alone = torch.cat([augment.apply(name, pixels[i : i + 1], table[i : i + 1]) for i in range(60)])
+    order = torch.randperm(60, generator=generator(1, "test"))
+    shuffled = torch.cat([augment.apply(name, pixels[rows], table[rows]) for rows in order.split(7)])
+    assert torch.equal(alone, together)
+    assert torch.equal(shuffled, together[order])
+
+
+@pytest.mark.parametrize("name", augment.NAMES[1:])
+def test_the_table_is_a_pure_function_of_seed_and_epoch(name: str) -> None:
+    first = augment.draw(name, 50, 3, generator(0, "augment", 1))
+    torch.rand(7)
+    assert torch.equal(augment.draw(name, 50, 3, generator(0, "augment", 1)), first)
+    for seed, epoch in ((1, 1), (0, 2)):
+        assert not torch.equal(augment.draw(name, 50, 3, generator(seed, "augment", epoch)), first)
+
+
+@pytest.mark.parametrize("name", augment.NAMES)
+def test_augmentation_keeps_type_and_shape_and_takes_an_empty_batch(name: str) -> None:
+    table = augment.draw(name, 12, 3, generator(0, "test"))
+    for pixels, rows in ((make_pixels(), table), (make_pixels()[:0], table[:0])):
+        result = augment.apply(name, pixels, rows)
+        assert result.shape == pixels.shape
+        assert result.dtype == torch.uint8
+        assert result.is_contiguous()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("name", augment.OPERATIONS)
+def test_strength_zero_leaves_the_image_unchanged(name: str, channels: int) -> None:
+    pixels = make_pixels(channels=channels)
+    for step, _ in augment.STEPS:  # each step by itself: `operate` would pass over images that it need not change
+        assert torch.equal(step(pixels, neutral(name, len(pixels))), pixels)
+    assert torch.equal(at_strength(name, 0.0, pixels), pixels)
+
+
+@pytest.mark.parametrize("strength", [-1.0, 0.8])
+@pytest.mark.parametrize("name", augment.OPERATIONS)
+def test_every_operation_changes_a_colour_image(name: str, strength: float) -> None:
+    pixels = make_pixels()
+    assert (at_strength(name, strength, pixels) != pixels).flatten(1).any(dim=1).all()
+
+
+def test_brightness_scales_pixels_and_saturates() -> None:
+    pixels = make_pixels()
+    for strength in (-0.5, 0.5):
+        expected = (pixels.double() * (1 + 0.9 * strength)).clamp(0, 255)
+        assert (at_strength("brightness", strength, pixels).double() - expected).abs().max() <= 0.5 + 1e-4
+
+
+def test_contrast_and_saturation_blend_with_the_greys_of_pil() -> None:
+    image_module = pytest.importorskip("PIL.Image")
+    pixels = make_pixels()
+    grey = torch.stack(
+        [torch.tensor(list(image_module.fromarray(image.numpy()).convert("L").tobytes())) for image in pixels]
+    ).view(12, 9, 11, 1)
+    mean = (grey.double().mean(dim=(1, 2, 3)) + 0.5).floor().view(12, 1, 1, 1)
+    for name, origin in (("contrast", mean), ("saturation", grey.double())):
+        expected = (origin + (pixels - origin) * (1 + 0.9 * 0.5)).clamp(0, 255)
+        assert (at_strength(name, 0.5, pixels).double() - expected).abs().max() <= 0.5 + 1e-3
+
+
+def test_translations_move_by_their_share_of_the_size_and_uncover_black() -> None:
+    pixels = make_pixels(height=10, width=20)
+    down = at_strength("translate_y", -1.0, pixels)  # reads from 3 rows above
+    assert torch.equal(down[:, 3:], pixels[:, :-3])
+    assert not down[:, :3].any()
+    left = at_strength("translate_x", 0.5, pixels)  # reads from 3 columns to the right
+    assert torch.equal(left[:, :, :-3], pixels[:, :, 3:])
+    assert not left[:, :, -3:].any()
+
+
+def test_shear_keeps_the_middle_line_and_moves_the_outer_ones_apart() -> None:
+    pixels = make_pixels(height=21, width=21)
+    sheared = at_strength("shear_x", 1.0, pixels)
+    assert torch.equal(sheared[:, 10], pixels[:, 10])
+    assert torch.equal(sheared[:, 0, 3:], pixels[:, 0, :-3])  # 0.3 · 10 rows above the middle
+    assert torch.equal(sheared[:, 20, :-3], pixels[:, 20, 3:])
+
+
+def test_rotation_keeps_the_centre_and_turns_a_line_to_its_angle() -> None:
+    pixels = torch.zeros(1, 41, 41, 1, dtype=torch.uint8)
+    pixels[0, 20, :] = 200  # a horizontal line
+    rotated = at_strength("rotate", 1.0, pixels)[0, :, :, 0]
+    ys, xs = rotated.nonzero(as_tuple=True)
+    assert rotated[20, 20] == 200
+    slope = (((xs - 20) * (ys - 20)).sum() / ((xs - 20) ** 2).sum()).item()
+    assert abs(slope) == pytest.approx(0.577, abs=0.03)  # tan 30°
+
+
+def test_cutout_blackens_a_square_of_half_the_size_around_its_centre() -> None:
+    pixels = make_pixels(size=1, height=32, width=32)
+    for strength, side in ((1.0, 16), (-0.5, 8)):
+        black = (at_strength("cutout", strength, pixels)[0] == 0).all(dim=-1)
+        first = 16 - side // 2
+        assert black.sum() == side * side
+        assert black[first : first + side, first : first + side].all()
+
+
+def test_strong_uses_every_operation_and_saturation_only_in_colour() -> None:
+    for channels in (1, 3):
+        table = augment.draw("strong", 5000, channels, generator(0, "test"))[:, augment.FIRST :]
+        assert table.shape[1] == augment.NUM_OPERATIONS * len(augment.IDENTITY)
+        changed = (table[:, :12] != torch.tensor(augment.IDENTITY)).float().mean(dim=0)
+        assert (changed[augment.TO_GREY] > 0) == (channels == 3)
+        others = [augment.FACTOR, augment.TO_MEAN, augment.XX, augment.X1, augment.Y1, augment.XY, augment.HALF]
+        assert changed[others].min() > 0.08

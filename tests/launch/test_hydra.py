@@ -1,0 +1,173 @@
+"""What Hydra's users expect works: overrides, presets, sweeps, --cfg, --info, their own folders, completion."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from kd_cli.config.compose import compose
+from kd_cli.launch.completion import complete
+from tests.conftest import HERE, ROOT, SMALL
+
+CONF = ROOT / "conf"
+CHOICES = [
+    (folder.name, path.stem)
+    for folder in sorted(CONF.iterdir())
+    if folder.is_dir()
+    for path in sorted(folder.glob("*.yaml"))
+    if path.stem != "inherit"  # it refers to `trainer` and cannot be it
+]
+
+
+@pytest.mark.parametrize(("group", "choice"), CHOICES, ids=lambda part: part)
+def test_every_yaml_composes_and_says_what_it_is(group: str, choice: str) -> None:
+    config = compose([f"{group}={choice}"], config_name="transfer" if group == "transfer" else "run")
+    assert group in ("experiment", "transfer") or config[group]  # presets set options of others
+    lines = (CONF / group / f"{choice}.yaml").read_text().splitlines()
+    headline = next(line for line in lines if line.startswith("#") and "@package" not in line)
+    assert " · " in headline
+
+
+@pytest.mark.parametrize("command", ["run", "train-teacher", "train-baseline", "distill"])
+def test_cfg_prints_the_configuration_and_runs_nothing(kd, command: str) -> None:
+    shown = yaml.safe_load(kd(command, "loss=kd", "loss.temperature=7", "--cfg", "job", "--resolve").out)
+    assert shown["loss"]["temperature"] == 7
+    assert shown["teacher_trainer"]["epochs"] == shown["trainer"]["epochs"]
+    assert not Path("outputs").exists()
+
+
+def test_cfg_shows_one_part_on_request(kd) -> None:
+    assert yaml.safe_load(kd("distill", "--cfg", "job", "--package", "loss").out)["name"] == "kd"
+
+
+@pytest.mark.parametrize("what", ["defaults", "defaults-tree", "searchpath", "config"])
+def test_info_answers(kd, what: str) -> None:
+    words = {"defaults": "mnist_mini", "defaults-tree": "<root>", "searchpath": "hydra.conf", "config": "temperature"}
+    assert words[what] in kd("distill", "--info", what).out
+
+
+def test_a_bare_info_shows_all(kd) -> None:
+    assert "Hydra installation" in kd("distill", "--info").out or "Config search path" in kd("distill", "--info").out
+
+
+def test_options_can_be_added_and_removed_as_hydra_does(kd) -> None:
+    shown = yaml.safe_load(kd("distill", "~experiment", "++loss.temperature=3", "--cfg", "job").out)
+    assert shown["loss"]["temperature"] == 3
+
+
+def test_flags_may_stand_behind_overrides(kd) -> None:
+    assert yaml.safe_load(kd("distill", "seed=3", "--cfg", "job", "device=cpu").out)["seed"] == 3
+
+
+def test_a_folder_of_the_user_shadows_ours_and_may_hold_presets_and_primary_configurations(kd) -> None:
+    for folder in ("mine/loss", "mine/experiment"):
+        Path(folder).mkdir(parents=True)
+    Path("mine/loss/kd.yaml").write_text("name: kd\ntemperature: 99.0\nkl_weight: 1.0\nscale_by_t2: true\n")
+    Path("mine/experiment/quick.yaml").write_text("# @package _global_\ntrainer:\n  epochs: 1\n")
+    Path("mine/special.yaml").write_text("defaults: [distill, _self_]\nseed: 77\n")
+    shown = yaml.safe_load(kd("distill", "--config-dir", "mine", "experiment=quick", "--cfg", "job", "--resolve").out)
+    assert shown["loss"]["temperature"] == 99
+    assert shown["trainer"]["epochs"] == shown["distill_trainer"]["epochs"] == 1
+    named = yaml.safe_load(kd("distill", "--config-dir", "mine", "--config-name", "special", "--cfg", "job").out)
+    assert named["seed"] == 77
+
+
+def test_a_preset_may_say_to_hydra_where_and_how_a_run_is_made_and_not_that_it_is_a_sweep(kd) -> None:
+    Path("mine/experiment").mkdir(parents=True)
+    preset = Path("mine/experiment/mine.yaml")
+    words = ("train-baseline", "--config-dir", "mine", "experiment=mine", "--cfg", "hydra")
+    preset.write_text(
+        "# @package _global_\nhydra:\n  verbose: true\n  output_subdir: .hydra\n  run: {dir: runs/mine}\n"
+        "  job: {name: mine, env_set: {KD_DATA: data}}\n  launcher: {n_jobs: 2}\n  sweeper: {params: {seed: '0,1'}}\n"
+        "  job_logging:\n    formatters: {plain: {format: '%(message)s'}}\n    loggers: {kd: {level: INFO}}\n"
+        "    handlers: {console: {class: logging.StreamHandler, formatter: plain, stream: 'ext://sys.stderr'}}\n"
+        "    root: {level: INFO, handlers: [console]}\n"
+    )
+    assert yaml.safe_load(kd(*words).out)["hydra"]["run"]["dir"] == "runs/mine"
+    preset.write_text("# @package _global_\nhydra: {mode: MULTIRUN}\n")
+    assert "a file makes no sweep of a command: type -m" in kd(*words, code=2).message
+
+
+def test_a_sweep_has_a_folder_per_point_and_says_whether_distillation_helped(kd) -> None:
+    sweep = ("run", "-m", HERE, *SMALL, "seed=0,1", "hydra.sweep.dir=swept")
+    shown = kd(*sweep)
+    assert sorted(path.name for path in Path("swept").iterdir() if path.is_dir()) == ["parts", "seed=0", "seed=1"]
+    assert "Over 2 seeds distillation" in shown.out
+    assert "kd report swept draws it" in shown.out
+    again = kd(*sweep, "--json")
+    assert "nothing was trained again" in again.err
+    assert [point["seed"] for point in again.json["points"]] == [0, 1]
+
+
+def test_a_sweep_over_losses_and_seeds_compares_each_with_the_baseline_of_its_seed(kd, teacher) -> None:
+    swept = kd("distill", "-m", HERE, *SMALL, "loss=none,kd", "seed=0,1", "--json")
+    tops = {(point["point"].split()[0], point["seed"]): point["test_top1"] for point in swept.json["points"]}
+    gains = [tops["loss=kd", seed] - tops["loss=none", seed] for seed in (0, 1)]
+    (line,) = [line for line in swept.err.splitlines() if line.split()[:2] == ["loss=kd", "2"]]
+    assert f"{sum(gains) / 2:+.2f} ± " in line
+    (line,) = [line for line in swept.err.splitlines() if line.split()[:2] == ["loss=none", "2"]]
+    assert line.split()[-2:] == ["–", "–"]
+
+
+def test_a_sweep_of_groups_and_of_options(kd) -> None:
+    small = [word for word in SMALL if not word.startswith("student")]
+    axes = ("student=linear,mlp", "trainer.lr=0.01,0.1")
+    points = kd("train-baseline", "-m", HERE, *small, "trainer.epochs=1", *axes, "--json").json["points"]
+    assert [point["point"] for point in points] == [
+        f"student={student} trainer.lr={rate}" for student in ("linear", "mlp") for rate in ("0.01", "0.1")
+    ]
+    assert len({point["run"] for point in points}) == 4
+    assert len({point["weights_sha256"]["last"] for point in points}) == 4
+
+
+@pytest.mark.parametrize(
+    ("words", "incomplete", "found"),
+    [
+        ([], "lo", "loss="),
+        ([], "loss=k", "loss=kd"),
+        (["loss", "="], "k", "kd"),
+        (["loss=kd"], "loss.temp", "loss.temperature="),
+        ([], "student=resnet5", "student=resnet56"),
+        (["experiment", "="], "mnist_c", "mnist_cnn"),
+    ],
+)
+def test_tab_completes_groups_options_and_values(words: list[str], incomplete: str, found: str) -> None:
+    assert any(text.startswith(found) for text in complete("distill", words, incomplete))
+
+
+def test_tab_knows_the_users_own_choices() -> None:
+    Path("mine/loss").mkdir(parents=True)
+    Path("mine/loss/cosine.yaml").write_text("name: cosine\n")
+    assert complete("distill", [], "loss=cos", ["mine"]) == ["loss=cosine"]
+
+
+def test_the_shell_gets_completions(tmp_path: Path) -> None:
+    environment = {
+        **os.environ,
+        "_KD_COMPLETE": "complete_bash",
+        "COMP_WORDS": "kd distill student=wrn_1",
+        "COMP_CWORD": "2",
+    }
+    kd_file = Path(sys.executable).with_name("kd")
+    if not kd_file.exists():
+        pytest.skip("kd is not installed in this environment, so there is no command to complete")
+    done = subprocess.run([str(kd_file)], capture_output=True, text=True, env=environment)
+    assert "student=wrn_16_1" in done.stdout.split()
+
+
+def test_python_m_is_the_same_program() -> None:
+    done = subprocess.run([sys.executable, "-m", "kd_cli", "list", "losses", "--json"], capture_output=True, text=True)
+    assert "kd" in {row["name"] for row in json.loads(done.stdout)["losses"]}
+
+
+def test_list_shows_a_source_for_everything(kd) -> None:
+    for what in ("losses", "models", "datasets", "experiments"):
+        rows = kd("list", what, "--json").json[what]
+        assert rows
+        assert all(row["what"] and row["source"] for row in rows), what

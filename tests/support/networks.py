@@ -1,0 +1,69 @@
+"""One network per yaml, and what its published taps give."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor, nn
+
+from kd_cli.models.base import MODELS
+from kd_cli.plugins import trust
+
+CONF = Path(__file__).parents[2] / "conf"
+STUDENTS = sorted(path.stem for path in (CONF / "student").glob("*.yaml"))
+INJECTED = ("num_classes", "in_channels", "image_size")
+OURS = [name for name in MODELS.names() if name not in ("external", "torchvision")]
+trust(__name__)
+MNIST, CIFAR = (1, 28, 28), (3, 32, 32)
+
+
+def options(student: str) -> dict[str, Any]:
+    """The yaml's own options; external's callable, null there, is a function of this file, tiny."""
+    loaded: dict[str, Any] = yaml.safe_load((CONF / "student" / f"{student}.yaml").read_text(encoding="utf-8"))
+    return loaded | {"callable": f"{__name__}.tiny"} if student == "external" else loaded
+
+
+def build(
+    given: Mapping[str, Any], shape: tuple[int, int, int] = CIFAR, num_classes: int = 10, seed: int = 0
+) -> nn.Module:
+    torch.manual_seed(seed)
+    return MODELS.build(given, where="student", num_classes=num_classes, in_channels=shape[0], image_size=shape[1])
+
+
+@cache
+def built(student: str) -> nn.Module:
+    """One network per yaml for the tests that leave it as it is: 3×32×32, 10 classes, eval mode."""
+    return build(options(student)).eval()
+
+
+def images(batch: int, shape: tuple[int, int, int] = CIFAR) -> Tensor:
+    return torch.rand(batch, *shape, generator=torch.Generator().manual_seed(0))
+
+
+def tapped(network: nn.Module, batch: Tensor) -> dict[str, Tensor]:
+    """Every published feature, by hooks of this test; of inputs a copy, which no activation overwrites."""
+    seen: dict[str, Tensor] = {}
+    handles = []
+    for tap, place in network.taps.items():
+        path, _, side = place.partition(":")
+        assert side in ("", "in")
+        module = network.get_submodule(path)
+        if side:
+            handles.append(module.register_forward_pre_hook(lambda _, x, tap=tap: seen.update({tap: x[0].clone()})))
+        else:
+            handles.append(module.register_forward_hook(lambda _, __, y, tap=tap: seen.update({tap: y})))
+    network(batch)
+    for handle in handles:
+        handle.remove()
+    return seen
+
+
+def tiny(num_classes: int, in_channels: int) -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(in_channels, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, num_classes)
+    )

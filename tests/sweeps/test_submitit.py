@@ -1,0 +1,102 @@
+"""submitit as a launcher: the same points as with our own, and none is lost with its process."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kd_cli.machine import available_cores
+from kd_cli.sweeps.submitit import Submitit
+from tests.conftest import HERE, SMALL, started
+
+pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+BASELINE = ("train-baseline", "-m", *SMALL)
+LOCAL = "hydra/launcher=submitit_local"
+
+
+def sweep(*words: str, **options: Any) -> Any:
+    """`kd …` in a process of its own, which the jobs are children of."""
+    with started(*words, "--json", stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        printed, said = process.communicate(timeout=100)
+    assert process.returncode == options.get("code", 0), said
+    return json.loads(printed)["points"], said
+
+
+@pytest.mark.slow  # each process imports torch
+def test_a_point_that_dies_and_one_that_cannot_be_leave_the_others_as_they_are_alone(kd) -> None:
+    Path("deadly.py").write_text(
+        "import os, sys\nif any(word.endswith('lr=0.02') for word in sys.argv): os.kill(os.getpid(), 9)\n"
+    )
+    words = ("trainer.lr=0.01,0.02,-1", "plugins=[deadly.py]", LOCAL, "hydra.sweep.dir=swept")
+    (done, died, impossible), said = sweep(*BASELINE, *words, code=1)
+    assert [point["status"] for point in (done, died, impossible)] == ["completed", "failed", "failed"]
+    assert "signal 9" in died["error"]
+    assert "must be > 0" in impossible["error"]
+    assert "log: swept/trainer.lr=-1/log.txt" in said
+    assert impossible["rerun"] in said
+    assert "baseline   epoch 2/2" in Path(done["log"]).read_text()
+    assert "baseline   epoch" not in said
+    words = ("trainer.lr=0.01", "plugins=[deadly.py]", HERE, "hydra.sweep.dir=here")
+    (here,) = kd(*BASELINE, *words, "--json").json["points"]
+    assert (here["weights_sha256"], here["test_top1"]) == (done["weights_sha256"], done["test_top1"])
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_the_points_of_submitit_and_says_what_is_done() -> None:
+    command = [*BASELINE, "trainer.epochs=20000", "seed=0,1", LOCAL, "hydra.sweep.dir=swept", "--json"]
+    with started(*command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        while not all(Path(f"swept/seed={seed}/metrics.jsonl").exists() for seed in (0, 1)):
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=0.05)
+            assert process.returncode is None
+        os.killpg(process.pid, signal.SIGINT)
+        printed, said = process.communicate(timeout=100)
+    assert process.returncode == 130, said
+    points = json.loads(printed)["points"]
+    assert [point["status"] for point in points] == ["interrupted", "interrupted"], said
+    for seed in (0, 1):
+        assert json.loads(Path(f"swept/seed={seed}/run.json").read_text())["status"] == "interrupted"
+    assert "Traceback" not in said
+
+
+def test_options_of_hydras_users_are_there_and_what_is_not_possible_is_said(kd) -> None:
+    shown = kd("train-baseline", "--cfg", "hydra", "hydra/launcher=submitit_slurm", "hydra.launcher.partition=gpu").out
+    assert "partition: gpu" in shown
+    assert "timeout_min: 60" in shown
+    message = kd(*BASELINE, "seed=0,1", "hydra/launcher=submitit_locl", code=2).message
+    assert "did you mean 'submitit_local'?" in message
+    message = kd(*BASELINE, "seed=0,1", LOCAL, "hydra.launcher.tasks_per_node=2", code=2).message
+    assert "hydra.launcher.nodes and tasks_per_node must be 1" in message
+
+
+def test_without_slurm_its_launcher_says_what_to_do(kd, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "nowhere")
+    message = kd(*BASELINE, "seed=0,1", "hydra/launcher=submitit_slurm", code=2).message
+    assert "there is no sbatch here" in message
+    assert "hydra/launcher=submitit_local" in message
+
+
+def test_a_missing_extra_says_what_to_install() -> None:
+    code = "import sys\nsys.modules['hydra_plugins.hydra_submitit_launcher'] = None\n"
+    code += "from kd_cli.cli import main\nmain()\n"
+    words = ["-W", "ignore", "-c", code, "run", "-m", "seed=0,1", LOCAL]
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "pip install 'kd-cli[slurm]'" in done.stderr
+
+
+def test_the_cores_are_divided_among_the_points_of_submitit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    options = {"nodes": 1, "tasks_per_node": 1, "cpus_per_task": None}
+    assert Submitit("submitit_local", options).divide(4) == (4, max(1, available_cores() // 4))
+    assert Submitit("submitit_local", options | {"cpus_per_task": 3}).divide(4) == (4, 3)
