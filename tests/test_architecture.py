@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from benchmarks.startup import Build
+from tests.conftest import ROOT, SMALL
 
 PACKAGE = ROOT / "kd_cli"
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -33,13 +34,7 @@ FLOORS = (
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms.split()}
 # What `kd --help` and a refused command line read: no torch and no Hydra.
 LIGHT = {"cli", "commands", "launch", "config", "sweeps", *FLOORS[0].split(), *FLOORS[1].split()} - {"taps", "types"}
-HEAVY_FILES = {
-    "config/search_path.py",
-    "launch/completion.py",
-    "launch/empty_folders.py",
-    "launch/hydra_errors.py",
-    "sweeps/launchers.py",
-}
+HEAVY_FILES = {"config/search_path.py", "launch/completion.py", "launch/hydra_errors.py", "sweeps/launchers.py"}
 
 
 def part_of(path: Path) -> str:
@@ -81,6 +76,48 @@ def test_help_imports_neither_torch_nor_hydra() -> None:
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert "HEAVY []" in printed
     assert "distill" in printed
+
+
+def imported_by(*words: str) -> list[str]:
+    """Every module that `kd …` imports in a process of its own."""
+    code = f"import sys; sys.argv = {['kd', *words]!r}\nfrom kd_cli.cli import main\n"
+    code += "try: main()\nexcept SystemExit as left: print('IMPORTED', left.code, *sys.modules)"
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    code, *modules = printed.partition("IMPORTED")[2].split()
+    assert code in ("0", "None"), printed
+    return modules
+
+
+def test_a_command_imports_no_other_one() -> None:
+    commands = [name for name in imported_by("distill", "--help") if name.startswith("kd_cli.commands.")]
+    assert commands == ["kd_cli.commands.distill"]
+
+
+def test_opening_a_network_imports_neither_launchers_nor_slurm_nor_optuna(comparison: Path) -> None:
+    modules = imported_by("evaluate", str(comparison / "distilled"), "--json")
+    assert "kd_cli.saved.network" in modules
+    strange = ("kd_cli.sweeps", "kd_cli.experiments", "kd_cli.launch.hydra_app", "submitit", "optuna", "sqlalchemy")
+    assert not [name for name in modules if name.startswith(strange)]
+
+
+def test_training_imports_no_compiler_and_no_launcher() -> None:
+    modules = imported_by("train-baseline", *SMALL, "--json")
+    assert "kd_cli.training.trainer" in modules
+    assert not [name for name in modules if name.startswith(("torch._dynamo", "sympy", "kd_cli.sweeps"))]
+
+
+@pytest.mark.slow
+def test_the_way_to_the_first_step_is_short(tmp_path: Path) -> None:
+    build = Build(ROOT, tmp_path / "here")
+    build.prepare()
+    facts = build.facts()
+    most = {
+        "entries at the top of kd_cli/": 32,
+        "files from cli.main to optimizer.step()": 6,
+        "own calls before the first step": 2500,
+        "files imported before it": 80,
+    }
+    assert {name: facts[name] for name, limit in most.items() if facts[name] > limit} == {}
 
 
 def test_functions_and_files_are_short() -> None:

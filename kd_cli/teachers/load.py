@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,7 +66,7 @@ def find_teacher(outputs: Path, options: Mapping[str, Any], data: Data, argument
     )
 
 
-@dataclass(frozen=True)
+@dataclass
 class Teacher:
     """A frozen teacher in eval mode, measured on the validation images.
 
@@ -106,7 +106,8 @@ def load_teachers(
     facts |= {"runs": [fact["run"] for fact in records], "models": [fact["model"] for fact in records]}
     facts |= {"grafts": [fact["graft"] for fact in records], "weights": weights}
     if len(loaded) == 1 and not records[0]["specialist"]:
-        return replace(loaded[0], facts=facts | {"val_top1": records[0]["val_top1"]})
+        loaded[0].facts = facts | {"val_top1": records[0]["val_top1"]}
+        return loaded[0]
     from kd_cli.teachers.ensemble import join_teachers
 
     pairs = [(teacher.network, teacher.facts["specialist"]) for teacher in loaded]

@@ -13,7 +13,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, MultiStepLR, OneCycleLR, StepLR
 
 from kd_cli.config.recipe import Recipe
-from kd_cli.training.optim import learning_rate, make_optimizer
+from kd_cli.training.optim import learning_rate, make_optimizer, without_compiler
 from tests.support.small import CPU
 
 STEPS = 7  # updates per epoch
@@ -135,3 +135,25 @@ def test_each_optimizer_moves_as_torchs_own_does(recipe: Recipe, plain: Callable
             (parameter**3).sum().backward()
             optimizer.step()
     torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("rule", [SGD, Adam, AdamW])
+def test_an_optimizer_without_the_compilers_wrappers_calculates_the_same(rule: type[Optimizer]) -> None:
+    ours, theirs = (nn.Linear(5, 3) for _ in range(2))
+    theirs.load_state_dict(ours.state_dict())
+    options: dict[str, Any] = {"lr": 0.1, "weight_decay": 0.01} | ({"momentum": 0.9} if rule is SGD else {})
+    pairs = (
+        (ours, without_compiler(rule)(ours.parameters(), **options)),
+        (theirs, rule(theirs.parameters(), **options)),
+    )
+    for step in range(5):
+        for network, optimizer in pairs:
+            network(torch.full((2, 5), float(step))).square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+    for key, tensor in ours.state_dict().items():
+        assert torch.equal(tensor, theirs.state_dict()[key])
+    (_, mine), (_, original) = pairs
+    assert isinstance(mine, rule)
+    original.load_state_dict(mine.state_dict())  # and the other way round: a state is exchanged freely
+    mine.load_state_dict(original.state_dict())
