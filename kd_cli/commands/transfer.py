@@ -43,8 +43,7 @@ def command(
     """Try saved networks on other data: zero-shot over shared classes, and a linear probe of their features."""
     console.setup(as_json=json)
     runs, overrides = split_targets(targets, "transfer")
-    epoch = which.value if which else None
-    found = transfer_runs(runs, overrides, config_dir or [], which=epoch, probe=probe, tap=tap, device=device)
+    found = transfer_runs(runs, overrides, config_dir or [], which=which, probe=probe, tap=tap, device=device)
     present(found)
     console.emit(found)
 

@@ -15,11 +15,10 @@ import torch
 from kd_cli import console
 from kd_cli.errors import ConfigError, KDError
 from kd_cli.export import int8, to_onnx, to_pt2, weights
-from kd_cli.export.card import model_card
+from kd_cli.export.card import infer_script, model_card
 from kd_cli.export.deployed import CPU, Subject, subject_of
 from kd_cli.export.parity import parity
 from kd_cli.export.results import recorded_results
-from kd_cli.export.script import infer_script
 from kd_cli.metrics.evaluate import evaluating
 from kd_cli.saved.network import Saved
 from kd_cli.storage.files import file_digest, read_json, whole_folder, write_json, write_text
@@ -84,7 +83,7 @@ def _filled(folder: Path, subject: Subject, results: Mapping[str, Any]) -> Repor
     facts = subject.facts
     file = folder / _FILES[facts["format"]]
     _WRITERS[facts["format"]](folder, subject)
-    write_text(folder / "infer.py", infer_script(facts["format"], facts))
+    write_text(folder / "infer.py", infer_script(facts))
     write_json(folder / "config.json", facts)
     checks: Report = {"parity": parity(folder, subject)}
     variants = {"float32": _measured(file, subject)}

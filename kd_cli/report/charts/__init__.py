@@ -12,8 +12,7 @@ from kd_cli.report.charts.confusion import confusion_charts
 from kd_cli.report.charts.costs import cost_charts
 from kd_cli.report.charts.curves import curves_chart
 from kd_cli.report.charts.reliability import reliability_chart
-from kd_cli.report.charts.side_by_side import gain_chart, transfer_chart
-from kd_cli.report.charts.sweep import axis_chart
+from kd_cli.report.charts.sweep import axis_chart, gain_chart, transfer_chart
 from kd_cli.report.plots.files import save_picture
 from kd_cli.report.readable import readable
 

@@ -45,7 +45,7 @@ def curves_chart(results: Mapping[str, Any]) -> Chart | None:
         headings={**headings, **metrics, **spreads},
         rows=rounded([*rows, *single]),
         drawing=_drawing(kept, metrics, bool(single)),
-        toggles=[family.toggle for family in kept],
+        toggles=kept,
         choices=metrics,
         single=bool(single),
         zoom=True,

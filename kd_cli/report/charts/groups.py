@@ -52,6 +52,16 @@ def spread(score: Mapping[str, Any]) -> dict[str, Any]:
     return {"mean": center, "std": std, "n": score["n"], "low": ends[0], "high": ends[1]}
 
 
+def stages_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The networks of the rows, in the usual order."""
+    return [stage for stage in STAGES if any(row["network"] == stage for row in rows)]
+
+
+def validation(group: Mapping[str, Any]) -> float:
+    """What groups are chosen by: the test part chooses nothing."""
+    return ((group["distilled"] or {}).get("val_top1") or {}).get("mean") or 0.0
+
+
 def stage_colour(stages: Sequence[str]) -> Any:
     """Each network in its colour."""
     import altair as alt
