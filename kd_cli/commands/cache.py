@@ -59,6 +59,7 @@ def _paths(root: Path) -> list[Path]:
 
 
 def _row(path: Path) -> dict[str, Any]:
+    from kd_cli.report.records import mapping
     from kd_cli.storage.cache import folder_size, last_used
     from kd_cli.storage.files import read_json
 
@@ -68,18 +69,14 @@ def _row(path: Path) -> dict[str, Any]:
     return {
         "entry": path.stem[:16],
         "kind": "teacher's answers" if path.is_dir() else "decoded images",
-        "of": _name(about.get("teacher")),
-        "data": _name(about.get("data")),
+        "of": mapping(about.get("teacher")).get("name"),
+        "data": mapping(about.get("data")).get("name"),
         "taps": ", ".join(["logits", *map(str, taps)]) if isinstance(taps, list) else None,
         "answers": _answers(path),
         "MB": round(size / 1e6, 2),
         "last used": time.strftime("%Y-%m-%d %H:%M", time.localtime(last_used(path))),
         "path": str(path),
     }
-
-
-def _name(options: Any) -> Any:
-    return options.get("name") if isinstance(options, Mapping) else None
 
 
 def _answers(path: Path) -> str | None:

@@ -92,21 +92,18 @@ def _runs(outputs: Path, status: Status | None, stage: Stage | None, limit: int 
 
 
 def _standing(path: Path, record: Mapping[str, Any]) -> dict[str, Any]:
+    from kd_cli.report.records import mapping
     from kd_cli.runs.folder import status_of
 
     return {
         "run": str(path),
         "status": status_of(path, record) if record else "damaged",
         "stage": record.get("stage") or "comparison",
-        "data": _name(record.get("data")),
-        "network": _name(record.get("model")),
-        "loss": _name(record.get("loss")),
+        "data": mapping(record.get("data")).get("name"),
+        "network": mapping(record.get("model")).get("name"),
+        "loss": mapping(record.get("loss")).get("name"),
         "started": str(record.get("started", ""))[:19],
     }
-
-
-def _name(options: Any) -> Any:
-    return options.get("name") if isinstance(options, Mapping) else None
 
 
 def _numbers(path: Path) -> dict[str, Any]:

@@ -64,9 +64,11 @@ def command(
         from kd_cli.report.plots.grid import prediction_grid
 
         save_picture(prediction_grid(answers.first, answers.classes, top), grid)
-        _say_drawn(grid, len(answers.first), len(answers.rows))
-    asked = [{"name": each.name, "run": str(each.first.path), "epoch": each.first.source.epoch} for each in networks]
-    console.emit({"run": str(run), "networks": asked, "images": answers.rows, "unreadable": reader.unreadable})
+        drawn, asked = len(answers.first), len(answers.rows)
+        what = f"shows the first {drawn} of {asked}" if drawn < asked else "is drawn"
+        console.say(f"{console.short_path(grid)} {what}")
+    named = [{"name": each.name, "run": str(each.first.path), "epoch": each.first.source.epoch} for each in networks]
+    console.emit({"run": str(run), "networks": named, "images": answers.rows, "unreadable": reader.unreadable})
     if reader.unreadable:
         raise DataError(f"{len(reader.unreadable)} of {len(files)} pictures could not be read; the notes name them")
 
@@ -115,8 +117,3 @@ def _as_csv(rows: Iterable[Mapping[str, Any]]) -> str:
                 cells = (row["image"], row.get("true", ""), name, rank, each["class"], each["probability"])
                 writer.writerow([console.printable(cell) if isinstance(cell, str) else cell for cell in cells])
     return text.getvalue()
-
-
-def _say_drawn(grid: Path, drawn: int, asked: int) -> None:
-    what = f"shows the first {drawn} of {asked}" if drawn < asked else "is drawn"
-    console.say(f"{console.short_path(grid)} {what}")

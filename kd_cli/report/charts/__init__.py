@@ -35,11 +35,7 @@ def charts_of(results: Mapping[str, Any]) -> list[Chart]:
 
 
 def save_pictures(results: Mapping[str, Any], folder: Path) -> list[Path]:
-    """Writes each chart as .png and .svg.
-
-    Raises:
-        KDError: the folder cannot be written.
-    """
+    """Writes each chart as .png and .svg."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for chart in charts_of(readable(results)):

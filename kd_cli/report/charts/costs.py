@@ -101,7 +101,7 @@ def _layers(
     for side, shift, test in (("left", 9, "<="), ("right", -9, ">")) if len(rows) <= _LABELLED else ():
         text = base.transform_filter(f"datum.{field} {test} {middle}")
         text = text.transform_calculate(short=short("datum.network"))
-        text = text.mark_text(align=side, dx=shift, limit=round(0.52 * width))
+        text = text.mark_text(align=side, dx=shift, dy=-8 if spread else 0, limit=round(0.52 * width))
         layers.append(text.encode(y=alt.Y("label:Q", title=ACCURACY), text="short:N"))
     return layers
 

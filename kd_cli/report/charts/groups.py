@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kd_cli.report.charts.theme import STAGE_COLOURS
+from kd_cli.report.tables import STAGES
 
-STAGES = ("teacher", "baseline", "distilled")
 ACCURACY = "test accuracy, %"
 SCORE_HEADINGS = {"network": "Network", "mean": "Mean, %", "std": "Std", "n": "Seeds"}
 _SIDE_BY_SIDE = 40  # groups in one drawing

@@ -10,7 +10,6 @@ from kd_cli.report.charts.families import value_text
 from kd_cli.report.charts.groups import (
     ACCURACY,
     SCORE_HEADINGS,
-    STAGES,
     left_out,
     named,
     row_axis,
@@ -24,7 +23,7 @@ from kd_cli.report.charts.groups import (
     words,
 )
 from kd_cli.report.charts.theme import INK, MUTED, STAGE_COLOURS, STAGE_DASHES, WRITTEN_ON
-from kd_cli.report.tables import METRIC_NAMES
+from kd_cli.report.tables import METRIC_NAMES, STAGES
 
 _FAR = 10  # times as much: from there on an axis is logarithmic
 
