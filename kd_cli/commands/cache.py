@@ -6,32 +6,25 @@ import os
 import shutil
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any, Literal
 
 import typer
 
 from kd_cli import console
 from kd_cli.errors import ConfigError, DataError
-from kd_cli.launch.options import Json
+from kd_cli.launch.options import Json, Words
 
 PANEL = "Results"
 
 
-class Action(str, Enum):
-    """What can be done with the cache."""
-
-    list = "list"
-    verify = "verify"
-    clear = "clear"
+Action = Literal["list", "verify", "clear"]
 
 
 def command(
-    action: Annotated[Action, typer.Argument(help="List it, check every file's checksum, or remove it.")] = Action.list,
+    action: Annotated[Action, typer.Argument(help="List it, check every file's checksum, or remove it.")] = "list",
     entries: Annotated[
-        Optional[list[str]],  # noqa: UP045 - Typer reads it on Python 3.10
-        typer.Argument(metavar="ENTRY", help="Only these, as kd cache lists them.", show_default=False),
+        Words, typer.Argument(metavar="ENTRY", help="Only these, as kd cache lists them.", show_default=False)
     ] = None,
     json: Json = False,
 ) -> None:
@@ -40,11 +33,11 @@ def command(
     from kd_cli.storage.cache import cache_folder
 
     rows = _chosen([_row(path) for path in _paths(cache_folder())], entries or [])
-    if action is Action.clear:
+    if action == "clear":
         _clear(rows)
         return
     columns = ["entry", "kind", "of", "data", "taps", "answers", "MB", "last used"]
-    if action is Action.verify:
+    if action == "verify":
         columns.append("state")
         rows = [row | {"state": _state(Path(row["path"]))} for row in rows]
     if rows:
@@ -66,6 +59,7 @@ def _paths(root: Path) -> list[Path]:
 
 
 def _row(path: Path) -> dict[str, Any]:
+    from kd_cli.report.records import mapping
     from kd_cli.storage.cache import folder_size, last_used
     from kd_cli.storage.files import read_json
 
@@ -75,18 +69,14 @@ def _row(path: Path) -> dict[str, Any]:
     return {
         "entry": path.stem[:16],
         "kind": "teacher's answers" if path.is_dir() else "decoded images",
-        "of": _name(about.get("teacher")),
-        "data": _name(about.get("data")),
+        "of": mapping(about.get("teacher")).get("name"),
+        "data": mapping(about.get("data")).get("name"),
         "taps": ", ".join(["logits", *map(str, taps)]) if isinstance(taps, list) else None,
         "answers": _answers(path),
         "MB": round(size / 1e6, 2),
         "last used": time.strftime("%Y-%m-%d %H:%M", time.localtime(last_used(path))),
         "path": str(path),
     }
-
-
-def _name(options: Any) -> Any:
-    return options.get("name") if isinstance(options, Mapping) else None
 
 
 def _answers(path: Path) -> str | None:

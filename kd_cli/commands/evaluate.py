@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from enum import Enum
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -18,14 +17,6 @@ _DIGITS = {"top1": 2, "top5": 2, "nll": 4, "brier": 4, "ece": 2, "mce": 2, "agre
 _TEXTS = ("stage", "dataset", "part", "run")
 
 
-class Part(str, Enum):
-    """The parts of a data set."""
-
-    train = "train"
-    val = "val"
-    test = "test"
-
-
 def command(
     targets: Annotated[
         list[str],
@@ -35,7 +26,7 @@ def command(
             help="Runs, checkpoints or .safetensors files, then overrides: dataset=fashion_mnist dataset.root=DIR.",
         ),
     ],
-    part: Annotated[Part, typer.Option(help="Which images.")] = Part.test,
+    part: Annotated[Literal["train", "val", "test"], typer.Option(help="Which images.")] = "test",
     which: WhichEpoch = None,
     corruptions: Annotated[
         bool, typer.Option("--corruptions", help="Also on images with noise, blur, less contrast, more brightness.")
@@ -54,11 +45,9 @@ def command(
     from kd_cli.machine import pick_device
     from kd_cli.saved.network import Saved
 
-    assessor = Assessor(part.value, pick_device(device), seed=seed if corruptions else None)
-    chosen = None if which is None else which.value
-    rows = [
-        assessor.assess(Saved(run, which=chosen, overrides=overrides, config_dirs=config_dir or [])) for run in runs
-    ]
+    assessor = Assessor(part, pick_device(device), seed=seed if corruptions else None)
+    saved = [Saved(run, which=which, overrides=overrides, config_dirs=config_dir or []) for run in runs]
+    rows = list(map(assessor.assess, saved))
     _show_scores(rows)
     if corruptions:
         _show_corruptions(rows)

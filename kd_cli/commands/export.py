@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any, Literal
 
 import typer
 
 from kd_cli import console
 from kd_cli.errors import ConfigError
-from kd_cli.launch.options import ConfigDir, Json, WhichEpoch
+from kd_cli.launch.options import ConfigDir, File, Json, WhichEpoch, Words
 
 PANEL = "Results"
 
 
-class Format(str, Enum):
-    """What can be written."""
-
-    onnx = "onnx"
-    pt2 = "pt2"
-    safetensors = "safetensors"
+Format = Literal["onnx", "pt2", "safetensors"]
 
 
 def command(
@@ -29,14 +23,12 @@ def command(
         Path, typer.Argument(help="A run, or a checkpoint in it; of a comparison: its student.", show_default=False)
     ],
     overrides: Annotated[
-        Optional[list[str]],  # noqa: UP045 - Typer reads it on Python 3.10
-        typer.Argument(metavar="OVERRIDE", help="Where its data are now: dataset.root=DIR.", show_default=False),
+        Words, typer.Argument(metavar="OVERRIDE", help="Where its data are now: dataset.root=DIR.", show_default=False)
     ] = None,
-    format: Annotated[Format, typer.Option(help="ONNX, PyTorch's torch.export, or bare weights.")] = Format.onnx,
+    format: Annotated[Format, typer.Option(help="ONNX, PyTorch's torch.export, or bare weights.")] = "onnx",
     int8: Annotated[bool, typer.Option("--int8", help="Static int8, for ONNX; its accuracy is measured.")] = False,
     out: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(metavar="DIR", help="The folder to write.", show_default="RUN/export/FORMAT"),
+        File, typer.Option(metavar="DIR", help="The folder to write.", show_default="RUN/export/FORMAT")
     ] = None,
     which: WhichEpoch = None,
     config_dir: ConfigDir = None,
@@ -44,21 +36,20 @@ def command(
 ) -> None:
     """Export a network as ONNX, PyTorch or bare weights: checked on real images, with a script and a model card."""
     console.setup(as_json=json)
-    if int8 and format is not Format.onnx:
-        raise ConfigError(f"--int8 is for --format onnx, not {format.value}; leave one of them out")
+    if int8 and format != "onnx":
+        raise ConfigError(f"--int8 is for --format onnx, not {format}; leave one of them out")
     if not run.exists():
         raise ConfigError(f"there is no run {run}; kd list runs shows what is there")
-    if format is Format.onnx:
+    if format == "onnx":
         from kd_cli.export.to_onnx import check_installed
 
         check_installed()
     from kd_cli.export.write import export
     from kd_cli.saved.network import Saved
 
-    chosen = None if which is None else which.value
-    saved = Saved(_one(run), which=chosen, overrides=overrides or [], config_dirs=config_dir or [])
-    folder = out or (saved.source.run or run) / "export" / (format.value + ("-int8" if int8 else ""))
-    report = export(saved, format.value, quantised=int8, folder=folder)
+    saved = Saved(_one(run), which=which, overrides=overrides or [], config_dirs=config_dir or [])
+    folder = out or (saved.source.run or run) / "export" / (format + ("-int8" if int8 else ""))
+    report = export(saved, format, quantised=int8, folder=folder)
     _present(report)
     console.emit(report)
 
@@ -82,7 +73,8 @@ def _present(report: Mapping[str, Any]) -> None:
     test = "" if results["test_top1"] is None else f", {results['test_top1']:.2f} % on test"
     console.say(f"network  {report['stage']} {report['model']['name']}, epoch {report['epoch']}{test}")
     console.say(f"input    {report['input']}{'' if report['format'] == 'safetensors' else ', normalised inside'}")
-    differences = ", ".join(f"{each:.1e} (batch {size})" for size, each in _differences(checks["parity"]))
+    parity = checks["parity"]["max_abs_difference"].items()
+    differences = ", ".join(f"{each:.1e} (batch {size})" for size, each in parity)
     console.say(
         f"parity   largest difference of a float32 logit from PyTorch's on test images: {differences}; "
         f"allowed {checks['parity']['tolerance']:.1e}"
@@ -108,10 +100,6 @@ def _rows(report: Mapping[str, Any]) -> list[tuple[Any, ...]]:
         label, size = f"ONNX Runtime, {name}", f"{each['bytes'] / 1000:,.0f}"
         rows.append((label, size, int8.get(f"{name}_test_top1"), _text(each.get("milliseconds"))))
     return rows
-
-
-def _differences(parity: Mapping[str, Any]) -> list[tuple[str, float]]:
-    return list(parity["max_abs_difference"].items())
 
 
 def _text(milliseconds: float | None) -> str | None:

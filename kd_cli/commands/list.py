@@ -3,51 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any, Literal, Optional
 
 import typer
 
 from kd_cli import console
-from kd_cli.launch.options import ConfigDir, Json
+from kd_cli.launch.options import ConfigDir, Count, Json
 
 PANEL = "Results"
 
 
-class What(str, Enum):
-    """What can be listed."""
-
-    losses = "losses"
-    models = "models"
-    datasets = "datasets"
-    trainers = "trainers"
-    experiments = "experiments"
-    studies = "studies"
-    transfers = "transfers"
-    loggers = "loggers"
-    runs = "runs"
-
-
-class Status(str, Enum):
-    """How a run stands."""
-
-    running = "running"
-    completed = "completed"
-    failed = "failed"
-    diverged = "diverged"
-    pruned = "pruned"
-    interrupted = "interrupted"
-
-
-class Stage(str, Enum):
-    """What a run trains."""
-
-    comparison = "comparison"
-    teacher = "teacher"
-    baseline = "baseline"
-    distilled = "distilled"
-
+What = Literal["losses", "models", "datasets", "trainers", "experiments", "studies", "transfers", "loggers", "runs"]
+Status = Literal["running", "completed", "failed", "diverged", "pruned", "interrupted"]
+Stage = Literal["comparison", "teacher", "baseline", "distilled"]
 
 _GROUPS = {
     "losses": "loss",
@@ -60,16 +29,13 @@ _GROUPS = {
     "loggers": "logger",
 }
 
-
+# Typer reads them on Python 3.10.
 _Status = Annotated[
-    Optional[Status],  # noqa: UP045 - Typer reads it on Python 3.10
+    Optional[Status],  # noqa: UP045
     typer.Option(help="Of the runs, only those that stand so.", show_default=False),
 ]
 _Stage = Annotated[Optional[Stage], typer.Option(help="Of the runs, only these.", show_default=False)]  # noqa: UP045
-_Limit = Annotated[
-    Optional[int],  # noqa: UP045
-    typer.Option(min=1, help="Of the runs, only so many: the newest.", show_default=False),
-]
+_Limit = Annotated[Count, typer.Option(min=1, help="Of the runs, only so many: the newest.", show_default=False)]
 
 
 def command(
@@ -83,13 +49,13 @@ def command(
 ) -> None:
     """List losses, models, datasets, trainers, experiments, studies, transfers, loggers or runs, one line each."""
     console.setup(as_json=json)
-    if what is What.runs:
+    if what == "runs":
         _runs(outputs, status, stage, limit)
         return
-    rows = list(choices(_GROUPS[what.value], config_dir or []))
+    rows = list(choices(_GROUPS[what], config_dir or []))
     columns = ("name", "what", "source")
-    console.table(what.value, columns, [[row[name] for name in columns] for row in rows], left=columns)
-    console.emit({what.value: rows})
+    console.table(what, columns, [[row[name] for name in columns] for row in rows], left=columns)
+    console.emit({what: rows})
 
 
 def choices(group: str, config_dirs: list[str]) -> Iterator[dict[str, str]]:
@@ -126,21 +92,18 @@ def _runs(outputs: Path, status: Status | None, stage: Stage | None, limit: int 
 
 
 def _standing(path: Path, record: Mapping[str, Any]) -> dict[str, Any]:
+    from kd_cli.report.records import mapping
     from kd_cli.runs.folder import status_of
 
     return {
         "run": str(path),
         "status": status_of(path, record) if record else "damaged",
         "stage": record.get("stage") or "comparison",
-        "data": _name(record.get("data")),
-        "network": _name(record.get("model")),
-        "loss": _name(record.get("loss")),
+        "data": mapping(record.get("data")).get("name"),
+        "network": mapping(record.get("model")).get("name"),
+        "loss": mapping(record.get("loss")).get("name"),
         "started": str(record.get("started", ""))[:19],
     }
-
-
-def _name(options: Any) -> Any:
-    return options.get("name") if isinstance(options, Mapping) else None
 
 
 def _numbers(path: Path) -> dict[str, Any]:

@@ -6,13 +6,13 @@ import csv
 import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
 from kd_cli import console
 from kd_cli.errors import ConfigError, DataError
-from kd_cli.launch.options import ConfigDir, Device, Json, WhichEpoch, is_path
+from kd_cli.launch.options import ConfigDir, Count, Device, File, Json, WhichEpoch, Words, is_path
 from kd_cli.report.plots.files import check_folder, check_picture, save_file, save_picture
 
 PANEL = "Results"
@@ -22,20 +22,16 @@ _COLUMNS = ("image", "true", "network", "rank", "class", "probability")
 def command(
     run: Annotated[Path, typer.Argument(help="A run, a comparison or a checkpoint.", show_default=False)],
     images: Annotated[
-        Optional[list[str]],  # noqa: UP045 - Typer reads it on Python 3.10
+        Words,
         typer.Argument(metavar="IMAGE OVERRIDE", show_default=False, help="Files, folders, globs; then overrides."),
     ] = None,
     test: Annotated[
-        Optional[int],  # noqa: UP045
-        typer.Option(min=1, help="The first N test images of the run's own data instead.", show_default=False),
+        Count, typer.Option(min=1, help="The first N test images of the run's own data instead.", show_default=False)
     ] = None,
     top: Annotated[int, typer.Option(min=1, help="How many classes to name.")] = 3,
-    table: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option("--csv", help="Write a table.", show_default=False),
-    ] = None,
+    table: Annotated[File, typer.Option("--csv", help="Write a table.", show_default=False)] = None,
     grid: Annotated[
-        Optional[Path],  # noqa: UP045
+        File,
         typer.Option(help="Draw the first nine beside bars of probabilities: .png or .svg.", show_default=False),
     ] = None,
     which: WhichEpoch = None,
@@ -52,10 +48,10 @@ def command(
     from kd_cli.evaluation.predict import Reader, ask, find_images, tested_pictures
     from kd_cli.machine import pick_device
 
-    place, chosen, folders = pick_device(device), which.value if which else None, config_dir or []
+    place, folders = pick_device(device), config_dir or []
     files = find_images(words)
     networks = open_networks(
-        run, which=chosen, overrides=overrides, config_dirs=folders, device=place, with_teacher=grid is not None
+        run, which=which, overrides=overrides, config_dirs=folders, device=place, with_teacher=grid is not None
     )
     reader = Reader(files, networks[-1].first.spec())
     pictures = tested_pictures(networks[-1].first, test) if test else reader
@@ -68,9 +64,11 @@ def command(
         from kd_cli.report.plots.grid import prediction_grid
 
         save_picture(prediction_grid(answers.first, answers.classes, top), grid)
-        _say_drawn(grid, len(answers.first), len(answers.rows))
-    asked = [{"name": each.name, "run": str(each.first.path), "epoch": each.first.source.epoch} for each in networks]
-    console.emit({"run": str(run), "networks": asked, "images": answers.rows, "unreadable": reader.unreadable})
+        drawn, asked = len(answers.first), len(answers.rows)
+        what = f"shows the first {drawn} of {asked}" if drawn < asked else "is drawn"
+        console.say(f"{console.short_path(grid)} {what}")
+    named = [{"name": each.name, "run": str(each.first.path), "epoch": each.first.source.epoch} for each in networks]
+    console.emit({"run": str(run), "networks": named, "images": answers.rows, "unreadable": reader.unreadable})
     if reader.unreadable:
         raise DataError(f"{len(reader.unreadable)} of {len(files)} pictures could not be read; the notes name them")
 
@@ -119,8 +117,3 @@ def _as_csv(rows: Iterable[Mapping[str, Any]]) -> str:
                 cells = (row["image"], row.get("true", ""), name, rank, each["class"], each["probability"])
                 writer.writerow([console.printable(cell) if isinstance(cell, str) else cell for cell in cells])
     return text.getvalue()
-
-
-def _say_drawn(grid: Path, drawn: int, asked: int) -> None:
-    what = f"shows the first {drawn} of {asked}" if drawn < asked else "is drawn"
-    console.say(f"{console.short_path(grid)} {what}")

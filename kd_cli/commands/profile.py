@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
 from kd_cli import console
 from kd_cli.commands.list import choices
 from kd_cli.errors import ConfigError
-from kd_cli.launch.options import ConfigDir, Device, Json, is_path
+from kd_cli.launch.options import ConfigDir, Count, Device, File, Json, is_path
 from kd_cli.report.plots.files import check_picture, save_picture
 
 PANEL = "Results"
 _Count = Annotated[
-    Optional[int],  # noqa: UP045 - Typer reads it on Python 3.10
-    typer.Option(min=1, help="Of networks without a run.", show_default="as in the first run, or CIFAR-10's"),
+    Count, typer.Option(min=1, help="Of networks without a run.", show_default="as in the first run, or CIFAR-10's")
 ]
 
 
@@ -35,17 +34,14 @@ def command(
         float, typer.Option(min=0, help="Of passes for each network and batch size, but at least five passes.")
     ] = 1.0,
     threads: Annotated[
-        Optional[int],  # noqa: UP045
+        Count,
         typer.Option(min=1, help="Of the processor.", show_default="as PyTorch chooses, or OMP_NUM_THREADS"),
     ] = None,
     device: Device = "auto",
     image_size: _Count = None,
     channels: _Count = None,
     classes: _Count = None,
-    picture: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(help="Draw accuracy against cost: .png or .svg.", show_default=False),
-    ] = None,
+    picture: Annotated[File, typer.Option(help="Draw accuracy against cost: .png or .svg.", show_default=False)] = None,
     config_dir: ConfigDir = None,
     json: Json = False,
 ) -> None:
@@ -152,7 +148,7 @@ def _times(ratio: float | None) -> str | None:
 
 
 def _draw(picture: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    from kd_cli.report.plots.costs import cost_chart
+    from kd_cli.report.charts.costs import cost_chart
 
     known = [row for row in rows if row["test_top1"] is not None]
     left_out = [row["name"] for row in rows if row["test_top1"] is None]

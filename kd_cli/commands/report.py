@@ -10,7 +10,7 @@ from typing import Annotated, Any, Optional
 import typer
 
 from kd_cli import console
-from kd_cli.launch.options import Json
+from kd_cli.launch.options import File, Json
 
 PANEL = "Results"
 
@@ -25,7 +25,7 @@ def command(
         ),
     ] = None,
     out: Annotated[
-        Optional[Path],  # noqa: UP045
+        File,
         typer.Option(help="Where the files go.", show_default="in the one run or sweep; else outputs/report"),
     ] = None,
     show: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,

@@ -7,7 +7,7 @@ import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -15,7 +15,7 @@ from kd_cli import console
 from kd_cli.config.overrides import hydra_quote, only_typed, resume_command
 from kd_cli.errors import ConfigError
 from kd_cli.launch.hydra_command import ConfigName, launch, present_one
-from kd_cli.launch.options import ConfigDir, Json
+from kd_cli.launch.options import ConfigDir, Json, Words
 from kd_cli.runs.records import need, run_record
 
 PANEL = "Experiments"
@@ -26,7 +26,7 @@ _JOBS = ("run", "train-teacher", "train-baseline", "distill")
 def command(
     run: Annotated[Path, typer.Argument(help="The folder of an interrupted run.", show_default=False)],
     typed: Annotated[
-        Optional[list[str]],  # noqa: UP045 - Typer reads it on Python 3.10
+        Words,
         typer.Argument(metavar="OVERRIDE", help="plugins=… and the like, again as they were.", show_default=False),
     ] = None,
     config_dir: ConfigDir = None,

@@ -19,12 +19,7 @@ def present(result: Mapping[str, Any]) -> None:
     parts = {name: part for name, part in result.items() if isinstance(part, Mapping) and "test_top1" in part}
     rows = [_row(name, part, result["gain"] if name == "distilled" else None) for name, part in parts.items()]
     console.say()
-    console.table(
-        "Top-1 accuracy on the test and validation images",
-        _COLUMNS,
-        rows,
-        left=("network",),
-    )
+    console.table("Top-1 accuracy on the test and validation images", _COLUMNS, rows, left=("network",))
     console.say("test: at the epoch that was best on validation; last: at the last epoch.")
     console.say(
         f"gain: distilled − baseline in percentage points, seed {result['seed']}. "

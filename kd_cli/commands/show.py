@@ -24,12 +24,13 @@ def command(
     from kd_cli.runs.identity import flatten
     from kd_cli.runs.metrics import read_metrics
     from kd_cli.runs.provenance import rerun_line
-    from kd_cli.runs.records import run_record, run_result
+    from kd_cli.runs.records import read_config, run_record, run_result
 
     record = run_record(run)
     if not record:
         raise ConfigError(f"{run} holds no run (no run.json); kd list runs shows what is there")
-    config, metrics, result = _config(run), read_metrics(run), run_result(run)
+    config = read_config(run) if (run / "config.yaml").exists() else {}
+    metrics, result = read_metrics(run), run_result(run)
     record["status"] = status_of(run)
     _table("Configuration", _without_repeats(flatten(config)))
     if metrics:
@@ -53,12 +54,6 @@ def _without_repeats(config: Mapping[str, Any]) -> dict[str, Any]:
     """Without the stages' options that say the same as `trainer`."""
     repeated = {key for key in config if config.get(f"trainer.{key.partition('_trainer.')[2]}", ...) == config[key]}
     return {key: value for key, value in config.items() if key not in repeated}
-
-
-def _config(run: Path) -> dict[str, Any]:
-    from kd_cli.runs.records import read_config
-
-    return read_config(run) if (run / "config.yaml").exists() else {}
 
 
 def _short(value: Any) -> Any:

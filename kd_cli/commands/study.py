@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
@@ -13,7 +13,7 @@ from kd_cli import console
 from kd_cli.config.overrides import override_key
 from kd_cli.errors import ConfigError, KDError, suggest
 from kd_cli.launch.hydra_command import DRY_RUN, launch, present_dry_run
-from kd_cli.launch.options import ConfigDir, DryRun, Json
+from kd_cli.launch.options import ConfigDir, DryRun, Json, Words
 
 PANEL = "Experiments"
 
@@ -35,8 +35,7 @@ def command(
         ),
     ],
     overrides: Annotated[
-        Optional[list[str]],  # noqa: UP045 - Typer reads it on Python 3.10
-        typer.Argument(metavar="OVERRIDE", help="As of kd run -m: seed=0,1,2,3,4 dataset=…", show_default=False),
+        Words, typer.Argument(metavar="OVERRIDE", help="As of kd run -m: seed=0,1,2,3,4 dataset=…", show_default=False)
     ] = None,
     dry_run: DryRun = False,
     config_dir: ConfigDir = None,

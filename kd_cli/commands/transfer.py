@@ -12,9 +12,8 @@ from kd_cli import console
 from kd_cli.config.overrides import override_key
 from kd_cli.errors import ConfigError
 from kd_cli.launch.options import ConfigDir, Device, Json, WhichEpoch, split_targets
-from kd_cli.metrics.significance import PairedGain
 from kd_cli.registry import convert
-from kd_cli.report.tables import METRIC_NAMES
+from kd_cli.report.tables import METRIC_NAMES, gain_sentence, mean_text
 
 PANEL = "Results"
 
@@ -43,8 +42,7 @@ def command(
     """Try saved networks on other data: zero-shot over shared classes, and a linear probe of their features."""
     console.setup(as_json=json)
     runs, overrides = split_targets(targets, "transfer")
-    epoch = which.value if which else None
-    found = transfer_runs(runs, overrides, config_dir or [], which=epoch, probe=probe, tap=tap, device=device)
+    found = transfer_runs(runs, overrides, config_dir or [], which=which, probe=probe, tap=tap, device=device)
     present(found)
     console.emit(found)
 
@@ -152,16 +150,9 @@ def _show_summary(rows: Sequence[Mapping[str, Any]], found: Mapping[str, Any]) -
     if all(role["seeds"] < 2 for role in roles.values()):
         return
     metrics = _metrics(rows[0])
-    cells = [[name, role["seeds"], *(_spread(role.get(metric)) for metric in metrics)] for name, role in roles.items()]
+    cells = [[name, role["seeds"], *(mean_text(role.get(each)) for each in metrics)] for name, role in roles.items()]
     heads = [METRIC_NAMES[metric] for metric in metrics]
     console.table("Over seeds, mean ± std", ["role", "seeds", *heads], cells, left=("role",))
     for metric in metrics:
         if metric in found["gain"]:
-            gain = {key: value for key, value in found["gain"][metric].items() if key != "verdict"}
-            console.say(PairedGain(**gain).sentence(f"{METRIC_NAMES[metric]} top-1"))
-
-
-def _spread(found: Mapping[str, Any] | None) -> str | None:
-    if found is None:
-        return None
-    return f"{found['mean']:.2f}" + ("" if found["std"] is None else f" ± {found['std']:.2f}")
+            console.say(gain_sentence(metric, found["gain"][metric]))

@@ -74,10 +74,6 @@ def open_subjects(
     Args:
         words: what exists is a run, a comparison or a checkpoint; any other word is a network's name.
         known: the names of networks.
-
-    Raises:
-        ConfigError: neither a run nor a network; otherwise as `Saved`.
-        DataError: as `Saved`.
     """
     paths = [word for word in words if Path(word).exists()]
     names = [word for word in words if word not in paths]

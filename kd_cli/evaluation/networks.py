@@ -17,7 +17,6 @@ from kd_cli.runs.folder import expand
 from kd_cli.runs.records import need, run_record
 from kd_cli.saved.network import Saved
 from kd_cli.teachers.ensemble import join_teachers
-from kd_cli.types import DataSpec
 
 
 @dataclass(frozen=True)
@@ -54,17 +53,13 @@ def open_networks(
     Args:
         which: the epoch, `best` or `last`; a teacher is always as it taught.
         with_teacher: a single student's teacher too, if it is still there.
-
-    Raises:
-        ConfigError: as `Saved`.
-        DataError: as `Saved`.
     """
     saved = partial(Saved, overrides=overrides, config_dirs=config_dirs)
     parts = expand(path)
     compared = parts != [path]
     wanted = [part for part in parts if part.name in ("baseline", "distilled")] if compared else parts
     runs = [saved(part, which=which) for part in wanted]
-    opened = [Opened(_role(run), (run,), run.network(device)) for run in runs]
+    opened = [Opened(str(run.source.record.get("stage") or "network"), (run,), run.network(device)) for run in runs]
     if not compared and not with_teacher:
         return opened
     try:
@@ -73,10 +68,6 @@ def open_networks(
         console.notice(f"its teacher is left out: {error}")
         return opened
     return [*([teacher] if teacher else []), *opened]
-
-
-def _role(saved: Saved) -> str:
-    return str(saved.source.record.get("stage") or "network")
 
 
 def teacher_facts(student: Saved) -> Mapping[str, Any]:
@@ -113,14 +104,11 @@ def teacher_of(
     for place, member in enumerate(members):
         if member.source.sha256 not in digests[place : place + 1]:
             raise DataError(f"{member.path} has changed since it taught {student.path}")
-    networks = [member.network(device, _seeing(member.spec(), image_shape)) for member in members]
+    specs = [replace(member.spec(), image_shape=image_shape or member.spec().image_shape) for member in members]
+    networks = [member.network(device, spec) for member, spec in zip(members, specs, strict=True)]
     groups = [member.source.record.get("specialist") for member in members]
     network = join_teachers(list(zip(networks, groups, strict=True)), facts.get("weights"), student.spec().num_classes)
     return Opened("teacher", members, network.to(device).eval())
-
-
-def _seeing(spec: DataSpec, image_shape: tuple[int, int, int] | None) -> DataSpec:
-    return spec if image_shape is None else replace(spec, image_shape=image_shape)
 
 
 def _found(student: Saved, source: Path) -> Path:

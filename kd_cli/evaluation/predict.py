@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,10 +21,6 @@ from kd_cli.evaluation.networks import Opened
 from kd_cli.metrics.evaluate import evaluating
 from kd_cli.saved.network import Saved
 from kd_cli.types import DataSpec
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
 
 _BATCH = 64
 _MODES: dict[int, Mode] = {1: "gray", 3: "rgb"}
@@ -142,11 +138,7 @@ def _below(folder: Path) -> list[Path]:
 
 
 def tested_pictures(saved: Saved, count: int) -> list[Picture]:
-    """The first test images of the run's own data, with their classes.
-
-    Raises:
-        DataError: as `Saved.data`.
-    """
+    """The first test images of the run's own data, with their classes."""
     data = saved.data()
     (batch,) = data.pixels("test", [torch.arange(data.size("test"))[:count]], torch.device("cpu"))
     images, labels = batch.images, batch.labels
@@ -158,9 +150,6 @@ def ask(networks: Sequence[Opened], pictures: Iterable[Picture], *, top: int, de
 
     Args:
         top: how many classes to name.
-
-    Raises:
-        DataError: the networks do not see the same images and classes.
     """
     answers = Answers(check_alike(networks).class_names, [], [])
     for panel in _asked(networks, pictures, device):

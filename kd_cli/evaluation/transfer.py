@@ -39,10 +39,6 @@ def transfer(
         shared: class of the network → classes of the data that are the same; empty: no zero-shot.
         tap: the features of the probe, as `probe.features`.
         probe: whether to probe at all.
-
-    Raises:
-        ConfigError: classes that are not there, a tap that is not there, or weights that say nothing of their images.
-        DataError: the images cannot be made to fit, or there are no validation images for the probe.
     """
     spec, adapted = saved.spec(), adapt(data, saved)
     network = saved.network(device, spec)

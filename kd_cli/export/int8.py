@@ -24,9 +24,6 @@ def quantise(folder: Path, subject: Subject) -> dict[str, Any]:
 
     Returns:
         `images`: how many it was calibrated on; `seed`: which chose them.
-
-    Raises:
-        KDError: ONNX Runtime cannot quantise this network.
     """
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process

@@ -43,7 +43,8 @@ def parity(folder: Path, subject: Subject, tolerance: float = TOLERANCE) -> dict
     Raises:
         KDError: the exported network does not run, gives something else than logits, or differs by more.
     """
-    chosen = _spread(subject.data.size("test"), sum(BATCHES)).split(BATCHES)
+    count = sum(BATCHES)
+    chosen = (torch.arange(count) * subject.data.size("test") // count).split(BATCHES)  # from all over the part
     pixels = [batch.images.contiguous() for batch in subject.data.pixels("test", chosen, CPU)]
     expected = _expected(subject, pixels)
     answers = _ask(folder, subject, pixels)
@@ -60,11 +61,6 @@ def parity(folder: Path, subject: Subject, tolerance: float = TOLERANCE) -> dict
                 "A network that acts otherwise while it is traced, or for other batch sizes, cannot be exported so."
             )
     return {"max_abs_difference": differences, "tolerance": allowed}
-
-
-def _spread(size: int, count: int) -> Tensor:
-    """So many positions, from all over a part."""
-    return torch.arange(count) * size // count
 
 
 def _expected(subject: Subject, pixels: list[Tensor]) -> list[Tensor]:

@@ -32,11 +32,7 @@ def check_installed() -> None:
 
 
 def write_onnx(folder: Path, subject: Subject) -> None:
-    """Writes the network in float32.
-
-    Raises:
-        KDError: the exporter cannot take this network.
-    """
+    """Writes the network in float32."""
     import onnx
 
     program = trace(subject, subject.deployed(plain=True))

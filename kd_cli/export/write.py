@@ -14,23 +14,21 @@ import torch
 
 from kd_cli import console
 from kd_cli.errors import ConfigError, KDError
-from kd_cli.export import int8, to_onnx, to_pt2, weights
-from kd_cli.export.card import model_card
+from kd_cli.export import int8, to_onnx, trace, weights
+from kd_cli.export.card import infer_script, model_card
 from kd_cli.export.deployed import CPU, Subject, subject_of
 from kd_cli.export.parity import parity
 from kd_cli.export.results import recorded_results
-from kd_cli.export.script import infer_script
 from kd_cli.metrics.evaluate import evaluating
 from kd_cli.saved.network import Saved
 from kd_cli.storage.files import file_digest, read_json, whole_folder, write_json, write_text
 
 Report = dict[str, Any]
 
-_FILES = {"onnx": to_onnx.FILE, "pt2": to_pt2.FILE, "safetensors": weights.FILE}
-_WRITERS: Mapping[str, Callable[[Path, Subject], None]] = {
-    "onnx": to_onnx.write_onnx,
-    "pt2": to_pt2.write_pt2,
-    "safetensors": weights.write_weights,
+_WRITERS: Mapping[str, tuple[str, Callable[[Path, Subject], None]]] = {
+    "onnx": (to_onnx.FILE, to_onnx.write_onnx),
+    "pt2": (trace.PT2, trace.write_pt2),
+    "safetensors": (weights.FILE, weights.write_weights),
 }
 _WARM_UP, _TIMED = 10, 50  # calls
 _NOTABLE_DROP = 1.0  # points of test top-1 that int8 may cost before it is said
@@ -82,9 +80,10 @@ def _check_free(folder: Path) -> None:
 
 def _filled(folder: Path, subject: Subject, results: Mapping[str, Any]) -> Report:
     facts = subject.facts
-    file = folder / _FILES[facts["format"]]
-    _WRITERS[facts["format"]](folder, subject)
-    write_text(folder / "infer.py", infer_script(facts["format"], facts))
+    name, write = _WRITERS[facts["format"]]
+    file = folder / name
+    write(folder, subject)
+    write_text(folder / "infer.py", infer_script(facts))
     write_json(folder / "config.json", facts)
     checks: Report = {"parity": parity(folder, subject)}
     variants = {"float32": _measured(file, subject)}

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from enum import Enum
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Literal, Optional
 
 import typer
 
@@ -14,12 +13,10 @@ from kd_cli.errors import ConfigError
 HYDRA = "Hydra"
 
 
-class Which(str, Enum):
-    """The checkpoints of a run."""
-
-    best = "best"
-    last = "last"
-
+# Typer reads them on Python 3.10.
+Words = Optional[list[str]]  # noqa: UP045
+File = Optional[Path]  # noqa: UP045
+Count = Optional[int]  # noqa: UP045
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output and nothing else there.")]
 DryRun = Annotated[
@@ -29,13 +26,13 @@ DryRun = Annotated[
     ),
 ]
 ConfigDir = Annotated[
-    Optional[list[str]],  # noqa: UP045
+    Words,
     typer.Option(
         "--config-dir", "-cd", help="A folder whose yaml shadows kd's.", rich_help_panel=HYDRA, show_default=False
     ),
 ]
 WhichEpoch = Annotated[
-    Optional[Which],  # noqa: UP045 - Typer reads it on Python 3.10
+    Optional[Literal["best", "last"]],  # noqa: UP045
     typer.Option(help="Which epoch of a run: the best on validation, or the last.", show_default="best"),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]

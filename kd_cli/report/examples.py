@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kd_cli.data.base import DATASETS, Data, load_dataset
+from kd_cli.data.base import DATASETS, load_dataset
 from kd_cli.errors import KDError
 from kd_cli.report.compare import Comparison
 from kd_cli.report.groups import ROLES, Group
@@ -94,10 +94,6 @@ def _pixels(comparison: Comparison, labels: Tensor, chosen: Sequence[int]) -> It
     data = load_dataset({**options, **offline})
     if data.fingerprint != run.data.get("fingerprint") or not data.labels("test").equal(labels):
         raise KDError(f"the data of {options['name']} have changed since {run.path} was tested on them")
-    return _images(data, chosen)
-
-
-def _images(data: Data, chosen: Sequence[int]) -> Iterator[Tensor]:
     ids = [torch.tensor([place]) for place in chosen]
     return (batch.images[0] for batch in data.pixels("test", ids, torch.device("cpu")))
 

@@ -11,7 +11,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from kd_cli.metrics.significance import PairedGain, paired_gain
-from kd_cli.report.tables import METRIC_NAMES
+from kd_cli.report.tables import STAGES, gain_sentence
 
 Results = Mapping[str, Any]
 _VERDICTS = ("helped", "hurt", "did not differ beyond its noise")  # as PairedGain gives them
@@ -70,10 +70,7 @@ def settings_of(results: Results) -> list[Setting]:
     found = []
     for group in results["groups"]:
         members = [compared[name] for name in group["comparisons"]]
-        roles = {
-            role: {each["seed"]: runs[each[role]] for each in members if each.get(role)}
-            for role in ("teacher", "baseline", "distilled")
-        }
+        roles = {role: {each["seed"]: runs[each[role]] for each in members if each.get(role)} for role in STAGES}
         found.append(Setting(group["name"], group["settings"], roles))
     return found
 
@@ -197,11 +194,8 @@ def _costs(settings: Sequence[Setting]) -> list[str]:
 def _transfer(results: Results) -> list[str]:
     """What the networks are worth on other data, where that was tried."""
     found = results.get("transfer") or {}
-    sentences = []
-    for metric, gain in (found.get("gain") or {}).items():
-        numbers = PairedGain(**{key: gain[key] for key in ("mean", "std", "margin", "p_value", "seeds")})
-        sentences.append(f"On {found['dataset']}: {numbers.sentence(f'{METRIC_NAMES[metric]} top-1')}")
-    return sentences
+    gains = (found.get("gain") or {}).items()
+    return [f"On {found['dataset']}: {gain_sentence(metric, gain)}" for metric, gain in gains]
 
 
 def _recipes(results: Results) -> list[str]:

@@ -41,11 +41,7 @@ _SECTIONS = {
 
 
 def write_page(results: Mapping[str, Any], path: Path) -> None:
-    """Writes the page; `results` is what results.json holds.
-
-    Raises:
-        KDError: the file cannot be written.
-    """
+    """Writes the page; `results` is what results.json holds."""
     save_file(path, page(results).encode())
 
 

@@ -27,9 +27,6 @@ def results_of(targets: Sequence[Path], command: Sequence[str]) -> Results:
 
     Args:
         command: what was typed behind `kd`.
-
-    Raises:
-        ConfigError: as `collect`.
     """
     found = collect(targets)
     compared = comparisons(found)
@@ -97,17 +94,13 @@ def _comparisons(compared: Sequence[Comparison], found: Collected, ids: Mapping[
             "point": _point(each, found),
             "seed": each.seed,
             "settings": each.settings,
-            **{role: _id(getattr(each, role), ids) for role in ROLES},
+            **{role: ids[run.path] if (run := getattr(each, role)) else None for role in ROLES},
             "gain": each.gain,
             "recovered": round(each.recovered.mean, 2) if each.recovered else None,
             "recipe_differences": each.recipe_differences,
         }
         for number, each in enumerate(compared, start=1)
     ]
-
-
-def _id(run: Run | None, ids: Mapping[Path, str]) -> str | None:
-    return None if run is None else ids[run.path]
 
 
 def _point(each: Comparison, found: Collected) -> str:

@@ -54,11 +54,7 @@ def run_row(run: Run, stage: str, shared: Sequence[Comparison], axes: Sequence[s
         **{key: number(run.result.get(key)) for key in _RESULTS},
         "started": run.record.get("started"),
         "ended": run.record.get("ended"),
-        "speed": None,
-        "scores": None,
-        "reliability": None,
-        "per_class": None,
-        "confusion": None,
+        **dict.fromkeys(("speed", "scores", "reliability", "per_class", "confusion")),
         "provenance": _provenance(run),
     }
 
@@ -114,7 +110,8 @@ def swept_keys(found: Collected, compared: Sequence[Comparison]) -> list[str] | 
     """What the sweeps varied; None unless sweeps made all comparisons."""
     if not all(found.sweep_of(each.folder) for each in compared):
         return None
-    return list(dict.fromkeys(key for sweep in found.sweeps.values() for key in _listed(sweep, "keys")))
+    keys = [sweep.get("keys") for sweep in found.sweeps.values()]
+    return list(dict.fromkeys(str(key) for each in keys if isinstance(each, list) for key in each))
 
 
 def study_of(found: Collected) -> dict[str, Any] | None:
@@ -130,11 +127,6 @@ def transfer_of(found: Collected) -> dict[str, Any] | None:
     """What the networks of a sweep are worth on other data, where its study tried that."""
     tried = [known for folder in found.sweeps if (known := read_json(folder / "transfer.json"))]
     return tried[0] if len(tried) == 1 else None
-
-
-def _listed(found: Mapping[str, Any], key: str) -> list[str]:
-    values = found.get(key)
-    return [str(value) for value in values] if isinstance(values, list) else []
 
 
 def not_done(found: Collected) -> list[dict[str, Any]]:
@@ -163,13 +155,9 @@ def _points(folder: Path, sweep: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         path = folder / str(point.get("folder"))
         if point.get("status") != "completed" and not (path / "result.json").exists():  # it may have gone on by itself
             row = {key: point.get(key) for key in ("point", "status", "error", "log", "rerun")}
-            known = {"log": row["log"] or _log(path), "rerun": row["rerun"] or _rerun(path)}
+            record = sound_record(path)
+            known = {"log": row["log"] or _log(path), "rerun": row["rerun"] or (rerun_line(record) if record else None)}
             yield row | known | {"path": path.resolve()}
-
-
-def _rerun(path: Path) -> str | None:
-    record = sound_record(path)
-    return rerun_line(record) if record else None
 
 
 def title(targets: Sequence[Path], study: Mapping[str, Any] | None) -> str:

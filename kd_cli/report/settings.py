@@ -138,10 +138,8 @@ def _stands_for_anything(axis: str) -> bool:
 
 def _follows(key: str, rows: Sequence[Facts], settings: Sequence[Mapping[str, Any]]) -> bool:
     """Whether runs with the same settings always have the same value."""
-    seen: dict[str, set[str]] = {}
-    for row, setting in zip(rows, settings, strict=True):
-        seen.setdefault(_text(setting), set()).add(_text(value(key, row, {})))
-    return all(len(values) == 1 for values in seen.values())
+    pairs = {(_text(setting), _text(value(key, row, {}))) for row, setting in zip(rows, settings, strict=True)}
+    return len(pairs) == len({setting for setting, _ in pairs})
 
 
 def _choice(group: str, row: Facts, typed: Mapping[str, str]) -> Any:
@@ -150,10 +148,8 @@ def _choice(group: str, row: Facts, typed: Mapping[str, str]) -> Any:
 
 def _varies_within(key: str, group: str, rows: Sequence[Facts], typed: Sequence[Mapping[str, str]]) -> bool:
     """Whether a key varies among the runs with the same choice of its group."""
-    values: dict[str, set[str]] = {}
-    for row, words in zip(rows, typed, strict=True):
-        values.setdefault(_text(_choice(group, row, words)), set()).add(_text(row.get(key)))
-    return any(len(each) > 1 for each in values.values())
+    pairs = {(_text(_choice(group, *pair)), _text(pair[0].get(key))) for pair in zip(rows, typed, strict=True)}
+    return len(pairs) > len({choice for choice, _ in pairs})
 
 
 def label(settings: Mapping[str, Any]) -> str:

@@ -6,7 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-_STAGES = ("teacher", "baseline", "distilled")
+from kd_cli.metrics.significance import PairedGain
+
+STAGES = ("teacher", "baseline", "distilled")
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ def groups_table(results: Mapping[str, Any]) -> Table:
         [
             group["name"],
             str(len(group["seeds"])),
-            *(_mean(group[stage] and group[stage]["test_top1"]) for stage in _STAGES),
+            *(mean_text(group[stage] and group[stage]["test_top1"]) for stage in STAGES),
             _gain(group["gain"]),
             None if (group["gain"] or {}).get("p_value") is None else f"{group['gain']['p_value']:.3f}",
             _recovered(group["recovered"]),
@@ -74,7 +76,7 @@ def transfer_table(results: Mapping[str, Any]) -> Table:
     found = results["transfer"] or {"roles": {}, "dataset": ""}
     metrics = [metric for metric in METRIC_NAMES if any(metric in role for role in found["roles"].values())]
     rows = [
-        [name, str(role["seeds"]), *(_mean(role.get(each)) for each in metrics)]
+        [name, str(role["seeds"]), *(mean_text(role.get(each)) for each in metrics)]
         for name, role in found["roles"].items()
     ]
     columns = ("network", "seeds", *(METRIC_NAMES[metric] for metric in metrics))
@@ -83,7 +85,7 @@ def transfer_table(results: Mapping[str, Any]) -> Table:
 
 def loose_table(results: Mapping[str, Any]) -> Table:
     """Runs that no comparison uses."""
-    used = {each[stage] for each in results["comparisons"] for stage in _STAGES}
+    used = {each[stage] for each in results["comparisons"] for stage in STAGES}
     names = ("name", "status", "test_top1", "test_top1_last", "val_top1", "best_epoch", "parameters")
     columns = ("run", "status", "test %", "last %", "val %", "epoch", "parameters")
     loose = [run for run in results["runs"] if run["id"] not in used]
@@ -101,7 +103,8 @@ def not_done_table(results: Mapping[str, Any]) -> Table:
     return Table("Not finished", columns, rows, columns)
 
 
-def _mean(found: Mapping[str, Any] | None) -> str | None:
+def mean_text(found: Mapping[str, Any] | None) -> str | None:
+    """`97.02 ± 0.21`."""
     if found is None:
         return None
     return f"{found['mean']:.2f}" + ("" if found["std"] is None else f" ± {found['std']:.2f}")
@@ -128,6 +131,12 @@ def _number(value: Any) -> str | None:
 
 def _first_line(text: Any) -> str | None:
     return str(text).splitlines()[0] if text else None
+
+
+def gain_sentence(metric: str, gain: Mapping[str, Any]) -> str:
+    """A paired gain on other data, in words."""
+    numbers = PairedGain(**{key: gain[key] for key in ("mean", "std", "margin", "p_value", "seeds")})
+    return numbers.sentence(f"{METRIC_NAMES[metric]} top-1")
 
 
 # metric → how people call it

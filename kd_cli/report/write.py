@@ -37,10 +37,6 @@ def write(
 
     Returns:
         What is in results.json, and the files that were written, by name.
-
-    Raises:
-        ConfigError: a target is not there or holds no run.
-        KDError: a file cannot be written.
     """
     results = results_of(targets, command)
     if speed:
@@ -60,11 +56,7 @@ def default_folder(targets: Sequence[Path]) -> Path:
 
 
 def write_files(results: Results, out: Path, *, pictures: bool = False) -> dict[str, Path]:
-    """The page, the text, the table and the data.
-
-    Raises:
-        KDError: the folder or a file cannot be written.
-    """
+    """The page, the text, the table and the data."""
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

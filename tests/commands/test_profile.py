@@ -12,7 +12,7 @@ from safetensors.torch import save
 from torch import nn
 
 from kd_cli.metrics.cost import count_flops, peak_memory, stored_bytes, threads, time_networks
-from kd_cli.report.plots.costs import cost_chart, spread_out
+from kd_cli.report.charts.costs import cost_chart, spread_out
 
 QUICK = ("--batch-sizes", "4", "--seconds", "0", "--device", "cpu")
 

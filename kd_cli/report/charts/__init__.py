@@ -12,8 +12,7 @@ from kd_cli.report.charts.confusion import confusion_charts
 from kd_cli.report.charts.costs import cost_charts
 from kd_cli.report.charts.curves import curves_chart
 from kd_cli.report.charts.reliability import reliability_chart
-from kd_cli.report.charts.side_by_side import gain_chart, transfer_chart
-from kd_cli.report.charts.sweep import axis_chart
+from kd_cli.report.charts.sweep import axis_chart, gain_chart, transfer_chart
 from kd_cli.report.plots.files import save_picture
 from kd_cli.report.readable import readable
 
@@ -36,11 +35,7 @@ def charts_of(results: Mapping[str, Any]) -> list[Chart]:
 
 
 def save_pictures(results: Mapping[str, Any], folder: Path) -> list[Path]:
-    """Writes each chart as .png and .svg.
-
-    Raises:
-        KDError: the folder cannot be written.
-    """
+    """Writes each chart as .png and .svg."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for chart in charts_of(readable(results)):

@@ -7,25 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from kd_cli.report.charts.families import Family
 from kd_cli.report.charts.theme import CONFIG, light
 
 ROWS = "rows"  # the name of the rows in every specification
 _DIGITS = 7  # significant ones: more than any measurement here has
-
-
-@dataclass(frozen=True)
-class Toggle:
-    """A line of the chart that the reader may hide.
-
-    Args:
-        name: the value of the rows' `group`.
-        shown: from the beginning.
-    """
-
-    name: str
-    colour: str
-    dash: Sequence[int]
-    shown: bool
 
 
 @dataclass(frozen=True)
@@ -39,7 +25,7 @@ class Chart:
         headings: column → its heading in the table behind the chart; only these are in the table.
         rows: as the drawing has them under the name `rows`.
         drawing: Altair's.
-        toggles: lines to be hidden by the parameter `hidden`.
+        toggles: lines that the reader may hide, by the parameter `hidden`; their names are the rows' `group`.
         choices: values of the parameter `metric` and their names.
         single: the parameter `single` shows every single run.
         zoom: the drawing has the selection `zoom` over x and y.
@@ -54,7 +40,7 @@ class Chart:
     headings: Mapping[str, str]
     rows: Sequence[Mapping[str, Any]]
     drawing: Any
-    toggles: Sequence[Toggle] = ()
+    toggles: Sequence[Family] = ()
     choices: Mapping[str, str] = field(default_factory=dict)
     single: bool = False
     zoom: bool = False

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kd_cli.report.charts.chart import Chart, named_rows, rounded
-from kd_cli.report.charts.groups import named, tip
+from kd_cli.report.charts.groups import named, tip, validation
 from kd_cli.report.charts.theme import MUTED
 
 _GROUPS = 2
@@ -17,14 +17,9 @@ _CLASSES = 30  # of more, those that changed most
 def class_charts(results: Mapping[str, Any]) -> list[Chart]:
     """The gain of each class, for the best groups by validation accuracy."""
     groups = [(name, group) for name, group in named(results["groups"]) if group["per_class_gain"]]
-    groups = sorted(groups, key=lambda pair: -_validation(pair[1]))[:_GROUPS]
+    groups = sorted(groups, key=lambda pair: -validation(pair[1]))[:_GROUPS]
     alone = len(groups) == 1
     return [_gains(index + 1, "" if alone else f" · {name}", group) for index, (name, group) in enumerate(groups)]
-
-
-def _validation(group: Mapping[str, Any]) -> float:
-    scores = group["distilled"] or {}
-    return (scores.get("val_top1") or {}).get("mean") or 0.0
 
 
 def _gains(number: int, name: str, group: Mapping[str, Any]) -> Chart:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from kd_cli.report.charts.chart import Chart, named_rows, rounded
+from kd_cli.report.charts.groups import validation
 from kd_cli.report.charts.theme import INK, WRITTEN_ON
 
 _GROUPS = 2  # whose matrices are drawn
@@ -21,21 +21,12 @@ _SMALLEST = 6  # size of letters that can be read, in pixels
 Matrix = Sequence[Sequence[int]]
 
 
-@dataclass(frozen=True)
-class _Subject:
-    """Whose matrix it is."""
-
-    id: str
-    name: str
-    matrix: Matrix
-
-
 def confusion_charts(results: Mapping[str, Any]) -> list[Chart]:
     """For the best groups: the baseline's mistakes, the distilled network's, and their difference.
 
     Without groups: the mistakes of the best single runs.
     """
-    groups = sorted((group for group in results["groups"] if group["confusion"]), key=_quality)
+    groups = sorted((group for group in results["groups"] if group["confusion"]), key=lambda each: -validation(each))
     charts: list[Chart] = []
     drawn: list[Matrix] = []
     for index, group in enumerate(groups[:_GROUPS]):
@@ -45,15 +36,9 @@ def confusion_charts(results: Mapping[str, Any]) -> list[Chart]:
     runs = [run for run in results["runs"] if run["confusion"]]
     runs = sorted(runs, key=lambda run: -(run["val_top1"] or run["test_top1"] or 0))
     for index, run in enumerate(runs[:_GROUPS]):
-        subject = _Subject(f"confusion-{index + 1}", run["name"], run["confusion"])
-        charts += _of_matrix(subject, _class_names(results["classes"], len(subject.matrix)))
+        names = _class_names(results["classes"], len(run["confusion"]))
+        charts += _of_matrix(f"confusion-{index + 1}", run["name"], run["confusion"], names)
     return charts
-
-
-def _quality(group: Mapping[str, Any]) -> float:
-    """By validation accuracy: the test part chooses nothing."""
-    scores = group["distilled"] or group["baseline"] or {}
-    return -((scores.get("val_top1") or {}).get("mean") or 0.0)
 
 
 def _of_group(
@@ -63,20 +48,16 @@ def _of_group(
     matrices = group["confusion"]
     name = f" · {group['name']}" if group["name"] and count > 1 else ""
     charts: list[Chart] = []
+    names = _class_names(classes, len(matrices["distilled"]))
     for network in ("baseline", "distilled"):
-        if matrices.get(network) and matrices[network] not in drawn:
+        if matrices[network] not in drawn:
             drawn.append(matrices[network])
-            subject = _Subject(f"confusion-{index + 1}-{network}", f"{network}{name}", matrices[network])
-            charts += _of_matrix(subject, _class_names(classes, len(subject.matrix)))
-    if matrices.get("baseline") and matrices.get("distilled"):
-        names = _class_names(classes, len(matrices["baseline"]))
-        charts.append(_difference(f"confusion-{index + 1}-difference", name, matrices, names))
-    return charts
+            charts += _of_matrix(f"confusion-{index + 1}-{network}", f"{network}{name}", matrices[network], names)
+    return [*charts, _difference(f"confusion-{index + 1}-difference", name, matrices, names)]
 
 
-def _of_matrix(subject: _Subject, names: Sequence[str]) -> list[Chart]:
-    shares = _shares(subject.matrix)
-    cells = _cells(subject.matrix, shares, names, whole=len(names) <= _LABELLED)
+def _of_matrix(id_: str, name: str, matrix: Matrix, names: Sequence[str]) -> list[Chart]:
+    cells = _cells(matrix, _shares(matrix), names, whole=len(names) <= _LABELLED)
     mistakes = sorted((cell for cell in cells if cell["truth"] != cell["predicted"]), key=lambda cell: -cell["images"])
     worst = mistakes[0] if mistakes and mistakes[0]["images"] else None
     words = (
@@ -89,9 +70,9 @@ def _of_matrix(subject: _Subject, names: Sequence[str]) -> list[Chart]:
     )
     note = "" if len(names) <= _LABELLED else _cut(len(rows), len(mistakes), len(names))
     chart = Chart(
-        id=subject.id,
+        id=id_,
         section="confusion",
-        title=f"Mistakes of the {subject.name}",
+        title=f"Mistakes of the {name}",
         alt=f"Heat map of {len(names)} by {len(names)} classes. {words}",
         headings=_HEADINGS,
         rows=rounded(rows),
@@ -99,13 +80,13 @@ def _of_matrix(subject: _Subject, names: Sequence[str]) -> list[Chart]:
         note=note,
         wide=False,
     )
-    return [chart] if len(names) <= _LABELLED or not worst else [chart, _pairs(subject, mistakes[:_PAIRS])]
+    return [chart] if len(names) <= _LABELLED or not worst else [chart, _pairs(id_, name, mistakes[:_PAIRS])]
 
 
 _HEADINGS = {"truth": "True class", "predicted": "Taken for", "images": "Images", "share": "% of the true class"}
 
 
-def _pairs(subject: _Subject, mistakes: Sequence[Mapping[str, Any]]) -> Chart:
+def _pairs(id_: str, name: str, mistakes: Sequence[Mapping[str, Any]]) -> Chart:
     import altair as alt
 
     rows = [{**cell, "pair": f"{cell['truth']} → {cell['predicted']}"} for cell in mistakes if cell["images"]]
@@ -116,9 +97,9 @@ def _pairs(subject: _Subject, mistakes: Sequence[Mapping[str, Any]]) -> Chart:
         tooltip=_tips(),
     )
     return Chart(
-        id=f"{subject.id}-pairs",
+        id=f"{id_}-pairs",
         section="confusion",
-        title=f"Most confused pairs of the {subject.name}",
+        title=f"Most confused pairs of the {name}",
         alt=f"Bars. {rows[0]['truth']} is taken for {rows[0]['predicted']} {rows[0]['images']} times.",
         headings=_HEADINGS,
         rows=rounded(rows),

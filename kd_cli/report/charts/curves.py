@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from statistics import fmean
@@ -45,7 +46,7 @@ def curves_chart(results: Mapping[str, Any]) -> Chart | None:
         headings={**headings, **metrics, **spreads},
         rows=rounded([*rows, *single]),
         drawing=_drawing(kept, metrics, bool(single)),
-        toggles=[family.toggle for family in kept],
+        toggles=kept,
         choices=metrics,
         single=bool(single),
         zoom=True,
@@ -80,7 +81,7 @@ def _drawing(families: Sequence[Family], metrics: Mapping[str, str], single: boo
     if single:
         each = base.transform_filter("datum.role == 'run' && single").mark_line(strokeWidth=1, opacity=0.5, clip=True)
         layers.insert(1, each.encode(detail="run:N"))
-    title = alt.TitleParams(alt.ExprRef(f"({_js(metrics)})[metric]"), fontSize=12)
+    title = alt.TitleParams(alt.ExprRef(f"({json.dumps(metrics)})[metric]"), fontSize=12)
     return alt.layer(*layers).add_params(*parameters).properties(width=680, height=340, title=title)
 
 
@@ -120,10 +121,6 @@ def _layers(base: Any, families: Sequence[Family]) -> list[Any]:
         .add_params(zoom),
         means.mark_point(filled=True, size=28, opacity=1 if few else 0, clip=True).encode(tooltip=tips),
     ]
-
-
-def _js(metrics: Mapping[str, str]) -> str:
-    return "{" + ", ".join(f"'{key}': '{name}'" for key, name in metrics.items()) + "}"
 
 
 def _mean_rows(families: Sequence[Family], metrics: Sequence[str]) -> tuple[list[Family], list[dict[str, Any]]]:

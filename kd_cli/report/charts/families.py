@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from kd_cli.report.charts.chart import Toggle
 from kd_cli.report.charts.theme import SERIES, STAGE_COLOURS, STAGE_DASHES
 
 _ORDER = ("teacher", "baseline")
@@ -34,11 +33,6 @@ class Family:
     def dash(self) -> Sequence[int]:
         """Of the line: it tells the stages apart where colours cannot."""
         return STAGE_DASHES.get(self.stage, [1, 0])
-
-    @property
-    def toggle(self) -> Toggle:
-        """What the page shows for it."""
-        return Toggle(self.name, self.colour, self.dash, self.shown)
 
 
 def families_of(runs: Sequence[Mapping[str, Any]]) -> list[Family]:

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kd_cli.report.charts.theme import STAGE_COLOURS
+from kd_cli.report.tables import STAGES
 
-STAGES = ("teacher", "baseline", "distilled")
 ACCURACY = "test accuracy, %"
 SCORE_HEADINGS = {"network": "Network", "mean": "Mean, %", "std": "Std", "n": "Seeds"}
 _SIDE_BY_SIDE = 40  # groups in one drawing
@@ -50,6 +50,16 @@ def spread(score: Mapping[str, Any]) -> dict[str, Any]:
     center, std = score["mean"], score["std"]
     ends = (None, None) if std is None else (center - std, center + std)
     return {"mean": center, "std": std, "n": score["n"], "low": ends[0], "high": ends[1]}
+
+
+def stages_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The networks of the rows, in the usual order."""
+    return [stage for stage in STAGES if any(row["network"] == stage for row in rows)]
+
+
+def validation(group: Mapping[str, Any]) -> float:
+    """What groups are chosen by: the test part chooses nothing."""
+    return ((group["distilled"] or {}).get("val_top1") or {}).get("mean") or 0.0
 
 
 def stage_colour(stages: Sequence[str]) -> Any:

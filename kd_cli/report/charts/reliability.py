@@ -34,7 +34,7 @@ def reliability_chart(results: Mapping[str, Any]) -> Chart | None:
         },
         rows=rows,
         drawing=_drawing(families),
-        toggles=[family.toggle for family in families],
+        toggles=families,
         wide=False,
     )
 

@@ -1,4 +1,4 @@
-"""What a sweep shows: accuracy along its axis, over its two axes, or side by side."""
+"""What a sweep shows: accuracy along its axis, over its two axes, or side by side; gains; accuracy on other data."""
 
 from __future__ import annotations
 
@@ -10,18 +10,20 @@ from kd_cli.report.charts.families import value_text
 from kd_cli.report.charts.groups import (
     ACCURACY,
     SCORE_HEADINGS,
-    STAGES,
+    left_out,
+    named,
+    row_axis,
     spread,
     stage_colour,
     stage_shape,
+    stages_of,
     tip,
     tips,
     top1,
     words,
 )
-from kd_cli.report.charts.side_by_side import dots
-from kd_cli.report.charts.theme import INK, STAGE_DASHES, WRITTEN_ON
-from kd_cli.report.readable import readable
+from kd_cli.report.charts.theme import INK, MUTED, STAGE_COLOURS, STAGE_DASHES, WRITTEN_ON
+from kd_cli.report.tables import METRIC_NAMES, STAGES
 
 _FAR = 10  # times as much: from there on an axis is logarithmic
 
@@ -32,7 +34,6 @@ def axis_chart(results: Mapping[str, Any]) -> Chart | None:
     One numeric axis: lines with error bars, what does not change along it as a band. Two axes: a heat map. Otherwise
     dots with error bars, a row for each group.
     """
-    results = readable({"groups": results["groups"], "axes": results["axes"]})
     groups = [group for group in results["groups"] if any(top1(group, stage) for stage in STAGES)]
     if not groups:
         return None
@@ -41,7 +42,7 @@ def axis_chart(results: Mapping[str, Any]) -> Chart | None:
         return _lines(groups, axes[0])
     if len(axes) == 2 and len(groups) > 2 and _main(groups) and _distinct(groups, axes):
         return _heat_map(groups, axes)
-    return dots(groups)
+    return _dots_of_groups(groups)
 
 
 def _lines(groups: Sequence[Mapping[str, Any]], axis: str) -> Chart:
@@ -49,19 +50,18 @@ def _lines(groups: Sequence[Mapping[str, Any]], axis: str) -> Chart:
 
     rows = _axis_rows(groups, axis)
     values = sorted({row["x"] for row in rows if row["x"] is not None})
-    stages = [stage for stage in STAGES if any(row["network"] == stage for row in rows)]
+    stages = stages_of(rows)
     x = alt.X("x:Q", title=axis, scale=_scale(values), axis=alt.Axis(values=values, format=".6~g", labelOverlap=True))
     y = alt.Y("mean:Q", title=ACCURACY, scale=alt.Scale(zero=False, padding=8))
     base = alt.Chart(named_rows()).encode(color=stage_colour(stages), tooltip=tips(axis))
     line = base.transform_filter("datum.role == 'point' && isValid(datum.mean)")
     dashes = alt.Scale(domain=stages, range=[STAGE_DASHES.get(stage, [1, 0]) for stage in stages])
+    dash = alt.StrokeDash("network:N", scale=dashes, title=None)
     flat = base.transform_filter("datum.role == 'reference'")
     layers = [
         flat.transform_filter("isValid(datum.low)").mark_rect(opacity=0.15).encode(y="low:Q", y2="high:Q"),
-        flat.mark_rule(strokeWidth=2).encode(y=y, strokeDash=alt.StrokeDash("network:N", scale=dashes, title=None)),
-        line.mark_line(strokeWidth=2).encode(
-            x=x, y=y, strokeDash=alt.StrokeDash("network:N", scale=dashes, title=None)
-        ),
+        flat.mark_rule(strokeWidth=2).encode(y=y, strokeDash=dash),
+        line.mark_line(strokeWidth=2).encode(x=x, y=y, strokeDash=dash),
         line.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=2).encode(x=x, y="low:Q", y2="high:Q"),
         line.mark_point(size=70, filled=True, opacity=1).encode(x=x, y=y, shape=stage_shape(stages)),
     ]
@@ -113,10 +113,7 @@ def _heat_map(groups: Sequence[Mapping[str, Any]], axes: Sequence[str]) -> Chart
     )
     base = alt.Chart(named_rows()).encode(x=x, y=y, tooltip=[*tips(axes[0], "x:O"), tip("y:O", axes[1])])
     cells = base.mark_rect(color="var(--heat)").encode(opacity=alt.Opacity("mean:Q", scale=scale, legend=None))
-    text = base.mark_text(fontSize=12).encode(
-        text=alt.Text("mean:Q", format=".2f"),
-        color=alt.value(INK),
-    )
+    text = base.mark_text(fontSize=12).encode(text=alt.Text("mean:Q", format=".2f"), color=alt.value(INK))
     layers = [cells, text] if len(order["x"]) <= 12 else [cells]
     best = max(rows, key=lambda row: row["mean"])
     return Chart(
@@ -159,3 +156,107 @@ def _scale(values: Sequence[float]) -> Any:
 
     far = min(values) > 0 and max(values) >= _FAR * min(values)
     return alt.Scale(type="log", nice=False, padding=14) if far else alt.Scale(zero=False, nice=False, padding=14)
+
+
+def _dots_of_groups(groups: Sequence[Mapping[str, Any]]) -> Chart:
+    rows = [
+        {"group": name, "network": stage, **spread(score)}
+        for name, group in named(groups)
+        for stage in STAGES
+        if (score := top1(group, stage))
+    ]
+    return _dots("axis", "sweep", "Test accuracy side by side", "Group", ACCURACY, rows, left_out(len(groups)))
+
+
+def transfer_chart(results: Mapping[str, Any]) -> Chart | None:
+    """What the networks are worth on other data; None where that was not tried."""
+    found = results.get("transfer")
+    if not found or not found["roles"]:
+        return None
+    rows = [
+        {"group": name, "network": stage, **spread({**score, "n": role["seeds"]})}
+        for key, name in METRIC_NAMES.items()
+        for stage, role in found["roles"].items()
+        if stage in STAGES and (score := role.get(key))
+    ]
+    accuracy = f"ccuracy on {found['dataset']}"
+    return _dots("transfer", "transfer", f"A{accuracy}", "How", f"a{accuracy}, %", rows)
+
+
+def _dots(
+    id_: str, section: str, title: str, heading: str, accuracy: str, rows: Sequence[Mapping[str, Any]], note: str = ""
+) -> Chart:
+    """A row of dots with error bars for each group."""
+    import altair as alt
+
+    rows, stages = rounded(rows), stages_of(rows)
+    offset = alt.YOffset("network:N", sort=stages, scale=alt.Scale(domain=stages, paddingOuter=0.4))
+    x = alt.X("mean:Q", title=accuracy, scale=alt.Scale(zero=False, padding=10), axis=alt.Axis(tickCount=8))
+    base = alt.Chart(named_rows()).encode(
+        y=row_axis(rows), yOffset=offset, color=stage_colour(stages), tooltip=tips("group")
+    )
+    errors = base.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=2).encode(x="low:Q", x2="high:Q")
+    points = base.mark_point(size=70, filled=True, opacity=1).encode(x=x, shape=stage_shape(stages))
+    height = (16 * len(stages) + 12) * len({row["group"] for row in rows}) + 12
+    return Chart(
+        id=id_,
+        section=section,
+        title=f"{title} (mean ± std over the seeds)",
+        alt=f"Dots with error bars. {words(rows, 'group', 'group')}",
+        headings={"group": heading, **SCORE_HEADINGS},
+        rows=rows,
+        drawing=alt.layer(errors, points).properties(width=520, height=height),
+        note=note,
+    )
+
+
+def gain_chart(results: Mapping[str, Any]) -> Chart | None:
+    """The paired gain of each group with its 95 % interval."""
+    import altair as alt
+
+    groups = [group for group in results["groups"] if group["gain"]]
+    if not groups:
+        return None
+    rows = rounded(
+        {"group": name, **{key: group["gain"][key] for key in ("mean", "low", "high", "n")}}
+        for name, group in named(groups)
+    )
+    base = alt.Chart(named_rows())
+    y, colour = row_axis(rows), alt.value(STAGE_COLOURS["distilled"])
+    shown = [
+        tip("group:N", "group"),
+        tip("mean:Q", "gain, points", "+.2f"),
+        tip("low:Q", "95 % from", "+.2f"),
+        tip("high:Q", "to", "+.2f"),
+        tip("n:Q", "seeds"),
+    ]
+    bars = base.mark_bar(size=12).encode(
+        x=alt.X("mean:Q", title="gain over the baseline, points", axis=alt.Axis(tickCount=8)), y=y, color=colour
+    )
+    errors = (
+        base.transform_filter("isValid(datum.low)")
+        .mark_rule(strokeWidth=2)
+        .encode(x="low:Q", x2="high:Q", y=y, color=alt.value(INK))
+    )
+    zero = base.mark_rule().encode(x=alt.datum(0), color=alt.value(MUTED))
+    return Chart(
+        id="gains",
+        section="sweep",
+        title="What distillation gained over the same student without a teacher",
+        alt=_gain_words(rows),
+        headings={"group": "Group", "mean": "Gain, points", "low": "95 % from", "high": "to", "n": "Seeds"},
+        rows=rows,
+        drawing=alt.layer(bars.encode(tooltip=shown), errors, zero).properties(width=520, height=26 * len(rows) + 12),
+        note=left_out(len(groups)),
+    )
+
+
+def _gain_words(rows: Sequence[Mapping[str, Any]]) -> str:
+    best = max(rows, key=lambda row: row["mean"])
+    worst = min(rows, key=lambda row: row["mean"])
+    if best is worst:
+        return f"Bar of the gain: {best['mean']:+.2f} points."
+    return (
+        f"Bars of the gains of {len(rows)} groups, from {worst['mean']:+.2f} points ({worst['group']}) "
+        f"to {best['mean']:+.2f} points ({best['group']})."
+    )

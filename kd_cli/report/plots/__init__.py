@@ -1,1 +1,1 @@
-"""Pictures of results: what they share is in `saving`, each kind has a file of its own."""
+"""Pictures of results: what they share is in `files`, each kind has a file of its own."""

@@ -68,11 +68,7 @@ def save_file(path: Path, content: bytes) -> None:
 
 
 def save_picture(chart: Any, path: Path) -> None:
-    """Writes an Altair chart as .png or .svg.
-
-    Raises:
-        KDError: as `save_file`.
-    """
+    """Writes an Altair chart as .png or .svg."""
     import vl_convert
 
     specification = chart.to_dict()
