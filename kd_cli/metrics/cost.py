@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 _WARM_UP = 3  # passes: lazy set-up, caches, clocks
