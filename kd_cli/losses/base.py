@@ -12,7 +12,7 @@ and fall over the epochs (`warmup_epochs`, `decay_epochs`).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 import torch
@@ -42,7 +42,8 @@ class Distiller(nn.Module):
         ValueError: an empty list, or single features of the one network and not as many of the other.
     """
 
-    taps: tuple[str, ...] = ()
+    taps: Sequence[str] = ()
+    teacher_taps: Sequence[str]
     teacher: Literal["frozen", "trained", "none"] = "frozen"
     fades = False
 
@@ -58,6 +59,11 @@ class Distiller(nn.Module):
             raise ValueError(
                 f"teacher_taps: {list(self.teacher_taps)} are not as many as the student's taps, {list(self.taps)}"
             )
+
+    def __post_init__(self) -> None:
+        """For a dataclass, whose fields are its options: all of the above with the fields of these names."""
+        given = vars(self)
+        Distiller.__init__(self, given.get("taps"), given.get("teacher_taps"))
 
     def pairs(self, student: Outputs, teacher: Outputs) -> list[tuple[Tensor, Tensor]]:
         """Its features, student's beside teacher's, from shallow to deep.
@@ -99,6 +105,17 @@ class Distiller(nn.Module):
     def optimizers(self) -> Sequence[torch.optim.Optimizer]:
         """Optimizers of layers that it trains by itself; the trainer's own optimizer leaves those layers alone."""
         return ()
+
+
+@dataclass(eq=False, repr=False)
+class Features(Distiller):
+    """A method that reads features: a dataclass, whose fields are its options, `taps` among them.
+
+    Args:
+        teacher_taps: the teacher's features, as `taps` are the student's; null: the same names.
+    """
+
+    teacher_taps: Sequence[str] | None = field(default=None, kw_only=True)  # type: ignore[assignment] # None: not yet
 
 
 LOSSES: Registry[Distiller] = Registry("loss", "kd_cli.losses")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -51,6 +52,7 @@ class Exit(nn.Module):
 
 
 @LOSSES.register("byot")
+@dataclass(eq=False, repr=False)
 class BYOT(Distiller):
     """Zhang et al. 2019, arXiv:1905.08094: early exits learn from the labels and from the deepest exit; no teacher.
 
@@ -70,19 +72,11 @@ class BYOT(Distiller):
 
     teacher = "none"
 
-    def __init__(
-        self,
-        temperature: Positive = 3.0,
-        exit_ce_weight: NonNegative = 0.7,
-        kl_weight: NonNegative = 0.3,
-        feature_weight: NonNegative = 0.03,
-        taps: Sequence[str] = ("stages",),
-    ) -> None:
-        super().__init__(taps)
-        self.temperature = temperature
-        self.exit_ce_weight = exit_ce_weight
-        self.kl_weight = kl_weight
-        self.feature_weight = feature_weight
+    temperature: Positive = 3.0
+    exit_ce_weight: NonNegative = 0.7
+    kl_weight: NonNegative = 0.3
+    feature_weight: NonNegative = 0.03
+    taps: Sequence[str] = ("stages",)
 
     def bind(self, student: Outputs, teacher: Outputs, data: DataSpec) -> None:  # noqa: ARG002
         stages = select(student.features, self.taps)

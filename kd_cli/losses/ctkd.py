@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +45,7 @@ def adversary_strength(epoch: int, ramp_epochs: float) -> float:
 
 
 @LOSSES.register("ctkd")
+@dataclass(eq=False, repr=False)
 class CTKD(Distiller):
     """Li et al. 2022, arXiv:2211.16231: kd whose temperature learns to make the student's task harder.
 
@@ -57,18 +59,13 @@ class CTKD(Distiller):
         kl_weight: ≥ 0.
     """
 
-    def __init__(
-        self,
-        min_temperature: Positive = 1.0,
-        temperature_range: Positive = 20.0,
-        ramp_epochs: Positive = 10.0,
-        kl_weight: NonNegative = 0.9,
-    ) -> None:
-        super().__init__()
-        self.min_temperature = min_temperature
-        self.temperature_range = temperature_range
-        self.ramp_epochs = ramp_epochs
-        self.kl_weight = kl_weight
+    min_temperature: Positive = 1.0
+    temperature_range: Positive = 20.0
+    ramp_epochs: Positive = 10.0
+    kl_weight: NonNegative = 0.9
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         self.theta = nn.Parameter(torch.ones(()))
 
     def temperature(self, epoch: int) -> Tensor:

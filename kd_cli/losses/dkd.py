@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -66,6 +68,7 @@ def _check_classes(num_classes: int) -> None:
 
 
 @LOSSES.register("dkd")
+@dataclass(eq=False, repr=False)
 class DKD(Distiller):
     """Zhao et al. 2022, arXiv:2203.08679: the label against the rest, and the rest among themselves.
 
@@ -75,13 +78,9 @@ class DKD(Distiller):
         temperature: T > 0.
     """
 
-    def __init__(
-        self, target_weight: NonNegative = 1.0, nontarget_weight: NonNegative = 8.0, temperature: Positive = 4.0
-    ) -> None:
-        super().__init__()
-        self.target_weight = target_weight
-        self.nontarget_weight = nontarget_weight
-        self.temperature = temperature
+    target_weight: NonNegative = 1.0
+    nontarget_weight: NonNegative = 8.0
+    temperature: Positive = 4.0
 
     def bind(self, student: Outputs, teacher: Outputs, data: DataSpec) -> None:  # noqa: ARG002
         _check_classes(data.num_classes)

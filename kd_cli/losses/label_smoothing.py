@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -27,6 +29,7 @@ def label_smoothing_loss(logits: Tensor, labels: Tensor, smoothing: float = 0.1)
 
 
 @LOSSES.register("label_smoothing")
+@dataclass(eq=False, repr=False)
 class LabelSmoothing(Distiller):
     """Szegedy et al. 2016, arXiv:1512.00567: smoothed labels, no teacher.
 
@@ -36,9 +39,7 @@ class LabelSmoothing(Distiller):
 
     teacher = "none"
 
-    def __init__(self, smoothing: Fraction = 0.1) -> None:
-        super().__init__()
-        self.smoothing = smoothing
+    smoothing: Fraction = 0.1
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:  # noqa: ARG002
         return label_smoothing_loss(student.logits, batch.labels, self.smoothing)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -34,9 +35,6 @@ def mlkd_loss(
         instance_weight: of the divergence.
         batch_weight: of the Gram matrices [B, B] of images.
         class_weight: of the Gram matrices [K, K] of classes.
-
-    Raises:
-        ValueError: if the shapes differ.
     """
     check_logits(student_logits, teacher_logits)
     teacher_logits = teacher_logits.detach()
@@ -53,6 +51,7 @@ def gram_distance(one: Tensor, other: Tensor) -> Tensor:
 
 
 @LOSSES.register("mlkd")
+@dataclass(eq=False, repr=False)
 class MLKD(Distiller):
     """Jin, Wang, Lin, CVPR 2023: images, relations of images and relations of classes at several temperatures.
 
@@ -69,20 +68,15 @@ class MLKD(Distiller):
         ValueError: no temperature, or a number outside its range.
     """
 
-    def __init__(
-        self,
-        temperatures: Sequence[Positive] = (2.0, 3.0, 4.0, 5.0, 6.0),
-        instance_weight: NonNegative = 0.9,
-        batch_weight: NonNegative = 0.9,
-        class_weight: NonNegative = 0.9,
-    ) -> None:
-        super().__init__()
-        if not temperatures:
+    temperatures: Sequence[Positive] = (2.0, 3.0, 4.0, 5.0, 6.0)
+    instance_weight: NonNegative = 0.9
+    batch_weight: NonNegative = 0.9
+    class_weight: NonNegative = 0.9
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.temperatures:
             raise ValueError("temperatures: [] is not possible; it must name one at least")
-        self.temperatures = list(temperatures)
-        self.instance_weight = instance_weight
-        self.batch_weight = batch_weight
-        self.class_weight = class_weight
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:  # noqa: ARG002
         weights = self.instance_weight, self.batch_weight, self.class_weight

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -18,9 +20,6 @@ def mse_probs_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: 
         student_logits: [B, K].
         teacher_logits: [B, K].
         temperature: T > 0.
-
-    Raises:
-        ValueError: if the shapes differ.
     """
     check_logits(student_logits, teacher_logits)
     student = log_probabilities(student_logits, temperature).exp()
@@ -29,6 +28,7 @@ def mse_probs_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: 
 
 
 @LOSSES.register("mse_probs")
+@dataclass(eq=False, repr=False)
 class MSEProbs(Distiller):
     """Brier 1950, doi:10.1175/1520-0493(1950)078<0001:VOFEIT>2.0.CO;2: squared distance of softened probabilities.
 
@@ -37,10 +37,8 @@ class MSEProbs(Distiller):
         mse_weight: ≥ 0. Probabilities differ by less than 1, so this weight is larger than that of logits.
     """
 
-    def __init__(self, temperature: Positive = 1.0, mse_weight: NonNegative = 10.0) -> None:
-        super().__init__()
-        self.temperature = temperature
-        self.mse_weight = mse_weight
+    temperature: Positive = 1.0
+    mse_weight: NonNegative = 10.0
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:  # noqa: ARG002
         return self.mse_weight * mse_probs_loss(student.logits, teacher.logits, self.temperature)

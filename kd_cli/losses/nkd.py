@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from torch import Tensor
 
 from kd_cli.losses.base import LOSSES, Distiller
@@ -31,9 +33,6 @@ def nkd_loss(
         target_weight: of the label's term.
         nontarget_weight: γ.
         temperature: T > 0, of the other classes (the paper's λ).
-
-    Raises:
-        ValueError: if the shapes differ.
     """
     check_logits(student_logits, teacher_logits)
     teacher_logits, column = teacher_logits.detach(), labels[:, None]
@@ -46,6 +45,7 @@ def nkd_loss(
 
 
 @LOSSES.register("nkd")
+@dataclass(eq=False, repr=False)
 class NKD(Distiller):
     """Yang et al. 2023, arXiv:2303.13005: soft cross-entropy of the label and of the normalised other classes.
 
@@ -55,13 +55,9 @@ class NKD(Distiller):
         temperature: T > 0, of the others' term.
     """
 
-    def __init__(
-        self, target_weight: NonNegative = 1.0, nontarget_weight: NonNegative = 1.5, temperature: Positive = 1.0
-    ) -> None:
-        super().__init__()
-        self.target_weight = target_weight
-        self.nontarget_weight = nontarget_weight
-        self.temperature = temperature
+    target_weight: NonNegative = 1.0
+    nontarget_weight: NonNegative = 1.5
+    temperature: Positive = 1.0
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         weights = self.target_weight, self.nontarget_weight, self.temperature

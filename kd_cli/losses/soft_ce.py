@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from torch import Tensor
 
 from kd_cli.losses.base import LOSSES, Distiller
@@ -19,9 +21,6 @@ def soft_ce_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: fl
         student_logits: [B, K].
         teacher_logits: [B, K].
         temperature: T > 0.
-
-    Raises:
-        ValueError: if the shapes differ.
     """
     check_logits(student_logits, teacher_logits)
     teacher = log_probabilities(teacher_logits, temperature).exp()
@@ -29,6 +28,7 @@ def soft_ce_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: fl
 
 
 @LOSSES.register("soft_ce")
+@dataclass(eq=False, repr=False)
 class SoftCE(Distiller):
     """Hinton, Vinyals, Dean 2015, arXiv:1503.02531: cross-entropy with soft targets.
 
@@ -37,10 +37,8 @@ class SoftCE(Distiller):
         soft_ce_weight: ≥ 0.
     """
 
-    def __init__(self, temperature: Positive = 4.0, soft_ce_weight: NonNegative = 0.9) -> None:
-        super().__init__()
-        self.temperature = temperature
-        self.soft_ce_weight = soft_ce_weight
+    temperature: Positive = 4.0
+    soft_ce_weight: NonNegative = 0.9
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:  # noqa: ARG002
         return self.soft_ce_weight * soft_ce_loss(student.logits, teacher.logits, self.temperature)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -23,9 +25,6 @@ def wsld_loss(student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, te
         teacher_logits: [B, K]; no gradient flows into them.
         labels: [B], int64.
         temperature: T > 0, of the divergence.
-
-    Raises:
-        ValueError: if the shapes differ.
     """
     check_logits(student_logits, teacher_logits)
     student = log_probabilities(student_logits, temperature)
@@ -47,6 +46,7 @@ def soft_label_weights(student_logits: Tensor, teacher_logits: Tensor, labels: T
 
 
 @LOSSES.register("wsld")
+@dataclass(eq=False, repr=False)
 class WSLD(Distiller):
     """Zhou et al. 2021, arXiv:2102.00650: images that the student knows better than the teacher weigh less.
 
@@ -55,10 +55,8 @@ class WSLD(Distiller):
         kl_weight: ≥ 0, of the weighted divergence.
     """
 
-    def __init__(self, temperature: Positive = 2.0, kl_weight: NonNegative = 2.5) -> None:
-        super().__init__()
-        self.temperature = temperature
-        self.kl_weight = kl_weight
+    temperature: Positive = 2.0
+    kl_weight: NonNegative = 2.5
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         return self.kl_weight * wsld_loss(student.logits, teacher.logits, batch.labels, self.temperature)
