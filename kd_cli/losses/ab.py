@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +35,6 @@ def ab_loss(student_feature: Tensor, teacher_feature: Tensor, margin: float = 1.
 
 
 @LOSSES.register("ab")
-@dataclass(eq=False, repr=False)
 class AB(Features):
     """Heo et al. 2019, arXiv:1811.03233: the student's neurons are active where the teacher's are.
 

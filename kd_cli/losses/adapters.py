@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -78,7 +77,6 @@ def check_positions(pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
         )
 
 
-@dataclass(eq=False, repr=False)
 class Stages(Features):
     """A method that compares successive stages, once the student's have the teacher's channels."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -57,7 +56,6 @@ class Discriminator(nn.Module):
 
 
 @LOSSES.register("adversarial")
-@dataclass(eq=False, repr=False)
 class Adversarial(Features):
     """Xu, Hsu, Huang 2017, arXiv:1709.00513: a discriminator tells teacher from student, and the student fools it.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -42,7 +41,6 @@ def attention_map(feature: Tensor, power: float) -> Tensor:
 
 
 @LOSSES.register("at")
-@dataclass(eq=False, repr=False)
 class AT(Features):
     """Zagoruyko & Komodakis 2017, arXiv:1612.03928: the student looks where its teacher looks.
 

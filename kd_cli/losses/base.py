@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,13 @@ from kd_cli.ranges import NonNegative, Positive, check_ranges
 from kd_cli.registry import Registry, bind_options
 from kd_cli.taps import GROUPS, select
 from kd_cli.types import Batch, DataSpec, Outputs
+
+if TYPE_CHECKING:
+    from typing_extensions import dataclass_transform
+else:  # Python has it from 3.11 on
+
+    def dataclass_transform(**_: Any) -> Callable[[type], type]:
+        return lambda cls: cls
 
 
 class Distiller(nn.Module):
@@ -59,11 +66,6 @@ class Distiller(nn.Module):
             raise ValueError(
                 f"teacher_taps: {list(self.teacher_taps)} are not as many as the student's taps, {list(self.taps)}"
             )
-
-    def __post_init__(self) -> None:
-        """For a dataclass, whose fields are its options: all of the above with the fields of these names."""
-        given = vars(self)
-        Distiller.__init__(self, given.get("taps"), given.get("teacher_taps"))
 
     def pairs(self, student: Outputs, teacher: Outputs) -> list[tuple[Tensor, Tensor]]:
         """Its features, student's beside teacher's, from shallow to deep.
@@ -107,9 +109,20 @@ class Distiller(nn.Module):
         return ()
 
 
-@dataclass(eq=False, repr=False)
-class Features(Distiller):
-    """A method that reads features: a dataclass, whose fields are its options, `taps` among them.
+@dataclass_transform(field_specifiers=(field,))
+class Method(Distiller):
+    """A method whose options are the fields of its class, which is made a dataclass."""
+
+    def __init_subclass__(cls) -> None:
+        dataclass(eq=False, repr=False)(cls)
+
+    def __post_init__(self) -> None:
+        given = vars(self)
+        Distiller.__init__(self, given.get("taps"), given.get("teacher_taps"))
+
+
+class Features(Method):
+    """A method that reads features; `taps` is among its fields.
 
     Args:
         teacher_taps: the teacher's features, as `taps` are the student's; null: the same names.

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd_cli.losses.adapters import check_maps
-from kd_cli.losses.base import LOSSES, Distiller
+from kd_cli.losses.base import LOSSES, Method
 from kd_cli.losses.common import at_least_float32
 from kd_cli.losses.kd import kd_loss
 from kd_cli.ranges import NonNegative, Positive
@@ -52,8 +51,7 @@ class Exit(nn.Module):
 
 
 @LOSSES.register("byot")
-@dataclass(eq=False, repr=False)
-class BYOT(Distiller):
+class BYOT(Method):
     """Zhang et al. 2019, arXiv:1905.08094: early exits learn from the labels and from the deepest exit; no teacher.
 
     Every tap but the last one gets an exit. The deepest exit is the student itself: it learns from the labels alone,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Annotated
 
 import torch.nn.functional as F
@@ -49,7 +48,6 @@ def catkd_loss(student_maps: Tensor, teacher_maps: Tensor, resolution: int = 2) 
 
 
 @LOSSES.register("catkd")
-@dataclass(eq=False, repr=False)
 class CATKD(Features):
     """Guo et al. 2023, arXiv:2304.12777: the student looks where the teacher looks, for every class.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -49,7 +48,6 @@ def correlation(embeddings: Tensor, gamma: float, order: int) -> Tensor:
 
 
 @LOSSES.register("cc")
-@dataclass(eq=False, repr=False)
 class CC(Features):
     """Peng et al. 2019, arXiv:1904.01802: the student's correlations between images are those of its teacher.
 

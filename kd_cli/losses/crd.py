@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 
 import torch
 import torch.nn.functional as F
@@ -62,7 +62,6 @@ def crd_loss(scores: Tensor, log_z: Tensor) -> Tensor:
 
 
 @LOSSES.register("crd")
-@dataclass(eq=False, repr=False)
 class CRD(Features):
     """Tian, Krishnan, Isola 2020, arXiv:1910.10699: an image's two embeddings are told from those of other classes.
 

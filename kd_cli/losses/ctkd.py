@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from kd_cli.losses.base import LOSSES, Distiller
+from kd_cli.losses.base import LOSSES, Method
 from kd_cli.losses.common import at_least_float32
 from kd_cli.losses.kd import kd_loss
 from kd_cli.ranges import NonNegative, Positive
@@ -45,8 +44,7 @@ def adversary_strength(epoch: int, ramp_epochs: float) -> float:
 
 
 @LOSSES.register("ctkd")
-@dataclass(eq=False, repr=False)
-class CTKD(Distiller):
+class CTKD(Method):
     """Li et al. 2022, arXiv:2211.16231: kd whose temperature learns to make the student's task harder.
 
     One temperature for all images (the paper's global version): T = minimum + range · sigmoid(θ), where θ starts at 1

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from torch import Tensor
 
-from kd_cli.losses.base import LOSSES, Distiller
+from kd_cli.losses.base import LOSSES, Method
 from kd_cli.losses.common import check_logits, log_probabilities, standardized
 from kd_cli.ranges import NonNegative, Positive
 from kd_cli.types import Batch, Outputs
@@ -49,8 +47,7 @@ def distance(one: Tensor, other: Tensor) -> Tensor:
 
 
 @LOSSES.register("dist")
-@dataclass(eq=False, repr=False)
-class DIST(Distiller):
+class DIST(Method):
     """Huang et al. 2022, arXiv:2205.10536: correlations of probabilities over classes and over the batch.
 
     Args:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kd_cli.losses.base import LOSSES, Distiller
+from kd_cli.losses.base import LOSSES, Method
 from kd_cli.losses.common import at_least_float32, check_logits, log_probabilities, other_logits
 from kd_cli.ranges import NonNegative, Positive
 from kd_cli.types import Batch, DataSpec, Outputs
@@ -68,8 +66,7 @@ def _check_classes(num_classes: int) -> None:
 
 
 @LOSSES.register("dkd")
-@dataclass(eq=False, repr=False)
-class DKD(Distiller):
+class DKD(Method):
     """Zhao et al. 2022, arXiv:2203.08679: the label against the rest, and the rest among themselves.
 
     Args:

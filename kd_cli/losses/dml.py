@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch.nn.functional as F
 from torch import Tensor
 
-from kd_cli.losses.base import LOSSES, Distiller
+from kd_cli.losses.base import LOSSES, Method
 from kd_cli.losses.common import at_least_float32
 from kd_cli.losses.kd import kd_loss
 from kd_cli.ranges import NonNegative, Positive
@@ -29,8 +27,7 @@ def dml_loss(learner_logits: Tensor, peer_logits: Tensor, temperature: float = 1
 
 
 @LOSSES.register("dml")
-@dataclass(eq=False, repr=False)
-class DML(Distiller):
+class DML(Method):
     """Zhang et al. 2017, arXiv:1706.00384: student and peer learn beside each other and from each other.
 
     The peer is a network of the teacher's architecture. Its own loss is part of this one, the student's cross-entropy

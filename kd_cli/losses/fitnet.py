@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -34,7 +33,6 @@ def fitnet_loss(student_feature: Tensor, teacher_feature: Tensor) -> Tensor:
 
 
 @LOSSES.register("fitnet")
-@dataclass(eq=False, repr=False)
 class FitNet(Features):
     """Romero et al. 2015, arXiv:1412.6550: a middle layer of the student predicts one of the teacher.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -44,7 +43,6 @@ def flow(shallow: Tensor, deep: Tensor) -> Tensor:
 
 
 @LOSSES.register("fsp")
-@dataclass(eq=False, repr=False)
 class FSP(Stages):
     """Yim et al. 2017 (CVPR): from one stage to the next the student's features change as the teacher's do.
 

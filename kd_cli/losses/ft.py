@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Annotated
 
 import torch
@@ -56,7 +55,6 @@ def restorer(factors: int, channels: int) -> nn.Sequential:
 
 
 @LOSSES.register("ft")
-@dataclass(eq=False, repr=False)
 class FT(Features):
     """Kim et al. 2018, arXiv:1802.04977: the student's translated feature learns the teacher's paraphrased one.
 

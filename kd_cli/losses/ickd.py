@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -43,7 +42,6 @@ def channel_correlation(maps: Tensor) -> Tensor:
 
 
 @LOSSES.register("ickd")
-@dataclass(eq=False, repr=False)
 class ICKD(Features):
     """Liu et al. 2021 (ICCV): the student's channels are correlated among each other as the teacher's are.
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch.nn.functional as F
 from torch import Tensor
 
-from kd_cli.losses.base import LOSSES, Distiller
+from kd_cli.losses.base import LOSSES, Method
 from kd_cli.losses.common import check_logits, log_probabilities
 from kd_cli.ranges import NonNegative, Positive
 from kd_cli.types import Batch, Outputs
@@ -34,8 +32,7 @@ def kd_loss(
 
 
 @LOSSES.register("kd")
-@dataclass(eq=False, repr=False)
-class KD(Distiller):
+class KD(Method):
     """Hinton, Vinyals, Dean 2015, arXiv:1503.02531: KL divergence of softened probabilities.
 
     Args:

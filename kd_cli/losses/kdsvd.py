@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -108,7 +107,6 @@ def eigenvectors(matrices: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 @LOSSES.register("kdsvd")
-@dataclass(eq=False, repr=False)
 class KDSVD(Stages):
     """Lee et al. 2018, arXiv:1807.06819: singular vectors of feature maps change over the stages as the teacher's do.
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch.nn.functional as F
 from torch import Tensor
 
-from kd_cli.losses.base import LOSSES, Distiller
+from kd_cli.losses.base import LOSSES, Method
 from kd_cli.losses.common import log_probabilities
 from kd_cli.ranges import Fraction
 from kd_cli.types import Batch, Outputs
@@ -29,8 +27,7 @@ def label_smoothing_loss(logits: Tensor, labels: Tensor, smoothing: float = 0.1)
 
 
 @LOSSES.register("label_smoothing")
-@dataclass(eq=False, repr=False)
-class LabelSmoothing(Distiller):
+class LabelSmoothing(Method):
     """Szegedy et al. 2016, arXiv:1512.00567: smoothed labels, no teacher.
 
     Args:

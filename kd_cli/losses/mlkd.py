@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from kd_cli.losses.base import LOSSES, Distiller
+from kd_cli.losses.base import LOSSES, Method
 from kd_cli.losses.common import check_logits, inner_products, log_probabilities
 from kd_cli.losses.kd import kd_loss
 from kd_cli.ranges import NonNegative, Positive
@@ -51,8 +50,7 @@ def gram_distance(one: Tensor, other: Tensor) -> Tensor:
 
 
 @LOSSES.register("mlkd")
-@dataclass(eq=False, repr=False)
-class MLKD(Distiller):
+class MLKD(Method):
     """Jin, Wang, Lin, CVPR 2023: images, relations of images and relations of classes at several temperatures.
 
     The authors' code reads a weakly and a strongly augmented view of each image, and masks by the teacher's confidence

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch.nn.functional as F
 from torch import Tensor
 
-from kd_cli.losses.base import LOSSES, Distiller
+from kd_cli.losses.base import LOSSES, Method
 from kd_cli.losses.common import at_least_float32, check_logits
 from kd_cli.ranges import NonNegative
 from kd_cli.types import Batch, Outputs
@@ -28,8 +26,7 @@ def mse_logits_loss(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
 
 
 @LOSSES.register("mse_logits")
-@dataclass(eq=False, repr=False)
-class MSELogits(Distiller):
+class MSELogits(Method):
     """Ba & Caruana 2014, arXiv:1312.6184: squared distance of logits.
 
     Args:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch.nn.functional as F
 from torch import Tensor
 
-from kd_cli.losses.base import LOSSES, Distiller
+from kd_cli.losses.base import LOSSES, Method
 from kd_cli.losses.common import check_logits, log_probabilities
 from kd_cli.ranges import NonNegative, Positive
 from kd_cli.types import Batch, Outputs
@@ -28,8 +26,7 @@ def mse_probs_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: 
 
 
 @LOSSES.register("mse_probs")
-@dataclass(eq=False, repr=False)
-class MSEProbs(Distiller):
+class MSEProbs(Method):
     """Brier 1950, doi:10.1175/1520-0493(1950)078<0001:VOFEIT>2.0.CO;2: squared distance of softened probabilities.
 
     Args:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from torch import Tensor
 
-from kd_cli.losses.base import LOSSES, Distiller
+from kd_cli.losses.base import LOSSES, Method
 from kd_cli.losses.common import check_logits, log_probabilities, other_logits
 from kd_cli.ranges import NonNegative, Positive
 from kd_cli.types import Batch, Outputs
@@ -45,8 +43,7 @@ def nkd_loss(
 
 
 @LOSSES.register("nkd")
-@dataclass(eq=False, repr=False)
-class NKD(Distiller):
+class NKD(Method):
     """Yang et al. 2023, arXiv:2303.13005: soft cross-entropy of the label and of the normalised other classes.
 
     Args:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -36,7 +35,6 @@ def kernel_mean(one: Tensor, other: Tensor) -> Tensor:
 
 
 @LOSSES.register("nst")
-@dataclass(eq=False, repr=False)
 class NST(Features):
     """Huang & Wang 2017, arXiv:1707.01219: the student's channels select what those of its teacher do.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -58,7 +57,6 @@ class NegativeMean(nn.Module):
 
 
 @LOSSES.register("ofd")
-@dataclass(eq=False, repr=False)
 class OFD(Features):
     """Heo et al. 2019, arXiv:1904.01866: pre-ReLU features, margin ReLU of the teacher's, partial squared distance.
 

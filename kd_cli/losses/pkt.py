@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -42,7 +41,6 @@ def conditional_probabilities(embedding: Tensor) -> Tensor:
 
 
 @LOSSES.register("pkt")
-@dataclass(eq=False, repr=False)
 class PKT(Features):
     """Passalis & Tefas 2018, arXiv:1803.10837: the student's embeddings have the neighbours of the teacher's.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -73,7 +72,6 @@ def resized(maps: Tensor, size: torch.Size) -> Tensor:
 
 
 @LOSSES.register("reviewkd")
-@dataclass(eq=False, repr=False)
 class ReviewKD(Features):
     """Chen et al. 2021, arXiv:2104.09044: a student's stage, fused with all deeper ones, learns the teacher's stage.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -73,7 +72,6 @@ def angles(embeddings: Tensor) -> Tensor:
 
 
 @LOSSES.register("rkd")
-@dataclass(eq=False, repr=False)
 class RKD(Features):
     """Park et al. 2019, arXiv:1904.05068: distances and angles between the embeddings of a batch.
 

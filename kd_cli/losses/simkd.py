@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -119,7 +118,6 @@ def _conv_norm(inputs: int, outputs: int, kernel: int) -> list[nn.Module]:
 
 
 @LOSSES.register("simkd")
-@dataclass(eq=False, repr=False)
 class SimKD(Features):
     """Chen et al. 2022, arXiv:2203.14001: the student learns the teacher's last feature, and is given its classifier.
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from torch import Tensor
 
-from kd_cli.losses.base import LOSSES, Distiller
+from kd_cli.losses.base import LOSSES, Method
 from kd_cli.losses.common import check_logits, log_probabilities
 from kd_cli.ranges import NonNegative, Positive
 from kd_cli.types import Batch, Outputs
@@ -28,8 +26,7 @@ def soft_ce_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: fl
 
 
 @LOSSES.register("soft_ce")
-@dataclass(eq=False, repr=False)
-class SoftCE(Distiller):
+class SoftCE(Method):
     """Hinton, Vinyals, Dean 2015, arXiv:1503.02531: cross-entropy with soft targets.
 
     Args:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -31,7 +30,6 @@ def similarity(feature: Tensor) -> Tensor:
 
 
 @LOSSES.register("sp")
-@dataclass(eq=False, repr=False)
 class SP(Features):
     """Tung & Mori 2019, arXiv:1907.09682: images that are alike to the teacher are alike to the student.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from torch import Tensor, nn
 
@@ -44,7 +43,6 @@ def frozen_logits(embedding: Tensor, classifier: nn.Linear) -> Tensor:
 
 
 @LOSSES.register("srrl")
-@dataclass(eq=False, repr=False)
 class SRRL(Features):
     """Yang et al. 2021 (ICLR): the teacher's classifier shall say of the student's embedding what it says of its own.
 

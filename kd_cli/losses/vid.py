@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Annotated
 
 import torch
@@ -68,7 +67,6 @@ class Gaussian(nn.Module):
 
 
 @LOSSES.register("vid")
-@dataclass(eq=False, repr=False)
 class VID(Features):
     """Ahn et al. 2019, arXiv:1904.05835: the student keeps the information that the teacher's features hold.
 

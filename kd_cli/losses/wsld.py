@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kd_cli.losses.base import LOSSES, Distiller
+from kd_cli.losses.base import LOSSES, Method
 from kd_cli.losses.common import at_least_float32, check_logits, log_probabilities
 from kd_cli.ranges import NonNegative, Positive
 from kd_cli.types import Batch, Outputs
@@ -46,8 +44,7 @@ def soft_label_weights(student_logits: Tensor, teacher_logits: Tensor, labels: T
 
 
 @LOSSES.register("wsld")
-@dataclass(eq=False, repr=False)
-class WSLD(Distiller):
+class WSLD(Method):
     """Zhou et al. 2021, arXiv:2102.00650: images that the student knows better than the teacher weigh less.
 
     Args:
