@@ -43,11 +43,7 @@ def keep_freed_memory() -> None:
 
 
 def pick_device(name: str) -> torch.device:
-    """The device; `auto` is the fastest that is there.
-
-    Raises:
-        ConfigError: a device that is unknown or not there.
-    """
+    """The device; `auto` is the fastest that is there. Raises ConfigError: a device that is unknown or not there."""
     import torch
 
     there = ["mps"] if torch.backends.mps.is_available() else []

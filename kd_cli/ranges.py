@@ -82,14 +82,19 @@ def check_ranges(component: Callable[..., Any], arguments: Mapping[str, Any]) ->
     Raises:
         ValueError: one is outside its range; the message begins with its name.
     """
-    hints = _hints(component.__init__ if inspect.isclass(component) else component)
-    for name in (name for name in hints if name in arguments):
-        _check(name, arguments[name], hints[name])
+    ruled = _ruled(component.__init__ if inspect.isclass(component) else component)
+    for name in (name for name in ruled if name in arguments):
+        _check(name, arguments[name], ruled[name])
 
 
 @functools.cache
-def _hints(function: Callable[..., Any]) -> dict[str, Any]:
-    return get_type_hints(function, include_extras=True)
+def _ruled(function: Callable[..., Any]) -> dict[str, Any]:
+    """The annotations that hold a rule."""
+    return {name: hint for name, hint in get_type_hints(function, include_extras=True).items() if _has_rule(hint)}
+
+
+def _has_rule(hint: Any) -> bool:
+    return get_origin(hint) is Annotated or any(map(_has_rule, get_args(hint)))
 
 
 def _check(name: str, value: Any, hint: Any) -> None:

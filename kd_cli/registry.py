@@ -13,6 +13,14 @@ from typing import Any, Generic, TypeVar
 from kd_cli.errors import ConfigError, suggest
 from kd_cli.ranges import check_ranges, checked
 
+# Plain type → how a message calls it, and an example.
+_KINDS: Mapping[Any, tuple[str, str]] = {
+    int: ("a whole number", "10"),
+    float: ("a number", "0.5"),
+    bool: ("true or false", "true"),
+    str: ("text", "NAME"),
+}
+
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -159,7 +167,8 @@ def bind_options(
             raise ConfigError(f"{where}.{key}: {what} has no option {key!r}{suggest(key, parameters)}")
     for key, parameter in parameters.items():
         required = parameter.default is parameter.empty and parameter.kind is not parameter.VAR_KEYWORD
-        if required and given.get(key) is None and not _allows_none(hints.get(key, Any)):
+        hint = hints.get(key, Any)
+        if required and given.get(key) is None and hint is not Any and type(None) not in typing.get_args(hint):
             raise ConfigError(f"{where}.{key}: {what} needs a value; type {where}.{key}=…")
     return {key: convert(value, hints.get(key, Any), f"{where}.{key}") for key, value in given.items()}
 
@@ -185,12 +194,12 @@ def convert(value: Any, hint: Any, key: str) -> Any:
 
 
 def _convert_plain(value: Any, hint: Any, key: str) -> Any:
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+    if hint is float and type(value) is int:
         return float(value)
-    if isinstance(value, bool) and hint is not bool:
-        raise ConfigError(f"{key}: {str(value).lower()} is not {_describe(hint)}; type {key}={_example(hint)}")
-    if isinstance(hint, type) and not isinstance(value, hint):
-        raise ConfigError(f"{key}: {value!r} is not {_describe(hint)}; type {key}={_example(hint)}")
+    if (isinstance(value, bool) and hint is not bool) or (isinstance(hint, type) and not isinstance(value, hint)):
+        shown = str(value).lower() if isinstance(value, bool) else repr(value)
+        words, example = _KINDS.get(hint, (str(hint), "…"))
+        raise ConfigError(f"{key}: {shown} is not {words}; type {key}={example}")
     return value
 
 
@@ -217,7 +226,7 @@ def _convert_collection(value: Any, origin: Any, arguments: tuple[Any, ...], key
         raise ConfigError(f"{key}: {value!r} is not a list; type {key}=[…]")
     fixed = origin is tuple and arguments and arguments[-1] is not Ellipsis
     if fixed and len(value) != len(arguments):
-        example = ",".join(map(_example, arguments))
+        example = ",".join(_KINDS.get(hint, ("", "…"))[1] for hint in arguments)
         raise ConfigError(f"{key}: needs {len(arguments)} values, not {len(value)}; type {key}=[{example}]")
     hints = arguments if fixed else [arguments[0] if arguments else Any] * len(value)
     items = [convert(item, hint, f"{key}[{i}]") for i, (item, hint) in enumerate(zip(value, hints, strict=True))]
@@ -227,15 +236,3 @@ def _convert_collection(value: Any, origin: Any, arguments: tuple[Any, ...], key
 def _identity(component: Callable[..., Any]) -> tuple[str, str]:
     """The same for a module that is imported again, another one for a namesake elsewhere."""
     return component.__module__, component.__qualname__
-
-
-def _allows_none(hint: Any) -> bool:
-    return hint is Any or type(None) in typing.get_args(hint)
-
-
-def _describe(hint: Any) -> str:
-    return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}.get(hint, str(hint))
-
-
-def _example(hint: Any) -> str:
-    return {int: "10", float: "0.5", bool: "true", str: "NAME"}.get(hint, "…")

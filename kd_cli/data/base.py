@@ -134,7 +134,8 @@ class Data:
 
     Raises:
         ConfigError: mean or std do not fit the channels.
-        DataError: the parts do not fit together, or the validation split is impossible.
+        DataError: the parts do not fit together, the validation split is impossible, or later, from whatever gives
+            batches, an image cannot be read.
     """
 
     def __init__(self, name: str, raw: Raw, common: Common) -> None:
@@ -219,42 +220,27 @@ class Data:
             first: how many of them are left out at the beginning.
             shard: (rank, world): of each global batch the rows rank, rank + world, … A last batch with fewer images
                 than `world` is empty for the highest ranks.
-
-        Raises:
-            DataError: an image cannot be read.
         """
         shuffled = order.permutation(self.size("train"), seed, epoch)
         ids = order.cut(shuffled, batch_size, range(first, self.steps(batch_size, limit)), shard)
         yield from self.views(ids, seed=seed, epoch=epoch, device=device)
 
     def views(self, ids: Sequence[Tensor], *, seed: int, epoch: int, device: torch.device) -> Iterator[Batch]:
-        """Training images by their ids, a batch for each item [B], as they are augmented in an epoch.
-
-        Raises:
-            DataError: an image cannot be read.
-        """
+        """Training images by their ids, a batch for each item [B], as they are augmented in an epoch."""
         table = self._prepare.table(self.size("train"), seed, epoch, device)
         for batch in self.pixels("train", ids, device):
             pixels = self._prepare.augment(batch.images, table[batch.ids])
             yield Batch(self._prepare.normalise(pixels), batch.labels, batch.ids, epoch)
 
     def eval_batches(self, part: Part, *, batch_size: int, device: torch.device) -> Iterator[Batch]:
-        """All images of a part in their fixed order, normalised, not augmented; ids are positions in that part.
-
-        Raises:
-            DataError: an image cannot be read.
-        """
+        """All images of a part in their fixed order, normalised, not augmented; ids are positions in that part."""
         ids = list(torch.arange(self.size(part)).split(batch_size)) if self.size(part) else []
         for batch in self.pixels(part, ids, device):
             pixels = batch.images if self._view is None else self._view(batch.images, batch.ids)
             yield Batch(self._prepare.normalise(pixels), batch.labels, batch.ids)
 
     def pixels(self, part: Part, ids: Sequence[Tensor], device: torch.device) -> Iterator[Batch]:
-        """Images of a part by their ids, a batch for each item [B], as they are: [B, H, W, C], uint8, on `device`.
-
-        Raises:
-            DataError: an image cannot be read.
-        """
+        """Images of a part by their ids, a batch for each item [B], as they are: [B, H, W, C], uint8, on `device`."""
         if not ids:
             return
         chosen, sizes = torch.cat(list(ids)), [len(each) for each in ids]

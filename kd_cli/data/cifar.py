@@ -18,9 +18,6 @@ def cifar10(root: str, download: bool = True) -> Raw:
     Args:
         root: the folder that holds `cifar-10-batches-py/`.
         download: fetch it if it is not there.
-
-    Raises:
-        DataError: missing or damaged.
     """
     from torchvision.datasets import CIFAR10
 
@@ -34,9 +31,6 @@ def cifar100(root: str, download: bool = True) -> Raw:
     Args:
         root: the folder that holds `cifar-100-python/`.
         download: fetch it if it is not there.
-
-    Raises:
-        DataError: missing or damaged.
     """
     from torchvision.datasets import CIFAR100
 

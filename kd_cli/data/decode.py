@@ -56,11 +56,7 @@ class Files:
         return len(self.names)
 
     def __getitem__(self, row: int) -> Tensor:
-        """[H, W, C], uint8.
-
-        Raises:
-            DataError: the file cannot be read, or has another size.
-        """
+        """[H, W, C], uint8. Raises DataError: the file cannot be read, or has another size."""
         path = self.root / self.names[row]
         pixels = read_image(path, self.mode)
         if pixels.shape != self.image_shape and self.image_size is None:
@@ -83,11 +79,7 @@ class Files:
         return chosen
 
     def decode(self, workers: int) -> Tensor:
-        """All of them: [N, H, W, C].
-
-        Raises:
-            DataError: as `__getitem__`.
-        """
+        """All of them: [N, H, W, C]. Raises DataError: as `__getitem__`."""
         images = torch.empty((len(self), *self.image_shape), dtype=torch.uint8)
         chunks = list(torch.arange(len(self)).split(256))
         pixels = Store(self, streamed=True, workers=workers).batches(chunks, torch.device("cpu"))
@@ -103,11 +95,7 @@ class Files:
 
 
 def read_image(path: Path, mode: Mode) -> Tensor:
-    """One file, as `open_image` sees it: [H, W, C], uint8.
-
-    Raises:
-        DataError: it cannot be read.
-    """
+    """One file, as `open_image` sees it: [H, W, C], uint8. Raises DataError: it cannot be read."""
     image, _ = open_image(path)
     return pixels_of(image, mode)
 

@@ -14,9 +14,6 @@ def fashion_mnist(root: str, download: bool = True) -> Raw:
     Args:
         root: the folder that holds `FashionMNIST/raw/`.
         download: fetch it if it is not there.
-
-    Raises:
-        DataError: missing or damaged.
     """
     from torchvision.datasets import FashionMNIST
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,15 +27,25 @@ log = logging.getLogger("kd")
 CACHE_FORMAT = 3  # raise it when decoding or resizing changes, or what is kept
 
 
+class _File(NamedTuple):
+    """An image file: its name relative to the data set's root, its label, its bytes, its time in ns."""
+
+    name: str
+    label: int
+    size: int
+    time: int
+
+
 @dataclass(frozen=True)
 class _Listing:
-    """The image files under one folder: names relative to the data set's root, labels, bytes, times in ns."""
+    """The image files under one folder."""
 
     class_names: tuple[str, ...]
-    names: list[str]
-    labels: list[int]
-    sizes: list[int]
-    times: list[int]
+    files: list[_File]
+
+    @property
+    def labels(self) -> Tensor:
+        return torch.tensor([file.label for file in self.files])
 
 
 def _check(*, root: str, image_size: int | None, test_fraction: float, **_: Any) -> None:
@@ -72,8 +83,8 @@ def image_folder(
     """
     folder = Path(root).expanduser().resolve()
     listing, train, test = _divide(folder, test_fraction, split_seed)
-    files = Files(folder, listing.names, listing.sizes, image_size, mode)
-    labels = torch.tensor(listing.labels)
+    names, sizes = [file.name for file in listing.files], [file.size for file in listing.files]
+    files, labels = Files(folder, names, sizes, image_size, mode), listing.labels
     height, width, channels = files.image_shape
     if not fits_in_memory(len(files) * height * width * channels, in_memory, memory_limit_gb):
         parts = (files.subset(rows.tolist()) for rows in (train, test))
@@ -99,31 +110,20 @@ def _divide(folder: Path, test_fraction: float, split_seed: int) -> tuple[_Listi
         )
     if not there:
         listing = _list(folder, "")
-        return listing, *stratified_split(
-            torch.tensor(listing.labels), test_fraction, split_seed, key="dataset.test_fraction"
-        )
+        return listing, *stratified_split(listing.labels, test_fraction, split_seed, key="dataset.test_fraction")
     train, test = _list(folder, "train"), _list(folder, "test")
     _check_same_classes(folder, train, test)
-    both = _Listing(
-        train.class_names,
-        train.names + test.names,
-        train.labels + test.labels,
-        train.sizes + test.sizes,
-        train.times + test.times,
-    )
-    rows = torch.arange(len(both.names))
-    return both, rows[: len(train.names)], rows[len(train.names) :]
+    rows = torch.arange(len(train.files) + len(test.files))
+    first = len(train.files)
+    return _Listing(train.class_names, train.files + test.files), rows[:first], rows[first:]
 
 
 def _check_same_classes(folder: Path, train: _Listing, test: _Listing) -> None:
     one, other = set(train.class_names), set(test.class_names)
     if one != other:
-        only = [f"only in {part}/: {', '.join(sorted(names))}" for part, names in _named(one - other, other - one)]
+        sides = (("train", one - other), ("test", other - one))
+        only = [f"only in {part}/: {', '.join(sorted(names))}" for part, names in sides if names]
         raise DataError(f"{folder}: train/ and test/ have different class folders ({'; '.join(only)}); make them equal")
-
-
-def _named(train: set[str], test: set[str]) -> list[tuple[str, set[str]]]:
-    return [(part, names) for part, names in (("train", train), ("test", test)) if names]
 
 
 def _list(root: Path, part: str) -> _Listing:
@@ -138,28 +138,24 @@ def _list(root: Path, part: str) -> _Listing:
         raise DataError(
             f"{folder} has {len(classes)} class folders, two are needed: put each class's images in a folder"
         )
-    listing = _Listing(tuple(classes), [], [], [], [])
-    for label, name in enumerate(classes):
-        _list_class(root, folder / name, label, listing)
-    return listing
+    files = [file for label, name in enumerate(classes) for file in _list_class(root, folder / name, label)]
+    return _Listing(tuple(classes), files)
 
 
-def _list_class(root: Path, folder: Path, label: int, listing: _Listing) -> None:
+def _list_class(root: Path, folder: Path, label: int) -> Iterator[_File]:
     paths = list(walk_images(folder))
     if not paths:
         raise DataError(f"{folder} has no image ({', '.join(sorted(SUFFIXES))}); add some or remove the folder")
     start = len(f"{root}{os.sep}")
     for path in sorted(paths):
         status = file_status(path)
-        listing.names.append(path[start:])
-        listing.labels.append(label)
-        listing.sizes.append(status.st_size)
-        listing.times.append(status.st_mtime_ns)
+        yield _File(path[start:], label, status.st_size, status.st_mtime_ns)
 
 
 def _key(files: Files, listing: _Listing) -> str:
     """Changes with any file's name, size or time, and with how files become pixels."""
-    text = f"{CACHE_FORMAT}\n{files.root}\n{files.image_size}\n{files.digest}\n{listing.times}"
+    times = [file.time for file in listing.files]
+    text = f"{CACHE_FORMAT}\n{files.root}\n{files.image_size}\n{files.digest}\n{times}"
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 

@@ -22,9 +22,6 @@ def mnist(root: str, download: bool = True) -> Raw:
     Args:
         root: the folder that holds `MNIST/raw/`.
         download: fetch it if it is not there.
-
-    Raises:
-        DataError: missing or damaged.
     """
     from torchvision.datasets import MNIST
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,11 +25,7 @@ DRAW_SEED = 0
 
 @DATASETS.register("mnist_mini")
 def mnist_mini() -> Raw:
-    """The shipped digits.
-
-    Raises:
-        DataError: the shipped file is missing or damaged.
-    """
+    """The shipped digits. Raises DataError: the shipped file is missing or damaged."""
     try:
         with np.load(FILE, allow_pickle=False) as arrays:
             train, test = (
@@ -72,12 +69,6 @@ def _balanced(labels: Tensor, per_class: int, part: str) -> Tensor:
 
 
 if __name__ == "__main__":
-    drawn = draw(sys.argv[1])
-    np.savez_compressed(
-        FILE,
-        train_images=drawn["train_images"].numpy(),
-        train_labels=drawn["train_labels"].numpy(),
-        test_images=drawn["test_images"].numpy(),
-        test_labels=drawn["test_labels"].numpy(),
-    )
+    drawn: dict[str, Any] = {name: tensor.numpy() for name, tensor in draw(sys.argv[1]).items()}
+    np.savez_compressed(FILE, **drawn)
     print(f"{FILE}: {FILE.stat().st_size:,} bytes")

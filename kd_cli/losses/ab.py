@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from kd_cli.losses.adapters import as_maps, connector, halving, same_size
-from kd_cli.losses.base import LOSSES, Distiller
+from kd_cli.losses.base import LOSSES, Features
 from kd_cli.losses.common import at_least_float32
 from kd_cli.ranges import NonNegative, Positive
 from kd_cli.types import Batch, DataSpec, Outputs
@@ -35,7 +35,7 @@ def ab_loss(student_feature: Tensor, teacher_feature: Tensor, margin: float = 1.
 
 
 @LOSSES.register("ab")
-class AB(Distiller):
+class AB(Features):
     """Heo et al. 2019, arXiv:1811.03233: the student's neurons are active where the teacher's are.
 
     A connector (1×1 convolution, batch normalisation) gives the student's feature the teacher's channels; the larger of
@@ -49,22 +49,11 @@ class AB(Distiller):
         margin: μ > 0.
         ab_weight: ≥ 0.
         taps: the student's features before the last activation of each stage, [B, C, H, W] or [B, D].
-        teacher_taps: the teacher's; null: the same names.
-
-    Raises:
-        ValueError: a number outside its range, or features of another shape.
     """
 
-    def __init__(
-        self,
-        margin: Positive = 1.0,
-        ab_weight: NonNegative = 1.0,
-        taps: Sequence[str] = ("preacts",),
-        teacher_taps: Sequence[str] | None = None,
-    ) -> None:
-        super().__init__(taps, teacher_taps)
-        self.margin = margin
-        self.ab_weight = ab_weight
+    margin: Positive = 1.0
+    ab_weight: NonNegative = 1.0
+    taps: Sequence[str] = ("preacts",)
 
     def bind(self, student: Outputs, teacher: Outputs, data: DataSpec) -> None:  # noqa: ARG002
         pairs = [(as_maps(ours), as_maps(theirs)) for ours, theirs in self.pairs(student, teacher)]

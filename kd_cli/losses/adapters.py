@@ -8,7 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kd_cli.types import Outputs
+from kd_cli.losses.base import Features
+from kd_cli.losses.common import at_least_float32
+from kd_cli.types import DataSpec, Outputs
 
 
 def projection(feature: Tensor, channels: int) -> nn.Module:
@@ -46,22 +48,14 @@ def same_size(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def check_maps(*features: Tensor) -> None:
-    """Refuses vectors where feature maps are needed.
-
-    Raises:
-        ValueError: unless every feature is [B, C, H, W].
-    """
+    """Refuses vectors where feature maps are needed. Raises ValueError: unless every feature is [B, C, H, W]."""
     for feature in features:
         if feature.ndim != 4:
             raise ValueError(f"taps: the method reads feature maps [B, C, H, W], not {list(feature.shape)}")
 
 
 def check_same_kind(pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
-    """Refuses a map beside a vector.
-
-    Raises:
-        ValueError: unless student and teacher have as many dimensions in every pair.
-    """
+    """Raises a ValueError unless student and teacher have as many dimensions in every pair."""
     for ours, theirs in pairs:
         if ours.ndim != theirs.ndim:
             raise ValueError(
@@ -83,23 +77,26 @@ def check_positions(pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
         )
 
 
-def check_stages(pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
-    """Refuses less than two stages where successive ones are compared.
+class Stages(Features):
+    """A method that compares successive stages, once the student's have the teacher's channels."""
 
-    Raises:
-        ValueError: unless there are two pairs at least, all of [B, C, H, W].
-    """
-    check_maps(*(feature for pair in pairs for feature in pair))
-    if len(pairs) < 2:
-        raise ValueError(f"taps: successive stages are compared, and both networks need two of them, not {len(pairs)}")
+    def bind(self, student: Outputs, teacher: Outputs, data: DataSpec) -> None:  # noqa: ARG002
+        pairs = self.pairs(student, teacher)
+        check_maps(*(feature for pair in pairs for feature in pair))
+        if len(pairs) < 2:
+            raise ValueError(
+                f"taps: successive stages are compared, and both networks need two of them, not {len(pairs)}"
+            )
+        self.projections = nn.ModuleList(matching(ours, theirs) for ours, theirs in pairs)
+
+    def stages(self, student: Outputs, teacher: Outputs) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        """The student's maps, projected, and the teacher's."""
+        ours, theirs = zip(*self.pairs(student, teacher), strict=True)
+        return [project(at_least_float32(maps)) for project, maps in zip(self.projections, ours, strict=True)], theirs
 
 
 def check_channels(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor]) -> None:
-    """Refuses stages of different channel counts where each channel has its counterpart.
-
-    Raises:
-        ValueError: unless every two maps of the same place have as many channels.
-    """
+    """Raises a ValueError unless every two maps of the same place have as many channels."""
     for ours, theirs in zip(student_maps, teacher_maps, strict=True):
         if ours.shape[1] != theirs.shape[1]:
             raise ValueError(

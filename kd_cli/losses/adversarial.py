@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from kd_cli.losses.adapters import projection
-from kd_cli.losses.base import LOSSES, Distiller
+from kd_cli.losses.base import LOSSES, Distiller, Features
 from kd_cli.losses.common import at_least_float32, check_logits
 from kd_cli.ranges import Count, NonNegative, Positive
 from kd_cli.types import Batch, DataSpec, Outputs
@@ -56,7 +56,7 @@ class Discriminator(nn.Module):
 
 
 @LOSSES.register("adversarial")
-class Adversarial(Distiller):
+class Adversarial(Features):
     """Xu, Hsu, Huang 2017, arXiv:1709.00513: a discriminator tells teacher from student, and the student fools it.
 
     It also has to name the label, so that a student cannot fool it by the teacher's answers to other images; and the
@@ -73,28 +73,20 @@ class Adversarial(Distiller):
         label_weight: of the labels that it names, on its side and on the student's, ≥ 0.
         l1_weight: of the mean absolute difference of the vectors, ≥ 0.
         taps: what is told apart; none: the logits. A feature of the student is projected to its teacher's width.
-        teacher_taps: the teacher's; null: the same name.
 
     Raises:
         ValueError: a number outside its range, several taps, or logits of different classes.
     """
 
-    def __init__(
-        self,
-        discriminator_lr: Positive = 0.001,
-        hidden: Count = 128,
-        adversarial_weight: NonNegative = 1.0,
-        label_weight: NonNegative = 1.0,
-        l1_weight: NonNegative = 1.0,
-        taps: Sequence[str] = (),
-        teacher_taps: Sequence[str] | None = None,
-    ) -> None:
-        super().__init__(taps or None, teacher_taps)
-        self.discriminator_lr = discriminator_lr
-        self.hidden = hidden
-        self.adversarial_weight = adversarial_weight
-        self.label_weight = label_weight
-        self.l1_weight = l1_weight
+    discriminator_lr: Positive = 0.001
+    hidden: Count = 128
+    adversarial_weight: NonNegative = 1.0
+    label_weight: NonNegative = 1.0
+    l1_weight: NonNegative = 1.0
+    taps: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        Distiller.__init__(self, self.taps or None, self.teacher_taps)
 
     def bind(self, student: Outputs, teacher: Outputs, data: DataSpec) -> None:
         ours, theirs = self._pair(student, teacher)

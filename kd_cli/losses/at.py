@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kd_cli.losses.adapters import check_maps, check_positions, same_size
-from kd_cli.losses.base import LOSSES, Distiller
+from kd_cli.losses.base import LOSSES, Features
 from kd_cli.losses.common import at_least_float32, unit
 from kd_cli.ranges import NonNegative, Positive
 from kd_cli.types import Batch, DataSpec, Outputs
@@ -26,9 +26,6 @@ def at_loss(student_feature: Tensor, teacher_feature: Tensor, power: float = 2.0
     Returns:
         Scalar, mean over batch and positions. (Eq. 2 of the paper takes the 2-norm of the difference; the authors'
         code, followed here, its mean square.)
-
-    Raises:
-        ValueError: if either feature is not 4-dimensional.
     """
     check_maps(student_feature, teacher_feature)
     ours, theirs = same_size(at_least_float32(student_feature), at_least_float32(teacher_feature.detach()))
@@ -44,7 +41,7 @@ def attention_map(feature: Tensor, power: float) -> Tensor:
 
 
 @LOSSES.register("at")
-class AT(Distiller):
+class AT(Features):
     """Zagoruyko & Komodakis 2017, arXiv:1612.03928: the student looks where its teacher looks.
 
     Summed over the stages. Networks of any channel counts and sizes are possible. Maps that are compared at one pixel
@@ -54,19 +51,11 @@ class AT(Distiller):
         power: exponent of the activations, > 0.
         at_weight: ≥ 0.
         taps: the student's feature maps.
-        teacher_taps: the teacher's; null: the same names.
     """
 
-    def __init__(
-        self,
-        power: Positive = 2.0,
-        at_weight: NonNegative = 1000.0,
-        taps: Sequence[str] = ("stages",),
-        teacher_taps: Sequence[str] | None = None,
-    ) -> None:
-        super().__init__(taps, teacher_taps)
-        self.power = power
-        self.at_weight = at_weight
+    power: Positive = 2.0
+    at_weight: NonNegative = 1000.0
+    taps: Sequence[str] = ("stages",)
 
     def bind(self, student: Outputs, teacher: Outputs, data: DataSpec) -> None:  # noqa: ARG002
         check_positions(self.pairs(student, teacher))

@@ -12,8 +12,8 @@ and fall over the epochs (`warmup_epochs`, `decay_epochs`).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Any, Literal
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,13 @@ from kd_cli.ranges import NonNegative, Positive, check_ranges
 from kd_cli.registry import Registry, bind_options
 from kd_cli.taps import GROUPS, select
 from kd_cli.types import Batch, DataSpec, Outputs
+
+if TYPE_CHECKING:
+    from typing_extensions import dataclass_transform
+else:  # Python has it from 3.11 on
+
+    def dataclass_transform(**_: Any) -> Callable[[type], type]:
+        return lambda cls: cls
 
 
 class Distiller(nn.Module):
@@ -42,7 +49,8 @@ class Distiller(nn.Module):
         ValueError: an empty list, or single features of the one network and not as many of the other.
     """
 
-    taps: tuple[str, ...] = ()
+    taps: Sequence[str] = ()
+    teacher_taps: Sequence[str]
     teacher: Literal["frozen", "trained", "none"] = "frozen"
     fades = False
 
@@ -99,6 +107,28 @@ class Distiller(nn.Module):
     def optimizers(self) -> Sequence[torch.optim.Optimizer]:
         """Optimizers of layers that it trains by itself; the trainer's own optimizer leaves those layers alone."""
         return ()
+
+
+@dataclass_transform(field_specifiers=(field,))
+class Method(Distiller):
+    """A method whose options are the fields of its class, which is made a dataclass."""
+
+    def __init_subclass__(cls) -> None:
+        dataclass(eq=False, repr=False)(cls)
+
+    def __post_init__(self) -> None:
+        given = vars(self)
+        Distiller.__init__(self, given.get("taps"), given.get("teacher_taps"))
+
+
+class Features(Method):
+    """A method that reads features; `taps` is among its fields.
+
+    Args:
+        teacher_taps: the teacher's features, as `taps` are the student's; null: the same names.
+    """
+
+    teacher_taps: Sequence[str] | None = field(default=None, kw_only=True)  # type: ignore[assignment] # None: not yet
 
 
 LOSSES: Registry[Distiller] = Registry("loss", "kd_cli.losses")

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd_cli.losses.adapters import check_maps
-from kd_cli.losses.base import LOSSES, Distiller
+from kd_cli.losses.base import LOSSES, Method
 from kd_cli.losses.common import at_least_float32
 from kd_cli.losses.kd import kd_loss
 from kd_cli.ranges import NonNegative, Positive
@@ -51,7 +51,7 @@ class Exit(nn.Module):
 
 
 @LOSSES.register("byot")
-class BYOT(Distiller):
+class BYOT(Method):
     """Zhang et al. 2019, arXiv:1905.08094: early exits learn from the labels and from the deepest exit; no teacher.
 
     Every tap but the last one gets an exit. The deepest exit is the student itself: it learns from the labels alone,
@@ -70,19 +70,11 @@ class BYOT(Distiller):
 
     teacher = "none"
 
-    def __init__(
-        self,
-        temperature: Positive = 3.0,
-        exit_ce_weight: NonNegative = 0.7,
-        kl_weight: NonNegative = 0.3,
-        feature_weight: NonNegative = 0.03,
-        taps: Sequence[str] = ("stages",),
-    ) -> None:
-        super().__init__(taps)
-        self.temperature = temperature
-        self.exit_ce_weight = exit_ce_weight
-        self.kl_weight = kl_weight
-        self.feature_weight = feature_weight
+    temperature: Positive = 3.0
+    exit_ce_weight: NonNegative = 0.7
+    kl_weight: NonNegative = 0.3
+    feature_weight: NonNegative = 0.03
+    taps: Sequence[str] = ("stages",)
 
     def bind(self, student: Outputs, teacher: Outputs, data: DataSpec) -> None:  # noqa: ARG002
         stages = select(student.features, self.taps)

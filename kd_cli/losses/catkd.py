@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd_cli.losses.adapters import check_positions, makes_logits
-from kd_cli.losses.base import LOSSES, Distiller
+from kd_cli.losses.base import LOSSES, Features
 from kd_cli.losses.common import at_least_float32, inner_products, unit
 from kd_cli.ranges import NonNegative, within
 from kd_cli.types import Batch, DataSpec, Outputs
@@ -48,7 +48,7 @@ def catkd_loss(student_maps: Tensor, teacher_maps: Tensor, resolution: int = 2) 
 
 
 @LOSSES.register("catkd")
-class CATKD(Distiller):
+class CATKD(Features):
     """Guo et al. 2023, arXiv:2304.12777: the student looks where the teacher looks, for every class.
 
     Needs two networks whose linear classifier reads the average over positions of the tapped feature map. `final` is
@@ -59,22 +59,14 @@ class CATKD(Distiller):
         cat_weight: ≥ 0. (The authors' code takes 15 to 600 for different pairs. For networks of one family it leaves
             the maps' lengths as they are, and weighs by 0.7 to 15.)
         taps: the student's feature map in front of the global average, [B, C, H, W].
-        teacher_taps: the teacher's; null: the same name.
 
     Raises:
         ValueError: a number outside its range, a network that ends otherwise, or maps of a single pixel.
     """
 
-    def __init__(
-        self,
-        resolution: Annotated[int, within(low=2)] = 2,
-        cat_weight: NonNegative = 400.0,
-        taps: Sequence[str] = ("final",),
-        teacher_taps: Sequence[str] | None = None,
-    ) -> None:
-        super().__init__(taps, teacher_taps)
-        self.resolution = resolution
-        self.cat_weight = cat_weight
+    resolution: Annotated[int, within(low=2)] = 2
+    cat_weight: NonNegative = 400.0
+    taps: Sequence[str] = ("final",)
 
     def bind(self, student: Outputs, teacher: Outputs, data: DataSpec) -> None:  # noqa: ARG002
         pairs = self.pairs(student, teacher)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kd_cli.losses.base import LOSSES, Distiller
+from kd_cli.losses.base import LOSSES, Features
 from kd_cli.losses.common import at_least_float32, inner_products, unit
 from kd_cli.ranges import Count, NonNegative, Positive
 from kd_cli.types import Batch, Outputs
@@ -48,7 +48,7 @@ def correlation(embeddings: Tensor, gamma: float, order: int) -> Tensor:
 
 
 @LOSSES.register("cc")
-class CC(Distiller):
+class CC(Features):
     """Peng et al. 2019, arXiv:1904.01802: the student's correlations between images are those of its teacher.
 
     The mean square is small: 0.001 to 0.01 between a student that has learned little and its teacher. The default
@@ -61,21 +61,12 @@ class CC(Distiller):
         order: of its Taylor expansion, ≥ 1.
         cc_weight: ≥ 0.
         taps: the student's embeddings.
-        teacher_taps: the teacher's; null: the same names.
     """
 
-    def __init__(
-        self,
-        gamma: Positive = 0.4,
-        order: Count = 2,
-        cc_weight: NonNegative = 100.0,
-        taps: Sequence[str] = ("embedding",),
-        teacher_taps: Sequence[str] | None = None,
-    ) -> None:
-        super().__init__(taps, teacher_taps)
-        self.gamma = gamma
-        self.order = order
-        self.cc_weight = cc_weight
+    gamma: Positive = 0.4
+    order: Count = 2
+    cc_weight: NonNegative = 100.0
+    taps: Sequence[str] = ("embedding",)
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:  # noqa: ARG002
         return self.cc_weight * self.over_pairs(cc_loss, student, teacher, gamma=self.gamma, order=self.order)

@@ -34,11 +34,7 @@ def inner_products(one: Tensor, other: Tensor) -> Tensor:
 
 
 def check_logits(student_logits: Tensor, teacher_logits: Tensor) -> None:
-    """Refuses two networks that do not speak of the same classes.
-
-    Raises:
-        ValueError: unless both are [B, K].
-    """
+    """Refuses two networks that do not speak of the same classes. Raises ValueError: unless both are [B, K]."""
     if student_logits.ndim != 2 or student_logits.shape != teacher_logits.shape:
         shapes = f"{list(student_logits.shape)} and {list(teacher_logits.shape)}"
         raise ValueError(f"student and teacher logits must both be [B, K], not {shapes}")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import field
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kd_cli.losses.base import LOSSES, Distiller
+from kd_cli.losses.base import LOSSES, Features
 from kd_cli.losses.common import at_least_float32, inner_products, unit
 from kd_cli.ranges import Count, Fraction, NonNegative, Positive
 from kd_cli.types import Batch, DataSpec, Outputs
@@ -61,7 +62,7 @@ def crd_loss(scores: Tensor, log_z: Tensor) -> Tensor:
 
 
 @LOSSES.register("crd")
-class CRD(Distiller):
+class CRD(Features):
     """Tian, Krishnan, Isola 2020, arXiv:1910.10699: an image's two embeddings are told from those of other classes.
 
     Linear layers bring both embeddings to `dim` numbers of length 1. Each network's vectors are remembered, one row per
@@ -86,35 +87,23 @@ class CRD(Distiller):
         crd_weight: ≥ 0.
         memory_mb: what the memory may take, in MB (10⁶ bytes), > 0.
         taps: the student's embedding.
-        teacher_taps: the teacher's; null: the same name.
 
     Raises:
         ValueError: a number outside its range, several taps, or a training set whose memory would be too large.
     """
 
-    student_memory: Tensor  # [N, dim]
-    teacher_memory: Tensor  # [N, dim]
-    labels: Tensor  # [N], −1 until an image was seen
-    log_z: Tensor  # [2], of student's and teacher's anchors; −∞ until the first batch
+    student_memory: Tensor = field(init=False)  # [N, dim]
+    teacher_memory: Tensor = field(init=False)  # [N, dim]
+    labels: Tensor = field(init=False)  # [N], −1 until an image was seen
+    log_z: Tensor = field(init=False)  # [2], of student's and teacher's anchors; −∞ until the first batch
 
-    def __init__(
-        self,
-        dim: Count = 128,
-        negatives: Count = 16384,
-        temperature: Positive = 0.07,
-        momentum: Fraction = 0.5,
-        crd_weight: NonNegative = 0.8,
-        memory_mb: Positive = 1024.0,
-        taps: Sequence[str] = ("embedding",),
-        teacher_taps: Sequence[str] | None = None,
-    ) -> None:
-        super().__init__(taps, teacher_taps)
-        self.dim = dim
-        self.negatives = negatives
-        self.temperature = temperature
-        self.momentum = momentum
-        self.crd_weight = crd_weight
-        self.memory_mb = memory_mb
+    dim: Count = 128
+    negatives: Count = 16384
+    temperature: Positive = 0.07
+    momentum: Fraction = 0.5
+    crd_weight: NonNegative = 0.8
+    memory_mb: Positive = 1024.0
+    taps: Sequence[str] = ("embedding",)
 
     def bank_bytes(self, num_train: int) -> int:
         """Bytes of what is remembered of so many images."""

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from kd_cli.losses.base import LOSSES, Distiller
+from kd_cli.losses.base import LOSSES, Method
 from kd_cli.losses.common import at_least_float32
 from kd_cli.losses.kd import kd_loss
 from kd_cli.ranges import NonNegative, Positive
@@ -44,7 +44,7 @@ def adversary_strength(epoch: int, ramp_epochs: float) -> float:
 
 
 @LOSSES.register("ctkd")
-class CTKD(Distiller):
+class CTKD(Method):
     """Li et al. 2022, arXiv:2211.16231: kd whose temperature learns to make the student's task harder.
 
     One temperature for all images (the paper's global version): T = minimum + range · sigmoid(θ), where θ starts at 1
@@ -57,18 +57,13 @@ class CTKD(Distiller):
         kl_weight: ≥ 0.
     """
 
-    def __init__(
-        self,
-        min_temperature: Positive = 1.0,
-        temperature_range: Positive = 20.0,
-        ramp_epochs: Positive = 10.0,
-        kl_weight: NonNegative = 0.9,
-    ) -> None:
-        super().__init__()
-        self.min_temperature = min_temperature
-        self.temperature_range = temperature_range
-        self.ramp_epochs = ramp_epochs
-        self.kl_weight = kl_weight
+    min_temperature: Positive = 1.0
+    temperature_range: Positive = 20.0
+    ramp_epochs: Positive = 10.0
+    kl_weight: NonNegative = 0.9
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         self.theta = nn.Parameter(torch.ones(()))
 
     def temperature(self, epoch: int) -> Tensor:

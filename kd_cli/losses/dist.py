@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from kd_cli.losses.base import LOSSES, Distiller
+from kd_cli.losses.base import LOSSES, Method
 from kd_cli.losses.common import check_logits, log_probabilities, standardized
 from kd_cli.ranges import NonNegative, Positive
 from kd_cli.types import Batch, Outputs
@@ -31,9 +31,6 @@ def dist_loss(
         intra_weight: γ.
         temperature: T > 0.
         scale_by_t2: multiply by T², as the authors' code does and the paper does not.
-
-    Raises:
-        ValueError: if the shapes differ.
     """
     check_logits(student_logits, teacher_logits)
     student = log_probabilities(student_logits, temperature).exp()
@@ -50,7 +47,7 @@ def distance(one: Tensor, other: Tensor) -> Tensor:
 
 
 @LOSSES.register("dist")
-class DIST(Distiller):
+class DIST(Method):
     """Huang et al. 2022, arXiv:2205.10536: correlations of probabilities over classes and over the batch.
 
     Args:
@@ -60,18 +57,10 @@ class DIST(Distiller):
         scale_by_t2: multiply by T², as the authors' code does; false: as the paper has it.
     """
 
-    def __init__(
-        self,
-        inter_weight: NonNegative = 2.0,
-        intra_weight: NonNegative = 2.0,
-        temperature: Positive = 4.0,
-        scale_by_t2: bool = True,
-    ) -> None:
-        super().__init__()
-        self.inter_weight = inter_weight
-        self.intra_weight = intra_weight
-        self.temperature = temperature
-        self.scale_by_t2 = scale_by_t2
+    inter_weight: NonNegative = 2.0
+    intra_weight: NonNegative = 2.0
+    temperature: Positive = 4.0
+    scale_by_t2: bool = True
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:  # noqa: ARG002
         weights = self.inter_weight, self.intra_weight

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kd_cli.losses.base import LOSSES, Distiller
+from kd_cli.losses.base import LOSSES, Method
 from kd_cli.losses.common import at_least_float32, check_logits, log_probabilities, other_logits
 from kd_cli.ranges import NonNegative, Positive
 from kd_cli.types import Batch, DataSpec, Outputs
@@ -66,7 +66,7 @@ def _check_classes(num_classes: int) -> None:
 
 
 @LOSSES.register("dkd")
-class DKD(Distiller):
+class DKD(Method):
     """Zhao et al. 2022, arXiv:2203.08679: the label against the rest, and the rest among themselves.
 
     Args:
@@ -75,13 +75,9 @@ class DKD(Distiller):
         temperature: T > 0.
     """
 
-    def __init__(
-        self, target_weight: NonNegative = 1.0, nontarget_weight: NonNegative = 8.0, temperature: Positive = 4.0
-    ) -> None:
-        super().__init__()
-        self.target_weight = target_weight
-        self.nontarget_weight = nontarget_weight
-        self.temperature = temperature
+    target_weight: NonNegative = 1.0
+    nontarget_weight: NonNegative = 8.0
+    temperature: Positive = 4.0
 
     def bind(self, student: Outputs, teacher: Outputs, data: DataSpec) -> None:  # noqa: ARG002
         _check_classes(data.num_classes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from kd_cli.losses.base import LOSSES, Distiller
+from kd_cli.losses.base import LOSSES, Method
 from kd_cli.losses.common import at_least_float32
 from kd_cli.losses.kd import kd_loss
 from kd_cli.ranges import NonNegative, Positive
@@ -22,15 +22,12 @@ def dml_loss(learner_logits: Tensor, peer_logits: Tensor, temperature: float = 1
         peer_logits: [B, K]; no gradient flows into them, or each network would also be pulled towards the other's
             mistakes from the target's side.
         temperature: T > 0.
-
-    Raises:
-        ValueError: if the shapes differ.
     """
     return kd_loss(learner_logits, peer_logits.detach(), temperature)
 
 
 @LOSSES.register("dml")
-class DML(Distiller):
+class DML(Method):
     """Zhang et al. 2017, arXiv:1706.00384: student and peer learn beside each other and from each other.
 
     The peer is a network of the teacher's architecture. Its own loss is part of this one, the student's cross-entropy
@@ -45,13 +42,9 @@ class DML(Distiller):
 
     teacher = "trained"
 
-    def __init__(
-        self, temperature: Positive = 1.0, kl_weight: NonNegative = 1.0, peer_ce_weight: NonNegative = 1.0
-    ) -> None:
-        super().__init__()
-        self.temperature = temperature
-        self.kl_weight = kl_weight
-        self.peer_ce_weight = peer_ce_weight
+    temperature: Positive = 1.0
+    kl_weight: NonNegative = 1.0
+    peer_ce_weight: NonNegative = 1.0
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         of_student = dml_loss(student.logits, teacher.logits, self.temperature)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd_cli.losses.adapters import check_same_kind, projection, same_size
-from kd_cli.losses.base import LOSSES, Distiller
+from kd_cli.losses.base import LOSSES, Features
 from kd_cli.losses.common import at_least_float32
 from kd_cli.ranges import NonNegative
 from kd_cli.types import Batch, DataSpec, Outputs
@@ -25,9 +25,6 @@ def fitnet_loss(student_feature: Tensor, teacher_feature: Tensor) -> Tensor:
     Returns:
         Scalar, mean over batch and elements. (The paper has half the sum over the elements; the mean is what the usual
         weight is made for.)
-
-    Raises:
-        ValueError: if the shapes differ.
     """
     if student_feature.shape != teacher_feature.shape:
         shapes = f"{list(student_feature.shape)} and {list(teacher_feature.shape)}"
@@ -36,7 +33,7 @@ def fitnet_loss(student_feature: Tensor, teacher_feature: Tensor) -> Tensor:
 
 
 @LOSSES.register("fitnet")
-class FitNet(Distiller):
+class FitNet(Features):
     """Romero et al. 2015, arXiv:1412.6550: a middle layer of the student predicts one of the teacher.
 
     The regressor is a learned 1×1 convolution (of vectors a linear layer) from the student's channels to the teacher's,
@@ -50,14 +47,8 @@ class FitNet(Distiller):
         teacher_taps: the teacher's hint layers; null: the same names.
     """
 
-    def __init__(
-        self,
-        fitnet_weight: NonNegative = 100.0,
-        taps: Sequence[str] = ("stage-2",),
-        teacher_taps: Sequence[str] | None = None,
-    ) -> None:
-        super().__init__(taps, teacher_taps)
-        self.fitnet_weight = fitnet_weight
+    fitnet_weight: NonNegative = 100.0
+    taps: Sequence[str] = ("stage-2",)
 
     def bind(self, student: Outputs, teacher: Outputs, data: DataSpec) -> None:  # noqa: ARG002
         pairs = self.pairs(student, teacher)

@@ -7,13 +7,13 @@ from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from kd_cli.losses.adapters import check_channels, check_stages, matching, same_size
-from kd_cli.losses.base import LOSSES, Distiller
+from kd_cli.losses.adapters import Stages, check_channels, same_size
+from kd_cli.losses.base import LOSSES
 from kd_cli.losses.common import at_least_float32, inner_products
 from kd_cli.ranges import NonNegative
-from kd_cli.types import Batch, DataSpec, Outputs
+from kd_cli.types import Batch, Outputs
 
 
 def fsp_loss(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor]) -> Tensor:
@@ -27,9 +27,6 @@ def fsp_loss(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor]) -> 
     Returns:
         Scalar, of each pair of stages the mean over batch and entries of the matrix. (The paper sums over the entries;
         the mean is what the usual weight is made for.)
-
-    Raises:
-        ValueError: if a stage has other channels in the student than in the teacher.
     """
     check_channels(student_maps, teacher_maps)
     flows = zip(pairwise(student_maps), pairwise(teacher_maps), strict=True)
@@ -46,7 +43,7 @@ def flow(shallow: Tensor, deep: Tensor) -> Tensor:
 
 
 @LOSSES.register("fsp")
-class FSP(Distiller):
+class FSP(Stages):
     """Yim et al. 2017 (CVPR): from one stage to the next the student's features change as the teacher's do.
 
     Where a stage has not the teacher's channels, a learned 1×1 convolution gives them to it; sizes need not agree. (In
@@ -55,24 +52,11 @@ class FSP(Distiller):
     Args:
         fsp_weight: ≥ 0.
         taps: the student's feature maps, two stages at least.
-        teacher_taps: the teacher's; null: the same names.
     """
 
-    def __init__(
-        self,
-        fsp_weight: NonNegative = 50.0,
-        taps: Sequence[str] = ("stages",),
-        teacher_taps: Sequence[str] | None = None,
-    ) -> None:
-        super().__init__(taps, teacher_taps)
-        self.fsp_weight = fsp_weight
-
-    def bind(self, student: Outputs, teacher: Outputs, data: DataSpec) -> None:  # noqa: ARG002
-        pairs = self.pairs(student, teacher)
-        check_stages(pairs)
-        self.projections = nn.ModuleList(matching(ours, theirs) for ours, theirs in pairs)
+    fsp_weight: NonNegative = 50.0
+    taps: Sequence[str] = ("stages",)
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:  # noqa: ARG002
-        ours, theirs = zip(*self.pairs(student, teacher), strict=True)
-        projected = [project(at_least_float32(maps)) for project, maps in zip(self.projections, ours, strict=True)]
+        projected, theirs = self.stages(student, teacher)
         return self.fsp_weight * fsp_loss(projected, theirs)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from kd_cli.losses.adapters import as_maps, same_size
-from kd_cli.losses.base import LOSSES, Distiller
+from kd_cli.losses.base import LOSSES, Features
 from kd_cli.losses.common import at_least_float32, unit
 from kd_cli.ranges import NonNegative, Positive, Rule
 from kd_cli.types import Batch, DataSpec, Outputs
@@ -55,7 +55,7 @@ def restorer(factors: int, channels: int) -> nn.Sequential:
 
 
 @LOSSES.register("ft")
-class FT(Distiller):
+class FT(Features):
     """Kim et al. 2018, arXiv:1802.04977: the student's translated feature learns the teacher's paraphrased one.
 
     The paraphraser is an autoencoder of the teacher's feature, and what is between its halves is the teacher's factor.
@@ -71,26 +71,13 @@ class FT(Distiller):
             authors' code weighs the distance that is taken here by 500.)
         reconstruction_weight: of the paraphraser's own loss, > 0; of no use to the student but as a learning rate.
         taps: the student's feature, [B, C, H, W] or [B, D].
-        teacher_taps: the teacher's; null: the same name.
-
-    Raises:
-        ValueError: a number outside its range, or features of another shape.
     """
 
-    def __init__(
-        self,
-        power: Annotated[int, Rule("1 or 2", lambda value: value in (1, 2))] = 1,
-        rate: Positive = 0.5,
-        ft_weight: NonNegative = 200.0,
-        reconstruction_weight: Positive = 1.0,
-        taps: Sequence[str] = ("stage-1",),
-        teacher_taps: Sequence[str] | None = None,
-    ) -> None:
-        super().__init__(taps, teacher_taps)
-        self.power = power
-        self.rate = rate
-        self.ft_weight = ft_weight
-        self.reconstruction_weight = reconstruction_weight
+    power: Annotated[int, Rule("1 or 2", lambda value: value in (1, 2))] = 1
+    rate: Positive = 0.5
+    ft_weight: NonNegative = 200.0
+    reconstruction_weight: Positive = 1.0
+    taps: Sequence[str] = ("stage-1",)
 
     def bind(self, student: Outputs, teacher: Outputs, data: DataSpec) -> None:  # noqa: ARG002
         pairs = [(as_maps(ours).shape[1], as_maps(theirs).shape[1]) for ours, theirs in self.pairs(student, teacher)]

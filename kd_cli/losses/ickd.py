@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from kd_cli.losses.adapters import check_maps, connector
-from kd_cli.losses.base import LOSSES, Distiller
+from kd_cli.losses.base import LOSSES, Features
 from kd_cli.losses.common import at_least_float32, inner_products, unit
 from kd_cli.ranges import NonNegative
 from kd_cli.types import Batch, DataSpec, Outputs
@@ -23,9 +23,6 @@ def ickd_loss(student_maps: Tensor, teacher_maps: Tensor) -> Tensor:
     Args:
         student_maps: [B, C, H_s, W_s].
         teacher_maps: [B, C, H_t, W_t], of any size; no gradient flows into them.
-
-    Raises:
-        ValueError: if the features are not maps, or have not as many channels.
     """
     check_maps(student_maps, teacher_maps)
     if student_maps.shape[1] != teacher_maps.shape[1]:
@@ -45,7 +42,7 @@ def channel_correlation(maps: Tensor) -> Tensor:
 
 
 @LOSSES.register("ickd")
-class ICKD(Distiller):
+class ICKD(Features):
     """Liu et al. 2021 (ICCV): the student's channels are correlated among each other as the teacher's are.
 
     A connector (1×1 convolution, batch normalisation), as in the authors' code, gives the student's maps the teacher's
@@ -54,17 +51,10 @@ class ICKD(Distiller):
     Args:
         ickd_weight: ≥ 0.
         taps: the student's feature maps.
-        teacher_taps: the teacher's; null: the same names.
     """
 
-    def __init__(
-        self,
-        ickd_weight: NonNegative = 2.5,
-        taps: Sequence[str] = ("stage-1",),
-        teacher_taps: Sequence[str] | None = None,
-    ) -> None:
-        super().__init__(taps, teacher_taps)
-        self.ickd_weight = ickd_weight
+    ickd_weight: NonNegative = 2.5
+    taps: Sequence[str] = ("stage-1",)
 
     def bind(self, student: Outputs, teacher: Outputs, data: DataSpec) -> None:  # noqa: ARG002
         pairs = self.pairs(student, teacher)

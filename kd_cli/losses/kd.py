@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from kd_cli.losses.base import LOSSES, Distiller
+from kd_cli.losses.base import LOSSES, Method
 from kd_cli.losses.common import check_logits, log_probabilities
 from kd_cli.ranges import NonNegative, Positive
 from kd_cli.types import Batch, Outputs
@@ -23,9 +23,6 @@ def kd_loss(
         teacher_logits: [B, K]; no gradient flows into them unless they ask for one.
         temperature: T > 0.
         scale_by_t2: multiply by T², which keeps the size of the gradient when T changes (section 2.1).
-
-    Raises:
-        ValueError: if the shapes differ.
     """
     check_logits(student_logits, teacher_logits)
     student = log_probabilities(student_logits, temperature)
@@ -35,7 +32,7 @@ def kd_loss(
 
 
 @LOSSES.register("kd")
-class KD(Distiller):
+class KD(Method):
     """Hinton, Vinyals, Dean 2015, arXiv:1503.02531: KL divergence of softened probabilities.
 
     Args:
@@ -44,11 +41,9 @@ class KD(Distiller):
         scale_by_t2: multiply by T²; false only to repeat articles that forgot it.
     """
 
-    def __init__(self, temperature: Positive = 4.0, kl_weight: NonNegative = 0.9, scale_by_t2: bool = True) -> None:
-        super().__init__()
-        self.temperature = temperature
-        self.kl_weight = kl_weight
-        self.scale_by_t2 = scale_by_t2
+    temperature: Positive = 4.0
+    kl_weight: NonNegative = 0.9
+    scale_by_t2: bool = True
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:  # noqa: ARG002
         return self.kl_weight * kd_loss(student.logits, teacher.logits, self.temperature, self.scale_by_t2)

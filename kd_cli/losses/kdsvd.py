@@ -7,13 +7,13 @@ from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from kd_cli.losses.adapters import check_channels, check_stages, matching
-from kd_cli.losses.base import LOSSES, Distiller
+from kd_cli.losses.adapters import Stages, check_channels
+from kd_cli.losses.base import LOSSES
 from kd_cli.losses.common import at_least_float32, inner_products, unit
 from kd_cli.ranges import Count, NonNegative
-from kd_cli.types import Batch, DataSpec, Outputs
+from kd_cli.types import Batch, Outputs
 
 BANDWIDTH = 8.0  # β of the radial basis function
 MORE_CANDIDATES = 3  # the student's vectors among which the teacher's are looked for: so many more
@@ -39,9 +39,6 @@ def kdsvd_loss(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor], k
     Returns:
         Scalar, mean over the batch, summed over k, m, n and the pairs of stages, as in the authors' code. (That code
         leaves the sign of the teacher's vectors to the solver; here their entries sum to 0 or more.)
-
-    Raises:
-        ValueError: if a stage has other channels in the student than in the teacher.
     """
     check_channels(student_maps, teacher_maps)
     vectors = [aligned_vectors(*pair, k) for pair in zip(student_maps, teacher_maps, strict=True)]
@@ -110,7 +107,7 @@ def eigenvectors(matrices: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 @LOSSES.register("kdsvd")
-class KDSVD(Distiller):
+class KDSVD(Stages):
     """Lee et al. 2018, arXiv:1807.06819: singular vectors of feature maps change over the stages as the teacher's do.
 
     Where a stage has not the teacher's channels, a learned 1×1 convolution gives them to it; sizes need not agree. The
@@ -121,26 +118,12 @@ class KDSVD(Distiller):
         k: singular vectors of each map, ≥ 1.
         kdsvd_weight: ≥ 0.
         taps: the student's feature maps, two stages at least.
-        teacher_taps: the teacher's; null: the same names.
     """
 
-    def __init__(
-        self,
-        k: Count = 1,
-        kdsvd_weight: NonNegative = 1.0,
-        taps: Sequence[str] = ("stages",),
-        teacher_taps: Sequence[str] | None = None,
-    ) -> None:
-        super().__init__(taps, teacher_taps)
-        self.k = k
-        self.kdsvd_weight = kdsvd_weight
-
-    def bind(self, student: Outputs, teacher: Outputs, data: DataSpec) -> None:  # noqa: ARG002
-        pairs = self.pairs(student, teacher)
-        check_stages(pairs)
-        self.projections = nn.ModuleList(matching(ours, theirs) for ours, theirs in pairs)
+    k: Count = 1
+    kdsvd_weight: NonNegative = 1.0
+    taps: Sequence[str] = ("stages",)
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:  # noqa: ARG002
-        ours, theirs = zip(*self.pairs(student, teacher), strict=True)
-        projected = [project(at_least_float32(maps)) for project, maps in zip(self.projections, ours, strict=True)]
+        projected, theirs = self.stages(student, teacher)
         return self.kdsvd_weight * kdsvd_loss(projected, theirs, self.k)

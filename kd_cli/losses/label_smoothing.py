@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from kd_cli.losses.base import LOSSES, Distiller
+from kd_cli.losses.base import LOSSES, Method
 from kd_cli.losses.common import log_probabilities
 from kd_cli.ranges import Fraction
 from kd_cli.types import Batch, Outputs
@@ -27,7 +27,7 @@ def label_smoothing_loss(logits: Tensor, labels: Tensor, smoothing: float = 0.1)
 
 
 @LOSSES.register("label_smoothing")
-class LabelSmoothing(Distiller):
+class LabelSmoothing(Method):
     """Szegedy et al. 2016, arXiv:1512.00567: smoothed labels, no teacher.
 
     Args:
@@ -36,9 +36,7 @@ class LabelSmoothing(Distiller):
 
     teacher = "none"
 
-    def __init__(self, smoothing: Fraction = 0.1) -> None:
-        super().__init__()
-        self.smoothing = smoothing
+    smoothing: Fraction = 0.1
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:  # noqa: ARG002
         return label_smoothing_loss(student.logits, batch.labels, self.smoothing)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from kd_cli.losses.base import LOSSES, Distiller
+from kd_cli.losses.base import LOSSES, Method
 from kd_cli.losses.common import check_logits, inner_products, log_probabilities
 from kd_cli.losses.kd import kd_loss
 from kd_cli.ranges import NonNegative, Positive
@@ -34,9 +34,6 @@ def mlkd_loss(
         instance_weight: of the divergence.
         batch_weight: of the Gram matrices [B, B] of images.
         class_weight: of the Gram matrices [K, K] of classes.
-
-    Raises:
-        ValueError: if the shapes differ.
     """
     check_logits(student_logits, teacher_logits)
     teacher_logits = teacher_logits.detach()
@@ -53,7 +50,7 @@ def gram_distance(one: Tensor, other: Tensor) -> Tensor:
 
 
 @LOSSES.register("mlkd")
-class MLKD(Distiller):
+class MLKD(Method):
     """Jin, Wang, Lin, CVPR 2023: images, relations of images and relations of classes at several temperatures.
 
     The authors' code reads a weakly and a strongly augmented view of each image, and masks by the teacher's confidence
@@ -69,20 +66,15 @@ class MLKD(Distiller):
         ValueError: no temperature, or a number outside its range.
     """
 
-    def __init__(
-        self,
-        temperatures: Sequence[Positive] = (2.0, 3.0, 4.0, 5.0, 6.0),
-        instance_weight: NonNegative = 0.9,
-        batch_weight: NonNegative = 0.9,
-        class_weight: NonNegative = 0.9,
-    ) -> None:
-        super().__init__()
-        if not temperatures:
+    temperatures: Sequence[Positive] = (2.0, 3.0, 4.0, 5.0, 6.0)
+    instance_weight: NonNegative = 0.9
+    batch_weight: NonNegative = 0.9
+    class_weight: NonNegative = 0.9
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.temperatures:
             raise ValueError("temperatures: [] is not possible; it must name one at least")
-        self.temperatures = list(temperatures)
-        self.instance_weight = instance_weight
-        self.batch_weight = batch_weight
-        self.class_weight = class_weight
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:  # noqa: ARG002
         weights = self.instance_weight, self.batch_weight, self.class_weight

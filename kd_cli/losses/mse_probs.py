@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from kd_cli.losses.base import LOSSES, Distiller
+from kd_cli.losses.base import LOSSES, Method
 from kd_cli.losses.common import check_logits, log_probabilities
 from kd_cli.ranges import NonNegative, Positive
 from kd_cli.types import Batch, Outputs
@@ -18,9 +18,6 @@ def mse_probs_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: 
         student_logits: [B, K].
         teacher_logits: [B, K].
         temperature: T > 0.
-
-    Raises:
-        ValueError: if the shapes differ.
     """
     check_logits(student_logits, teacher_logits)
     student = log_probabilities(student_logits, temperature).exp()
@@ -29,7 +26,7 @@ def mse_probs_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: 
 
 
 @LOSSES.register("mse_probs")
-class MSEProbs(Distiller):
+class MSEProbs(Method):
     """Brier 1950, doi:10.1175/1520-0493(1950)078<0001:VOFEIT>2.0.CO;2: squared distance of softened probabilities.
 
     Args:
@@ -37,10 +34,8 @@ class MSEProbs(Distiller):
         mse_weight: ≥ 0. Probabilities differ by less than 1, so this weight is larger than that of logits.
     """
 
-    def __init__(self, temperature: Positive = 1.0, mse_weight: NonNegative = 10.0) -> None:
-        super().__init__()
-        self.temperature = temperature
-        self.mse_weight = mse_weight
+    temperature: Positive = 1.0
+    mse_weight: NonNegative = 10.0
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:  # noqa: ARG002
         return self.mse_weight * mse_probs_loss(student.logits, teacher.logits, self.temperature)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from kd_cli.losses.base import LOSSES, Distiller
+from kd_cli.losses.base import LOSSES, Method
 from kd_cli.losses.common import check_logits, log_probabilities, other_logits
 from kd_cli.ranges import NonNegative, Positive
 from kd_cli.types import Batch, Outputs
@@ -31,9 +31,6 @@ def nkd_loss(
         target_weight: of the label's term.
         nontarget_weight: γ.
         temperature: T > 0, of the other classes (the paper's λ).
-
-    Raises:
-        ValueError: if the shapes differ.
     """
     check_logits(student_logits, teacher_logits)
     teacher_logits, column = teacher_logits.detach(), labels[:, None]
@@ -46,7 +43,7 @@ def nkd_loss(
 
 
 @LOSSES.register("nkd")
-class NKD(Distiller):
+class NKD(Method):
     """Yang et al. 2023, arXiv:2303.13005: soft cross-entropy of the label and of the normalised other classes.
 
     Args:
@@ -55,13 +52,9 @@ class NKD(Distiller):
         temperature: T > 0, of the others' term.
     """
 
-    def __init__(
-        self, target_weight: NonNegative = 1.0, nontarget_weight: NonNegative = 1.5, temperature: Positive = 1.0
-    ) -> None:
-        super().__init__()
-        self.target_weight = target_weight
-        self.nontarget_weight = nontarget_weight
-        self.temperature = temperature
+    target_weight: NonNegative = 1.0
+    nontarget_weight: NonNegative = 1.5
+    temperature: Positive = 1.0
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         weights = self.target_weight, self.nontarget_weight, self.temperature

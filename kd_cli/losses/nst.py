@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from kd_cli.losses.adapters import check_maps, check_positions, same_size
-from kd_cli.losses.base import LOSSES, Distiller
+from kd_cli.losses.base import LOSSES, Features
 from kd_cli.losses.common import at_least_float32, inner_products, unit
 from kd_cli.ranges import NonNegative
 from kd_cli.types import Batch, DataSpec, Outputs
@@ -22,9 +22,6 @@ def nst_loss(student_feature: Tensor, teacher_feature: Tensor) -> Tensor:
     Args:
         student_feature: [B, C_s, H_s, W_s].
         teacher_feature: [B, C_t, H_t, W_t]; no gradient flows into it. The matrices take B · C_t² numbers.
-
-    Raises:
-        ValueError: if either feature is not 4-dimensional.
     """
     check_maps(student_feature, teacher_feature)
     maps = same_size(at_least_float32(student_feature), at_least_float32(teacher_feature.detach()))
@@ -38,7 +35,7 @@ def kernel_mean(one: Tensor, other: Tensor) -> Tensor:
 
 
 @LOSSES.register("nst")
-class NST(Distiller):
+class NST(Features):
     """Huang & Wang 2017, arXiv:1707.01219: the student's channels select what those of its teacher do.
 
     Summed over the stages. Channels are compared as sets, so that their numbers need not agree. Maps that are compared
@@ -47,17 +44,10 @@ class NST(Distiller):
     Args:
         nst_weight: ≥ 0.
         taps: the student's feature maps.
-        teacher_taps: the teacher's; null: the same names.
     """
 
-    def __init__(
-        self,
-        nst_weight: NonNegative = 50.0,
-        taps: Sequence[str] = ("stages",),
-        teacher_taps: Sequence[str] | None = None,
-    ) -> None:
-        super().__init__(taps, teacher_taps)
-        self.nst_weight = nst_weight
+    nst_weight: NonNegative = 50.0
+    taps: Sequence[str] = ("stages",)
 
     def bind(self, student: Outputs, teacher: Outputs, data: DataSpec) -> None:  # noqa: ARG002
         check_positions(self.pairs(student, teacher))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from kd_cli.losses.adapters import as_maps, connector, halving, same_size
-from kd_cli.losses.base import LOSSES, Distiller
+from kd_cli.losses.base import LOSSES, Features
 from kd_cli.losses.common import at_least_float32
 from kd_cli.ranges import NonNegative
 from kd_cli.types import Batch, DataSpec, Outputs
@@ -57,7 +57,7 @@ class NegativeMean(nn.Module):
 
 
 @LOSSES.register("ofd")
-class OFD(Distiller):
+class OFD(Features):
     """Heo et al. 2019, arXiv:1904.01866: pre-ReLU features, margin ReLU of the teacher's, partial squared distance.
 
     A connector (1×1 convolution, batch normalisation) gives the student's feature the teacher's channels; the larger of
@@ -71,20 +71,10 @@ class OFD(Distiller):
     Args:
         ofd_weight: ≥ 0.
         taps: the student's features before the last ReLU of each stage, [B, C, H, W] or [B, D].
-        teacher_taps: the teacher's; null: the same names.
-
-    Raises:
-        ValueError: a number outside its range, or features of another shape.
     """
 
-    def __init__(
-        self,
-        ofd_weight: NonNegative = 1e-3,
-        taps: Sequence[str] = ("preacts",),
-        teacher_taps: Sequence[str] | None = None,
-    ) -> None:
-        super().__init__(taps, teacher_taps)
-        self.ofd_weight = ofd_weight
+    ofd_weight: NonNegative = 1e-3
+    taps: Sequence[str] = ("preacts",)
 
     def bind(self, student: Outputs, teacher: Outputs, data: DataSpec) -> None:  # noqa: ARG002
         pairs = [(as_maps(ours), as_maps(theirs)) for ours, theirs in self.pairs(student, teacher)]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from kd_cli.losses.base import LOSSES, Distiller
+from kd_cli.losses.base import LOSSES, Features
 from kd_cli.losses.common import at_least_float32, inner_products, unit
 from kd_cli.ranges import NonNegative
 from kd_cli.types import Batch, Outputs
@@ -41,7 +41,7 @@ def conditional_probabilities(embedding: Tensor) -> Tensor:
 
 
 @LOSSES.register("pkt")
-class PKT(Distiller):
+class PKT(Features):
     """Passalis & Tefas 2018, arXiv:1803.10837: the student's embeddings have the neighbours of the teacher's.
 
     Summed over the features. A batch of one image has no pair: its loss is 0.
@@ -49,17 +49,10 @@ class PKT(Distiller):
     Args:
         pkt_weight: ≥ 0.
         taps: the student's features, maps or vectors.
-        teacher_taps: the teacher's; null: the same names.
     """
 
-    def __init__(
-        self,
-        pkt_weight: NonNegative = 30000.0,
-        taps: Sequence[str] = ("embedding",),
-        teacher_taps: Sequence[str] | None = None,
-    ) -> None:
-        super().__init__(taps, teacher_taps)
-        self.pkt_weight = pkt_weight
+    pkt_weight: NonNegative = 30000.0
+    taps: Sequence[str] = ("embedding",)
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:  # noqa: ARG002
         return self.pkt_weight * self.over_pairs(pkt_loss, student, teacher)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd_cli.losses.adapters import Norm, as_maps
-from kd_cli.losses.base import LOSSES, Distiller
+from kd_cli.losses.base import LOSSES, Features
 from kd_cli.losses.common import at_least_float32
 from kd_cli.ranges import Count, NonNegative
 from kd_cli.types import Batch, DataSpec, Outputs
@@ -72,7 +72,7 @@ def resized(maps: Tensor, size: torch.Size) -> Tensor:
 
 
 @LOSSES.register("reviewkd")
-class ReviewKD(Distiller):
+class ReviewKD(Features):
     """Chen et al. 2021, arXiv:2104.09044: a student's stage, fused with all deeper ones, learns the teacher's stage.
 
     From the deepest stage to the shallowest, each is fused with what the deeper ones became, and compared with the
@@ -83,22 +83,11 @@ class ReviewKD(Distiller):
         channels: of the fused maps at most, ≥ 1; never more than the student's deepest stage has.
         hcl_weight: of the sum over the stages, ≥ 0.
         taps: the student's features from shallow to deep, [B, C, H, W] or [B, D].
-        teacher_taps: the teacher's; null: the same names.
-
-    Raises:
-        ValueError: a number outside its range, or features of another shape.
     """
 
-    def __init__(
-        self,
-        channels: Count = 512,
-        hcl_weight: NonNegative = 5.0,
-        taps: Sequence[str] = ("stages",),
-        teacher_taps: Sequence[str] | None = None,
-    ) -> None:
-        super().__init__(taps, teacher_taps)
-        self.channels = channels
-        self.hcl_weight = hcl_weight
+    channels: Count = 512
+    hcl_weight: NonNegative = 5.0
+    taps: Sequence[str] = ("stages",)
 
     def bind(self, student: Outputs, teacher: Outputs, data: DataSpec) -> None:  # noqa: ARG002
         pairs = self._from_the_deepest(student, teacher)

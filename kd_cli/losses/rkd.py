@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kd_cli.losses.base import LOSSES, Distiller
+from kd_cli.losses.base import LOSSES, Features
 from kd_cli.losses.common import at_least_float32, inner_products, unit
 from kd_cli.ranges import NonNegative
 from kd_cli.types import Batch, Outputs
@@ -72,7 +72,7 @@ def angles(embeddings: Tensor) -> Tensor:
 
 
 @LOSSES.register("rkd")
-class RKD(Distiller):
+class RKD(Features):
     """Park et al. 2019, arXiv:1904.05068: distances and angles between the embeddings of a batch.
 
     A batch of one image has no distance, one of two no angle: the term is 0 there.
@@ -81,19 +81,11 @@ class RKD(Distiller):
         distance_weight: of the distances, ≥ 0.
         angle_weight: of the angles, ≥ 0.
         taps: the student's embeddings.
-        teacher_taps: the teacher's; null: the same names.
     """
 
-    def __init__(
-        self,
-        distance_weight: NonNegative = 25.0,
-        angle_weight: NonNegative = 50.0,
-        taps: Sequence[str] = ("embedding",),
-        teacher_taps: Sequence[str] | None = None,
-    ) -> None:
-        super().__init__(taps, teacher_taps)
-        self.distance_weight = distance_weight
-        self.angle_weight = angle_weight
+    distance_weight: NonNegative = 25.0
+    angle_weight: NonNegative = 50.0
+    taps: Sequence[str] = ("embedding",)
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:  # noqa: ARG002
         terms = [

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd_cli.losses.adapters import Norm, as_maps, makes_logits
-from kd_cli.losses.base import LOSSES, Distiller
+from kd_cli.losses.base import LOSSES, Features
 from kd_cli.losses.common import at_least_float32
 from kd_cli.ranges import Count, NonNegative
 from kd_cli.taps import Tapped, classifier_of, published_taps, select
@@ -118,7 +118,7 @@ def _conv_norm(inputs: int, outputs: int, kernel: int) -> list[nn.Module]:
 
 
 @LOSSES.register("simkd")
-class SimKD(Distiller):
+class SimKD(Features):
     """Chen et al. 2022, arXiv:2203.14001: the student learns the teacher's last feature, and is given its classifier.
 
     What is evaluated and saved is the student with a projector and a frozen copy of the teacher's classifier. The
@@ -132,30 +132,23 @@ class SimKD(Distiller):
         reduction: the projector's inner channels are the teacher's divided by it, ≥ 1.
         simkd_weight: ≥ 0.
         taps: the student's features, [B, C, H, W] or [B, D].
-        teacher_taps: the teacher's; null: the same names.
 
     Raises:
         ValueError: a number outside its range, or a teacher whose linear classifier reads none of the taps.
     """
 
-    def __init__(
-        self,
-        reduction: Count = 2,
-        simkd_weight: NonNegative = 1.0,
-        taps: Sequence[str] = ("final", "embedding"),
-        teacher_taps: Sequence[str] | None = None,
-    ) -> None:
-        super().__init__(taps, teacher_taps)
-        self.reduction = reduction
-        self.simkd_weight = simkd_weight
+    reduction: Count = 2
+    simkd_weight: NonNegative = 1.0
+    taps: Sequence[str] = ("final", "embedding")
 
     def bind(self, student: Outputs, teacher: Outputs, data: DataSpec) -> None:  # noqa: ARG002
         pairs = self.pairs(student, teacher)
         reused = [i for i, (_, theirs) in enumerate(pairs) if makes_logits(teacher, theirs)]
         if not reused:
             raise ValueError(
-                f"teacher_taps: of none of {list(self.teacher_taps)} the teacher's classifier makes its logits; it "
-                "must be linear, its input published as `embedding`, and that be one of the taps: loss.taps=[embedding]"
+                f"teacher_taps: of none of {list(self.teacher_taps or ())} the teacher's classifier makes its logits; "
+                "it must be linear, its input published as `embedding`, and that be one of the taps: "
+                "loss.taps=[embedding]"
             )
         self.tap = reused[0] - len(pairs)  # from the deepest: the student may have more stages
         ours, theirs = pairs[self.tap]

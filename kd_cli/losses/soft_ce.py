@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from kd_cli.losses.base import LOSSES, Distiller
+from kd_cli.losses.base import LOSSES, Method
 from kd_cli.losses.common import check_logits, log_probabilities
 from kd_cli.ranges import NonNegative, Positive
 from kd_cli.types import Batch, Outputs
@@ -19,9 +19,6 @@ def soft_ce_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: fl
         student_logits: [B, K].
         teacher_logits: [B, K].
         temperature: T > 0.
-
-    Raises:
-        ValueError: if the shapes differ.
     """
     check_logits(student_logits, teacher_logits)
     teacher = log_probabilities(teacher_logits, temperature).exp()
@@ -29,7 +26,7 @@ def soft_ce_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: fl
 
 
 @LOSSES.register("soft_ce")
-class SoftCE(Distiller):
+class SoftCE(Method):
     """Hinton, Vinyals, Dean 2015, arXiv:1503.02531: cross-entropy with soft targets.
 
     Args:
@@ -37,10 +34,8 @@ class SoftCE(Distiller):
         soft_ce_weight: ≥ 0.
     """
 
-    def __init__(self, temperature: Positive = 4.0, soft_ce_weight: NonNegative = 0.9) -> None:
-        super().__init__()
-        self.temperature = temperature
-        self.soft_ce_weight = soft_ce_weight
+    temperature: Positive = 4.0
+    soft_ce_weight: NonNegative = 0.9
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:  # noqa: ARG002
         return self.soft_ce_weight * soft_ce_loss(student.logits, teacher.logits, self.temperature)

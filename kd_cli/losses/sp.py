@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor
 
-from kd_cli.losses.base import LOSSES, Distiller
+from kd_cli.losses.base import LOSSES, Features
 from kd_cli.losses.common import at_least_float32, inner_products, unit
 from kd_cli.ranges import NonNegative
 from kd_cli.types import Batch, Outputs
@@ -30,7 +30,7 @@ def similarity(feature: Tensor) -> Tensor:
 
 
 @LOSSES.register("sp")
-class SP(Distiller):
+class SP(Features):
     """Tung & Mori 2019, arXiv:1907.09682: images that are alike to the teacher are alike to the student.
 
     Summed over the features. A batch of one image has no pair: its loss is 0.
@@ -38,17 +38,10 @@ class SP(Distiller):
     Args:
         sp_weight: ≥ 0.
         taps: the student's features, maps or vectors.
-        teacher_taps: the teacher's; null: the same names.
     """
 
-    def __init__(
-        self,
-        sp_weight: NonNegative = 3000.0,
-        taps: Sequence[str] = ("stage-1",),
-        teacher_taps: Sequence[str] | None = None,
-    ) -> None:
-        super().__init__(taps, teacher_taps)
-        self.sp_weight = sp_weight
+    sp_weight: NonNegative = 3000.0
+    taps: Sequence[str] = ("stage-1",)
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:  # noqa: ARG002
         return self.sp_weight * self.over_pairs(sp_loss, student, teacher)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from kd_cli.losses.adapters import makes_logits, projection
-from kd_cli.losses.base import LOSSES, Distiller
+from kd_cli.losses.base import LOSSES, Features
 from kd_cli.losses.common import at_least_float32, check_logits, inner_products
 from kd_cli.ranges import NonNegative
 from kd_cli.types import Batch, DataSpec, Outputs
@@ -43,7 +43,7 @@ def frozen_logits(embedding: Tensor, classifier: nn.Linear) -> Tensor:
 
 
 @LOSSES.register("srrl")
-class SRRL(Distiller):
+class SRRL(Features):
     """Yang et al. 2021 (ICLR): the teacher's classifier shall say of the student's embedding what it says of its own.
 
     A linear connector brings the student's embedding into the teacher's space. (The authors' connector ends with batch
@@ -59,16 +59,9 @@ class SRRL(Distiller):
         ValueError: a number outside its range, or a teacher whose linear classifier does not read that tap.
     """
 
-    def __init__(
-        self,
-        fm_weight: NonNegative = 1.0,
-        sr_weight: NonNegative = 1.0,
-        taps: Sequence[str] = ("embedding",),
-        teacher_taps: Sequence[str] | None = None,
-    ) -> None:
-        super().__init__(taps, teacher_taps)
-        self.fm_weight = fm_weight
-        self.sr_weight = sr_weight
+    fm_weight: NonNegative = 1.0
+    sr_weight: NonNegative = 1.0
+    taps: Sequence[str] = ("embedding",)
 
     def bind(self, student: Outputs, teacher: Outputs, data: DataSpec) -> None:  # noqa: ARG002
         pairs = self.pairs(student, teacher)
@@ -77,8 +70,8 @@ class SRRL(Distiller):
         ours, theirs = pairs[0]
         if not makes_logits(teacher, theirs):
             raise ValueError(
-                f"teacher_taps: {list(self.teacher_taps)} is not what a linear classifier of the teacher makes its "
-                "logits of; the teacher must publish its `embedding`"
+                f"teacher_taps: {list(self.teacher_taps or ())} is not what a linear classifier of the teacher makes "
+                "its logits of; the teacher must publish its `embedding`"
             )
         self.connector = projection(ours, theirs.shape[1])
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd_cli.losses.adapters import check_same_kind, projection, same_size
-from kd_cli.losses.base import LOSSES, Distiller
+from kd_cli.losses.base import LOSSES, Features
 from kd_cli.losses.common import at_least_float32
 from kd_cli.ranges import NonNegative, within
 from kd_cli.types import Batch, DataSpec, Outputs
@@ -32,9 +32,6 @@ def vid_loss(mean: Tensor, variance: Tensor, teacher_feature: Tensor) -> Tensor:
     Returns:
         Scalar, mean over batch, channels and positions. (The paper sums over channels and positions; the mean is what
         the usual weight is made for.)
-
-    Raises:
-        ValueError: if the shapes differ.
     """
     if mean.shape != teacher_feature.shape:
         shapes = f"{list(mean.shape)} and {list(teacher_feature.shape)}"
@@ -70,7 +67,7 @@ class Gaussian(nn.Module):
 
 
 @LOSSES.register("vid")
-class VID(Distiller):
+class VID(Features):
     """Ahn et al. 2019, arXiv:1904.05835: the student keeps the information that the teacher's features hold.
 
     Summed over the stages. The mean is predicted by two learned 1×1 convolutions (of vectors linear layers) with a ReLU
@@ -81,19 +78,11 @@ class VID(Distiller):
         initial_variance: of every channel before the first step; it is learned. > 1e-5, which is the least.
         vid_weight: ≥ 0.
         taps: the student's features.
-        teacher_taps: the teacher's; null: the same names.
     """
 
-    def __init__(
-        self,
-        initial_variance: Annotated[float, within(above=1e-5)] = 5.0,
-        vid_weight: NonNegative = 1.0,
-        taps: Sequence[str] = ("stages",),
-        teacher_taps: Sequence[str] | None = None,
-    ) -> None:
-        super().__init__(taps, teacher_taps)
-        self.initial_variance = initial_variance
-        self.vid_weight = vid_weight
+    initial_variance: Annotated[float, within(above=1e-5)] = 5.0
+    vid_weight: NonNegative = 1.0
+    taps: Sequence[str] = ("stages",)
 
     def bind(self, student: Outputs, teacher: Outputs, data: DataSpec) -> None:  # noqa: ARG002
         pairs = self.pairs(student, teacher)

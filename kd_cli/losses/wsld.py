@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kd_cli.losses.base import LOSSES, Distiller
+from kd_cli.losses.base import LOSSES, Method
 from kd_cli.losses.common import at_least_float32, check_logits, log_probabilities
 from kd_cli.ranges import NonNegative, Positive
 from kd_cli.types import Batch, Outputs
@@ -23,9 +23,6 @@ def wsld_loss(student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, te
         teacher_logits: [B, K]; no gradient flows into them.
         labels: [B], int64.
         temperature: T > 0, of the divergence.
-
-    Raises:
-        ValueError: if the shapes differ.
     """
     check_logits(student_logits, teacher_logits)
     student = log_probabilities(student_logits, temperature)
@@ -47,7 +44,7 @@ def soft_label_weights(student_logits: Tensor, teacher_logits: Tensor, labels: T
 
 
 @LOSSES.register("wsld")
-class WSLD(Distiller):
+class WSLD(Method):
     """Zhou et al. 2021, arXiv:2102.00650: images that the student knows better than the teacher weigh less.
 
     Args:
@@ -55,10 +52,8 @@ class WSLD(Distiller):
         kl_weight: ≥ 0, of the weighted divergence.
     """
 
-    def __init__(self, temperature: Positive = 2.0, kl_weight: NonNegative = 2.5) -> None:
-        super().__init__()
-        self.temperature = temperature
-        self.kl_weight = kl_weight
+    temperature: Positive = 2.0
+    kl_weight: NonNegative = 2.5
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         return self.kl_weight * wsld_loss(student.logits, teacher.logits, batch.labels, self.temperature)

@@ -70,11 +70,7 @@ class PairedGain:
 
 
 def paired_gain(gains: Sequence[float]) -> PairedGain:
-    """Summary of seed-paired differences in percentage points.
-
-    Raises:
-        ValueError: fewer than two.
-    """
+    """Summary of seed-paired differences in percentage points. Raises ValueError: fewer than two."""
     if len(gains) < 2:
         raise ValueError("a spread needs two seeds at least")
     std = statistics.stdev(gains)

@@ -61,7 +61,6 @@ class CNN(nn.Module):
         }
 
     def forward(self, images: Tensor) -> Tensor:
-        """[B, C, H, W] → [B, K]."""
         return cast(Tensor, self.fc(self.hidden(self.blocks(images).flatten(1))))
 
 

@@ -42,5 +42,4 @@ class MLP(nn.Module):
         self.taps = {"embedding": "fc:in"}
 
     def forward(self, images: Tensor) -> Tensor:
-        """[B, C, H, W] → [B, K]."""
         return cast(Tensor, self.fc(self.hidden(images.flatten(1))))

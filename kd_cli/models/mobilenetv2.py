@@ -43,7 +43,6 @@ class MobileNetV2(nn.Module):
         initialise(self, linear_std=0.01)
 
     def forward(self, images: Tensor) -> Tensor:
-        """[B, C, H, W] → [B, K]."""
         return cast(Tensor, self.fc(self.pool(self.head(self.stages(self.stem(images)))).flatten(1)))
 
 

@@ -42,7 +42,6 @@ class ResNet(nn.Module):
         initialise(self)
 
     def forward(self, images: Tensor) -> Tensor:
-        """[B, C, H, W] → [B, K]."""
         features = self.layer1(self.relu(self.bn1(self.conv1(images))))
         features = self.layer3(self.layer2(features))
         return cast(Tensor, self.fc(self.pool(features).flatten(1)))

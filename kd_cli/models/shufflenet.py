@@ -48,7 +48,6 @@ class ShuffleNet(nn.Module):
         self.taps = {f"stage{i + 1}": f"stages.{i}" for i in range(3)} | {"final": "pool:in", "embedding": "fc:in"}
 
     def forward(self, images: Tensor) -> Tensor:
-        """[B, C, H, W] → [B, K]."""
         return cast(Tensor, self.fc(self.pool(self.head(self.stages(self.stem(images)))).flatten(1)))
 
 

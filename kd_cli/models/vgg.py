@@ -41,7 +41,6 @@ class VGG(nn.Module):
         initialise(self, linear_std=0.01)
 
     def forward(self, images: Tensor) -> Tensor:
-        """[B, C, H, W] → [B, K]."""
         return cast(Tensor, self.fc(self.pool(self.stages(images)).flatten(1)))
 
 

@@ -37,7 +37,6 @@ class WideResNet(nn.Module):
         nn.init.zeros_(self.fc.bias)
 
     def forward(self, images: Tensor) -> Tensor:
-        """[B, C, H, W] → [B, K]."""
         features = self.block3(self.block2(self.block1(self.conv1(images))))
         return cast(Tensor, self.fc(self.pool(self.relu(self.bn1(features))).flatten(1)))
 

@@ -220,11 +220,7 @@ class Checkpoints:
         return places[-1][0] if places else None
 
     def after(self, epoch: int) -> Checkpoint:
-        """The one after `epoch` epochs.
-
-        Raises:
-            DataError: it is missing, damaged or of another run.
-        """
+        """The one after `epoch` epochs. Raises DataError: it is missing, damaged or of another run."""
         return self._open(self.folder / place_name((epoch, 0)))
 
     def _open(self, path: Path) -> Checkpoint:

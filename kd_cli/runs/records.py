@@ -36,11 +36,7 @@ def run_record(run: Path) -> dict[str, Any]:
 
 
 def run_result(run: Path) -> dict[str, Any] | None:
-    """result.json, likewise; None where there is none.
-
-    Raises:
-        DataError: it is damaged.
-    """
+    """result.json, likewise; None where there is none. Raises DataError: it is damaged."""
     path = run / "result.json"
     result = read_record(path, "Remove it and give the run's command again (kd show): its checkpoints are judged anew")
     if result is not None and "best_epoch" in result:

@@ -94,11 +94,7 @@ class SweepDir:
 
 
 def read_sweep(path: Path) -> dict[str, Any]:
-    """The record of a sweep's folder; empty for any other folder.
-
-    Raises:
-        DataError: it is damaged.
-    """
+    """The record of a sweep's folder; empty for any other folder. Raises DataError: it is damaged."""
     remedy = "Remove it and give the sweep's command again: points that are complete are not run again"
     record = read_record(path / _RECORD, remedy) or {}
     check_kinds(record, _KINDS, path / _RECORD)

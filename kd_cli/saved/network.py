@@ -96,11 +96,7 @@ class Saved:
         return _model(self.source, self.recorded, self._chosen, self._overrides, self.role)
 
     def data(self) -> Data:
-        """The data, as the network sees them.
-
-        Raises:
-            DataError: they are missing, or do not fit the network.
-        """
+        """The data, as the network sees them. Raises DataError: they are missing, or do not fit the network."""
         data = seen_by(self.source, load_dataset(self.dataset))
         _check_fit(self.source, data)
         return data

@@ -46,11 +46,7 @@ class Source:
 
     @cached_property
     def record(self) -> dict[str, Any]:
-        """run.json, or nothing.
-
-        Raises:
-            DataError: it is damaged.
-        """
+        """run.json, or nothing. Raises DataError: it is damaged."""
         return run_record(self.run) if self.run else {}
 
     @property
@@ -123,11 +119,7 @@ def seen_by(source: Source, data: Data) -> Data:
 
 
 def load_weights(network: nn.Module, source: Source) -> None:
-    """Puts a source's weights into a network.
-
-    Raises:
-        DataError: they belong to another architecture.
-    """
+    """Puts a source's weights into a network. Raises DataError: they belong to another architecture."""
     tensors, _ = read_tensors(source.weights)
     check_numbers(tensors, network.state_dict(), source.weights)
     try:

@@ -138,7 +138,8 @@ def write_bytes(path: Path, content: bytes) -> None:
             temporary.replace(path)
             sync(path.parent)
         finally:
-            _forget(temporary)
+            with suppress(OSError):  # a disk that cannot be written has nothing to be removed
+                temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -221,11 +222,6 @@ def _remedy(error: OSError) -> str:
     if error.errno in _GONE:
         return "Bring the folder back"
     return "Make it writable" if error.errno in _LOCKED else "Make room"
-
-
-def _forget(path: Path) -> None:
-    with suppress(OSError):  # a disk that cannot be written has nothing to be removed
-        path.unlink(missing_ok=True)
 
 
 def remove_unfinished(folder: Path, older_than: float = 0) -> None:

@@ -12,7 +12,7 @@ from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
-from types import ModuleType
+from types import FrameType, ModuleType
 from typing import Any
 
 # All that training needs.
@@ -60,6 +60,18 @@ def stop_blocked() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+@contextmanager
+def heeding(handler: Callable[[int, FrameType | None], object]) -> Iterator[None]:
+    """Has Ctrl-C and SIGTERM call the handler; `nohup` ignores one of them, and so it stays."""
+    heeded = [number for number in STOP if signal.getsignal(number) is not signal.SIG_IGN]
+    old = {number: signal.signal(number, handler) for number in heeded}
+    try:
+        yield
+    finally:
+        for number, before in old.items():
+            signal.signal(number, before)
 
 
 @contextmanager

@@ -18,8 +18,8 @@ from kd_cli import console
 from kd_cli.errors import KDError
 from kd_cli.machine import available_cores, given_threads
 from kd_cli.storage.files import read_json
-from kd_cli.sweeps.fork_server import STOP
-from kd_cli.sweeps.point import Point, failed, not_started
+from kd_cli.sweeps.fork_server import STOP, heeding
+from kd_cli.sweeps.point import KEPT, Point, failed, not_started, point_names
 from kd_cli.sweeps.processes import Share, run_points, show_point
 from kd_cli.sweeps.worker import Work
 
@@ -126,7 +126,7 @@ class _Outcomes:
         self.points: dict[int, Point] = {}
         self.reason: KDError | None = None  # why submitit has no more to say
         self._works, self._local = works, local
-        self._names = [f"point {number} of {first + len(works)}" for number in range(first + 1, first + len(works) + 1)]
+        self._names = point_names(first, len(works))
         self._already = [(work.folder / "result.json").exists() for work in works]
         self._exit_code: int | None = None  # of the request to stop
 
@@ -142,13 +142,8 @@ class _Outcomes:
             with suppress(RuntimeError):  # it may have come in the middle of another line
                 console.notice("stopping; once more leaves without waiting for the points that run")
 
-        heeded = [number for number in STOP if signal.getsignal(number) is not signal.SIG_IGN]  # `nohup` ignores one
-        old = {number: signal.signal(number, stop) for number in heeded}
-        try:
+        with heeding(stop):
             yield
-        finally:
-            for number, handler in old.items():
-                signal.signal(number, handler)
 
     @property
     def stopped(self) -> bool:
@@ -179,5 +174,4 @@ class _Outcomes:
             return {"point": label, "status": "running", "error": error, "exit_code": self._exit_code}
         if not started:
             return {**not_started(label), "exit_code": self._exit_code}
-        error = "stopped; what was trained is kept"
-        return {"point": label, "status": "interrupted", "error": error, "exit_code": self._exit_code}
+        return {"point": label, "status": "interrupted", "error": KEPT, "exit_code": self._exit_code}

@@ -15,6 +15,7 @@ Point = Mapping[str, Any]
 
 LOG = "log.txt"  # in the folder of a point: what it said, or, where it said it on the screen, why it failed
 
+KEPT = "stopped; what was trained is kept"
 FINE = ("completed", "ready", "pruned")
 
 
@@ -39,6 +40,11 @@ def attempt(label: str, start: Callable[[], Point]) -> Point:
         return {"point": label, "status": "pruned", "error": str(error), "val_top1": error.val_top1}
     except Exception as error:
         return failed(label, error)
+
+
+def point_names(first: int, count: int) -> list[str]:
+    """`point 3 of 4`, of each in a batch; `first` is how many points earlier batches had."""
+    return [f"point {number} of {first + count}" for number in range(first + 1, first + count + 1)]
 
 
 def not_started(label: str) -> Point:

@@ -17,8 +17,8 @@ from typing import Any
 from kd_cli import console
 from kd_cli.errors import ConfigError, KDError
 from kd_cli.sweeps import worker
-from kd_cli.sweeps.fork_server import STOP, fork
-from kd_cli.sweeps.point import Point, failed, not_started, numbers
+from kd_cli.sweeps.fork_server import fork, heeding
+from kd_cli.sweeps.point import KEPT, Point, failed, not_started, numbers, point_names
 from kd_cli.sweeps.worker import GRACE, Environment, Work
 
 _WATCH_SECONDS = 0.2
@@ -117,15 +117,12 @@ def _requests(unwanted: Callable[[], bool] | None) -> Iterator[Connection]:
     receiver, sender = Pipe(duplex=False)
     over = threading.Event()
     watchers = [threading.Thread(target=_watch, args=(unwanted, over, sender))] if unwanted else []
-    heeded = [number for number in STOP if signal.getsignal(number) is not signal.SIG_IGN]  # `nohup` ignores one
-    old = {number: signal.signal(number, lambda number, _: sender.send(number)) for number in heeded}
     for watcher in watchers:
         watcher.start()
     try:
-        yield receiver
+        with heeding(lambda number, _: sender.send(number)):
+            yield receiver
     finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
         over.set()
         for watcher in watchers:
             watcher.join()
@@ -144,8 +141,7 @@ class _Crew:
     """The points of a sweep: those that wait, those that run, those that are done."""
 
     def __init__(self, works: Sequence[Work], share: Share, first: int) -> None:
-        total = first + len(works)
-        self.names = [f"point {number} of {total}" for number in range(first + 1, total + 1)]
+        self.names = point_names(first, len(works))
         self.waiting = list(zip(self.names, works, strict=True))
         self.running: list[_Child] = []
         self.points: dict[str, Point] = {}
@@ -184,7 +180,7 @@ class _Crew:
     def _end(self, child: _Child) -> None:
         point = child.end(killed=self.stopped)
         if self.stopped and point["status"] == "interrupted":
-            point = {**point, "error": "stopped; what was trained is kept", "exit_code": self._exit_code}
+            point = {**point, "error": KEPT, "exit_code": self._exit_code}
         self.points[child.name] = point
         self.running.remove(child)
         child.show(point)

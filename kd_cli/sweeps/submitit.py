@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 from kd_cli.errors import ConfigError, KDError
@@ -51,11 +52,9 @@ class Submitit:
     def run(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Point]]:
         """What came of each job, with its place among them, in any order."""
         executor = self._executor()
-        if self.local:
-            with stop_blocked():
-                submitted = _submit(executor, jobs)
-        else:
-            submitted = _submit(executor, jobs)
+        with stop_blocked() if self.local else nullcontext(), executor.batch():
+            handed = [executor.submit(job) for job in jobs]
+        submitted = dict(enumerate(handed))
         while submitted:
             done = [number for number, job in submitted.items() if job.done()]
             for number in done:
@@ -77,12 +76,6 @@ class Submitit:
         except (AssertionError, NameError, TypeError, ValueError) as error:
             raise ConfigError(f"hydra.launcher: {error}") from error
         return executor
-
-
-def _submit(executor: Any, jobs: Sequence[Job]) -> dict[int, Any]:
-    with executor.batch():
-        submitted = [executor.submit(job) for job in jobs]
-    return dict(enumerate(submitted))
 
 
 def _outcome(job: Job, submitted: Any) -> Point:

@@ -103,11 +103,7 @@ def size_of(axes: Sequence[Axis]) -> int | None:
 
 
 def grid_of(axes: Sequence[Axis]) -> Mapping[str, list[Any]]:
-    """Every value of every option.
-
-    Raises:
-        ConfigError: an option with a continuum of values.
-    """
+    """Every value of every option. Raises ConfigError: an option with a continuum of values."""
     grid = {axis.key: axis.values() for axis in axes}
     for axis in axes:
         if grid[axis.key] is None:
