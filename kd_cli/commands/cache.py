@@ -32,7 +32,8 @@ def command(
     console.setup(as_json=json)
     from kd_cli.storage.cache import cache_folder
 
-    rows = _chosen([_row(path) for path in _paths(cache_folder())], entries or [])
+    folders = (cache_folder() / kind for kind in ("teacher", "data"))
+    rows = _chosen([_row(path) for folder in folders for path in sorted(folder.glob("[!.]*"))], entries or [])
     if action == "clear":
         _clear(rows)
         return
@@ -52,10 +53,6 @@ def command(
             f"damaged: {', '.join(damaged)}. A run would notice and make it again; or remove it:\n"
             f"kd cache clear {' '.join(damaged)}"
         )
-
-
-def _paths(root: Path) -> list[Path]:
-    return [path for kind in ("teacher", "data") for path in sorted((root / kind).glob("[!.]*"))]
 
 
 def _row(path: Path) -> dict[str, Any]:

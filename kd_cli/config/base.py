@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -59,10 +58,3 @@ def recipe_differences(baseline: Recipe, distilled: Recipe) -> dict[str, list[An
     """What the baseline's and the distilled student's recipes do not share: such a gain is not distillation's alone."""
     others = vars(distilled)
     return {key: [value, others[key]] for key, value in vars(baseline).items() if value != others[key]}
-
-
-def to_yaml(config: Mapping[str, Any]) -> str:
-    """A configuration as yaml, in the order of its keys."""
-    from omegaconf import OmegaConf
-
-    return OmegaConf.to_yaml(OmegaConf.create(dict(config)))

@@ -14,24 +14,6 @@ from kd_cli.errors import ConfigError, suggest
 from kd_cli.registry import bind_options, convert
 
 
-def check_early(config: Config) -> None:
-    """Finds what the commands would find as well, later.
-
-    Raises:
-        ConfigError: options of the data, of a procedure or of a recipe that are not possible here.
-    """
-    dataset, what = config["dataset"], f"dataset {config['dataset']['name']!r}"
-    shared = {key: value for key, value in dataset.items() if key in COMMON}
-    try:
-        Common(**bind_options(Common, shared, where="dataset", what=what))
-    except ValueError as error:
-        raise ConfigError(f"{what}: {error}") from error
-    check_numbers(config)
-    recipes = set(stage_recipes(config).values())
-    for recipe in recipes if len(recipes) == 1 else ():  # else it depends on which of them the command trains
-        check_possible(recipe, validation=dataset.get("val_fraction") != 0, on_cuda=config["device"] != "cpu")
-
-
 def check_config(config: Config, reference: Config) -> None:
     """Checks every key and the type of every value, without torch.
 
@@ -45,7 +27,6 @@ def check_config(config: Config, reference: Config) -> None:
     if problems:
         raise ConfigError("\n".join(problems))
     make_recipe(config["trainer"])
-    stage_recipes(config)
     if not 0 < config["teacher_cache_gb"] < math.inf:
         raise ConfigError(
             f"teacher_cache_gb: {config['teacher_cache_gb']} is not possible; it must be above 0 "
@@ -53,6 +34,23 @@ def check_config(config: Config, reference: Config) -> None:
         )
     if config["seed"] < 0:
         raise ConfigError(f"seed: {config['seed']} is not possible; it must be a whole number ≥ 0")
+    _check_data(config["dataset"])
+    check_numbers(config)
+    _check_recipes(config)
+
+
+def _check_data(dataset: Mapping[str, Any]) -> None:
+    what, shared = f"dataset {dataset['name']!r}", {key: value for key, value in dataset.items() if key in COMMON}
+    try:
+        Common(**bind_options(Common, shared, where="dataset", what=what))
+    except ValueError as error:
+        raise ConfigError(f"{what}: {error}") from error
+
+
+def _check_recipes(config: Config) -> None:
+    recipes = set(stage_recipes(config).values())
+    for recipe in recipes if len(recipes) == 1 else ():  # else it depends on which of them the command trains
+        check_possible(recipe, validation=config["dataset"].get("val_fraction") != 0, on_cuda=config["device"] != "cpu")
 
 
 def _nameless(config: Config) -> list[str]:

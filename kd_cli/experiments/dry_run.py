@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 from kd_cli.config.base import Config, Launch, Stage
 from kd_cli.config.plan import Training
-from kd_cli.data.base import Data
+from kd_cli.data.base import Data, Part
 from kd_cli.experiments.preflight import Ready, get_ready
 from kd_cli.experiments.setup import Setup, make_setup
 from kd_cli.runs.metrics import read_metrics
@@ -35,11 +35,8 @@ def dry_run(config: Config, launch: Launch) -> dict[str, Any]:
     if ready is None:
         return {"status": "completed", **place, "trainings": []}
     trainings = [_described(setup, launch, training, ready.data) for training in setup.trainings]
-    return {"status": "ready", **place, "data": _sizes(ready.data), **_teacher(ready), "trainings": trainings}
-
-
-def _sizes(data: Data) -> dict[str, Any]:
-    return {"name": data.name, "train": data.size("train"), "val": data.size("val"), "test": data.size("test")}
+    data = {"name": ready.data.name, **{part: ready.data.size(part) for part in get_args(Part)}}
+    return {"status": "ready", **place, "data": data, **_teacher(ready), "trainings": trainings}
 
 
 def _teacher(ready: Ready) -> dict[str, Any]:

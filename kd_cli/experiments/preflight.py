@@ -12,6 +12,7 @@ from torch import nn
 from kd_cli import console
 from kd_cli.config.base import Launch, Stage
 from kd_cli.config.plan import Training, check_groups
+from kd_cli.config.recipe import check_possible
 from kd_cli.data.base import Data, load_dataset
 from kd_cli.errors import ConfigError, DataError
 from kd_cli.experiments.build import build_network, build_peer, build_task
@@ -19,7 +20,7 @@ from kd_cli.experiments.setup import Setup
 from kd_cli.runs.identity import is_complete
 from kd_cli.runs.records import sound_record
 from kd_cli.teachers.load import Known, Teacher, find_teacher, load_teachers
-from kd_cli.training.fit import check_recipe, check_same_images
+from kd_cli.training.fit import check_same_images
 from kd_cli.training.task import Distillation
 
 _PROCEDURES = {"specialists", "assistants", "generations"}
@@ -87,7 +88,8 @@ def prepare(setup: Setup, data: Data, teachers: Sequence[Known]) -> Ready:
     if setup.stage is None:
         _check_specialists(setup, data)
     for training in setup.trainings:
-        check_recipe(setup.recipes[training.stage], data, setup.device)
+        recipe, on_cuda = setup.recipes[training.stage], setup.device.type == "cuda"
+        check_possible(recipe, validation=bool(data.size("val")), on_cuda=on_cuda)
     stand_ins = {name for training in setup.trainings for name in training.teachers}
     networks: dict[str, nn.Module] = {}
     tasks: dict[str, Distillation] = {}

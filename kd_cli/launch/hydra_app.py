@@ -12,7 +12,7 @@ from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 from kd_cli.config.base import TRIAL, Config, Launch
-from kd_cli.config.check import check_config, check_early
+from kd_cli.config.check import check_config
 from kd_cli.config.compose import composed, conf_dir, plain, reference
 from kd_cli.config.hydra_checks import check_hydra
 from kd_cli.config.overrides import (
@@ -214,7 +214,6 @@ def _prepared(command: str, arguments: Sequence[str], composed: Any, hydra: Any)
             "type hydra.job.chdir=false"
         )
     check_config(config, reference(hydra))
-    check_early(config)
     load_plugins(config["plugins"])
     named = any(override_key(override) == "hydra.run.dir" for override in hydra.overrides.hydra)
     launch = Launch(

@@ -127,7 +127,8 @@ def named_taps(network: nn.Module, taps: Mapping[str, str]) -> dict[str, str]:
 def _published(network: nn.Module, what: str, num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
     """`network` with taps, after it was seen to classify a batch of 2."""
     images = torch.zeros(2, *image_shape)
-    candidates, activations = _stage_candidates(network), _activations(network)
+    candidates = _stage_candidates(network)
+    activations = [path for path, module in network.named_modules() if isinstance(module, nn.ReLU | nn.ReLU6)]
     seen: dict[str, _Seen] = {}
     try:
         logits = _tried(network, images, dict.fromkeys([*candidates, *activations]), seen)
@@ -167,10 +168,6 @@ def _stage_candidates(network: nn.Module) -> list[str]:
     if layers or "features" not in children:
         return layers
     return [f"features.{name}" for name, _ in children["features"].named_children()]
-
-
-def _activations(network: nn.Module) -> list[str]:
-    return [path for path, module in network.named_modules() if isinstance(module, nn.ReLU | nn.ReLU6)]
 
 
 def _stages(outputs: Mapping[str, Any]) -> dict[str, str]:

@@ -44,7 +44,7 @@ def load_pretrained(network: nn.Module, path: str) -> None:
     except DataError as error:
         raise ValueError(f"pretrained: {error}") from error
     differing = [name for name, tensor in loaded.items() if tensor.shape != own[name].shape]
-    kept = _layers(differing)
+    kept = {name.rpartition(".")[0] for name in differing}
     if kept - _ends(network):
         name = next(name for name in differing if name.rpartition(".")[0] not in _ends(network))
         raise ValueError(
@@ -89,10 +89,6 @@ def _unwrapped(found: Any, path: Path) -> dict[str, Tensor]:
         if all(name.startswith(prefix) for name in found):
             found = {name.removeprefix(prefix): value for name, value in found.items()}
     return dict(found)
-
-
-def _layers(names: list[str]) -> set[str]:
-    return {name.rpartition(".")[0] for name in names}
 
 
 def _ends(network: nn.Module) -> set[str]:

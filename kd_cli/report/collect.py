@@ -10,7 +10,7 @@ from typing import Any
 
 from kd_cli.errors import ConfigError
 from kd_cli.report.records import Run, mapping, read_run
-from kd_cli.runs.folder import find_runs, status_of
+from kd_cli.runs.folder import find_records, status_of
 from kd_cli.runs.records import sound_record
 from kd_cli.storage.files import read_json
 
@@ -80,7 +80,7 @@ def collect(targets: Sequence[Path]) -> Collected:
 
 def _search(target: Path, found: Collected) -> None:
     seen = {each.path.resolve() for each in found.compared}
-    folders = list(find_runs(target))
+    folders = [folder for folder, _ in find_records(target)]
     for folder in {target, *(above for each in folders for above in _above(each, target))}:
         _add_sweep(folder, found)
     for folder in folders:

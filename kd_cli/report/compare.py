@@ -102,7 +102,7 @@ def comparisons(found: Collected) -> list[Comparison]:
     loose = [run for run in students if run.path not in used and not _weightless(run)]
     baselines: dict[str, list[Run]] = {}
     for run in found.runs.values():
-        if run.done and _is_baseline(run):
+        if run.done and (run.stage == "baseline" or _weightless(run)):
             baselines.setdefault(pairing(run), []).append(run)
     made = [*whole, *(_loose(run, baselines.get(pairing(run), []), by_weights, found) for run in loose)]
     readable = [each for each in made if all(run.config for run in each.runs)]
@@ -138,10 +138,6 @@ def pairing(run: Run) -> str:
 def acts_as(run: Run, used: set[Path]) -> str:
     """A run's stage; a loose student whose loss has no weight is a baseline."""
     return "baseline" if run.path not in used and _weightless(run) else run.stage
-
-
-def _is_baseline(run: Run) -> bool:
-    return run.stage == "baseline" or (run.record.get("stage") == "distilled" and _weightless(run))
 
 
 def _weightless(run: Run) -> bool:

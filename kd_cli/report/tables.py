@@ -97,7 +97,7 @@ def not_done_table(results: Mapping[str, Any]) -> Table:
     """Points that did not finish, and how to run them again."""
     columns = ("point", "status", "reason", "log", "again")
     rows = [
-        [each["point"], each["status"], _first_line(each["error"]), each["log"], each["rerun"]]
+        [each["point"], each["status"], str(each["error"] or "").partition("\n")[0] or None, each["log"], each["rerun"]]
         for each in results["points_not_done"]
     ]
     return Table("Not finished", columns, rows, columns)
@@ -127,10 +127,6 @@ def _number(value: Any) -> str | None:
     if isinstance(value, float):
         return f"{value:.2f}"
     return f"{value:,}" if isinstance(value, int) else value
-
-
-def _first_line(text: Any) -> str | None:
-    return str(text).splitlines()[0] if text else None
 
 
 def gain_sentence(metric: str, gain: Mapping[str, Any]) -> str:

@@ -22,7 +22,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from kd_cli.config.base import to_yaml
 from kd_cli.errors import ConfigError, DiskError, status_after
 from kd_cli.runs.checkpoint import Checkpoints, owner
 from kd_cli.runs.identity import check_same, config_digest, in_use
@@ -158,10 +157,12 @@ class RunDir:
             return
         facts = dict(identity)
         diff = facts.pop("git_diff", "")
+        from omegaconf import OmegaConf
+
         with self.there():
             if diff:
                 write_text(self.path / "git.diff", diff)
-            write_text(self.path / "config.yaml", to_yaml(config))
+            write_text(self.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(dict(config))))
             self.record = {**facts, "config_digest": digest, "started": now(), **running}
             write_json(self.path / "run.json", self.record)
         self._remedy = resume_line(self.path, identity)
@@ -174,13 +175,8 @@ class RunDir:
         return record
 
 
-def find_runs(root: Path) -> Iterator[Path]:
-    """Every folder under `root` that holds a run, newest first; what a comparison links to is found where it is."""
-    return (path for path, _ in find_records(root))
-
-
 def find_records(root: Path) -> list[tuple[Path, dict[str, Any]]]:
-    """The runs of `find_runs`, each with its run.json."""
+    """Every folder under `root` that holds a run, with its run.json, newest first; links are not followed."""
     found = []
     for folder, below, files in os.walk(root):
         if "run.json" in files:

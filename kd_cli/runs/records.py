@@ -175,14 +175,6 @@ def _is_rows(value: Any) -> bool:
     return numbers and [row.get("epoch") for row in value] == list(range(1, len(value) + 1))
 
 
-def _is_group(value: Any) -> bool:
-    return value is None or (isinstance(value, list) and bool(value) and all(map(is_count, value)))
-
-
-def _is_digests(value: Any) -> bool:
-    return isinstance(value, dict) and is_text(value.get("best")) and is_text(value.get("last"))
-
-
 _RUN: Mapping[str, Fits] = {
     "command": is_text,
     "arguments": is_texts,
@@ -192,7 +184,9 @@ _RUN: Mapping[str, Fits] = {
     "loss": is_options,
     "data": _is_data,
     "teacher": _is_teacher,
-    "specialist": _is_group,
+    "specialist": lambda value: (
+        value is None or (isinstance(value, list) and value != [] and all(map(is_count, value)))
+    ),
 }
 STATE: Mapping[str, Fits] = {
     "records": _is_rows,
@@ -212,7 +206,10 @@ EXPORT: Mapping[str, Fits] = {
     "mean": is_numbers,
     "std": is_numbers,
 }
-_RESULT: Mapping[str, Fits] = {"best_epoch": is_count, "epochs": is_count, "weights_sha256": _is_digests}
+_RESULT: Mapping[str, Fits] = {
+    **dict.fromkeys(("best_epoch", "epochs"), is_count),
+    "weights_sha256": lambda value: is_mapping(value) and is_text(value.get("best")) and is_text(value.get("last")),
+}
 _LISTED: Mapping[str, Fits] = {
     **dict.fromkeys(("packages", "data", "teacher", "model", "loss", "machine", "mlflow"), is_mapping),
     "arguments": is_texts,

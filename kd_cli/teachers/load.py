@@ -167,21 +167,17 @@ def _measure(
 
 def _fits(record: Mapping[str, Any], options: Mapping[str, Any], data: Data) -> bool:
     facts = record.get("data", {})
-    same_data = facts.get("fingerprint") == data.fingerprint and _normalisation(facts) == _normalisation(_facts(data))
-    return same_data and record.get("model") == dict(options)
+    same_images = facts.get("fingerprint") == data.fingerprint
+    same_view = _normalisation(facts.get("preprocessing", {})) == _normalisation(data.preprocessing)
+    return same_images and same_view and record.get("model") == dict(options)
 
 
-def _facts(data: Data) -> dict[str, Any]:
-    return {"preprocessing": data.preprocessing}
-
-
-def _normalisation(facts: Mapping[str, Any]) -> Any:
-    preprocessing = facts.get("preprocessing", {})
+def _normalisation(preprocessing: Mapping[str, Any]) -> Any:
     return [list(preprocessing.get(key, [])) for key in ("mean", "std")]
 
 
-def _normalisation_text(facts: Mapping[str, Any]) -> str:
-    mean, std = (str(values).replace(" ", "") for values in _normalisation(facts))
+def _normalisation_text(preprocessing: Mapping[str, Any]) -> str:
+    mean, std = (str(values).replace(" ", "") for values in _normalisation(preprocessing))
     return f"dataset.mean={mean} dataset.std={std}"
 
 
@@ -204,8 +200,9 @@ def _check_record(source: Source, options: Mapping[str, Any], data: Data) -> Non
             f"teacher.checkpoint: {source.run} knows {len(classes)} classes ({_names(classes)}){order}, the data have "
             f"{data.spec.num_classes} ({_names(data.spec.class_names)}); train a teacher on these data"
         )
-    if _normalisation(facts) != _normalisation(_facts(data)):
-        learned, now = (_normalisation_text(each) for each in (facts, _facts(data)))
+    learned = facts.get("preprocessing", {})
+    if _normalisation(learned) != _normalisation(data.preprocessing):
+        learned, now = (_normalisation_text(each) for each in (learned, data.preprocessing))
         raise DataError(
             f"teacher.checkpoint: {source.run} was trained with {learned}, and the images now have {now}; "
             f"type {learned}, or train a teacher on these data"
@@ -230,7 +227,7 @@ def _check_accuracy(top1: float, source: Source, data: Data) -> None:
         raise DataError(
             f"teacher.checkpoint: {source.weights} has {top1:.2f} % on the validation images, and guessing may reach "
             f"{guess:.2f} %: its weights are random, its classes in another order ({_names(data.spec.class_names)}), "
-            f"or its images were normalised otherwise than with {_normalisation_text(_facts(data))}; "
+            f"or its images were normalised otherwise than with {_normalisation_text(data.preprocessing)}; "
             "type dataset.mean=… dataset.std=… as it was trained, or name a run of kd, which records all that: "
             "teacher.checkpoint=RUN"
         )

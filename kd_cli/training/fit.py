@@ -49,14 +49,14 @@ def fit(
         callbacks: they see every epoch and the result.
 
     Raises:
-        ConfigError: as `check_recipe`.
+        ConfigError: as `check_possible`.
         DataError: the images have changed since the training was begun.
         DivergedError: a loss is not finite.
         OutOfMemory: a batch does not fit.
         KDError: the run's folder cannot be written.
     """
     stage, seed = facts["stage"], facts["seed"]
-    check_recipe(recipe, data, device)
+    check_possible(recipe, validation=bool(data.size("val")), on_cuda=device.type == "cuda")
     check_same_images(run.path, run.record, data)
     run.note(data=_data_facts(data), seed=seed)
     if recipe.compile:
@@ -79,15 +79,6 @@ def fit(
         for callback in callbacks:
             callback.finish(result)
     return result
-
-
-def check_recipe(recipe: Recipe, data: Data, device: torch.device) -> None:
-    """Finds what of a recipe cannot be done with these data on this device.
-
-    Raises:
-        ConfigError: early stopping without validation images, or a precision that the device does not have.
-    """
-    check_possible(recipe, validation=bool(data.size("val")), on_cuda=device.type == "cuda")
 
 
 def finished(run: RunDir, data: Data) -> Result | None:

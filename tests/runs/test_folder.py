@@ -14,7 +14,7 @@ import torch
 
 from kd_cli.errors import ConfigError, DataError, DivergedError, KDError
 from kd_cli.runs.checkpoint import Checkpoint
-from kd_cli.runs.folder import RunDir, find_runs, status_of
+from kd_cli.runs.folder import RunDir, find_records, status_of
 from kd_cli.runs.metrics import read_metrics
 
 CONFIG = {"seed": 0, "loss": {"temperature": 4.0}}
@@ -151,4 +151,4 @@ def test_find_runs_lists_the_newest_first(tmp_path: Path) -> None:
     for name in ("a", "b", "c"):
         with open_run(tmp_path / name):
             pass
-    assert [path.name for path in find_runs(tmp_path)] == ["c", "b", "a"]
+    assert [path.name for path, _ in find_records(tmp_path)] == ["c", "b", "a"]

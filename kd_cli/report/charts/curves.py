@@ -27,7 +27,8 @@ _DOTTED = 30  # epochs whose values are dots on the line
 def curves_chart(results: Mapping[str, Any]) -> Chart | None:
     """One drawing of all runs; which measure, which lines and whether single runs is chosen on the page."""
     runs = [run for run in results["runs"] if run["curves"] and run["curves"]["epoch"]]
-    metrics = {key: name for key, name in _METRICS.items() if any(_known(run, key) for run in runs)}
+    values = {key: [value for run in runs for value in run["curves"].get(key) or []] for key in _METRICS}
+    metrics = {key: name for key, name in _METRICS.items() if any(value is not None for value in values[key])}
     if not metrics:
         return None
     families = families_of(runs)
@@ -189,10 +190,6 @@ def _place(run: Mapping[str, Any], epoch: int) -> int | None:
     if 0 < epoch <= len(epochs) and epochs[epoch - 1] == epoch:
         return epoch - 1
     return epochs.index(epoch) if epoch in epochs else None
-
-
-def _known(run: Mapping[str, Any], metric: str) -> bool:
-    return any(value is not None for value in run["curves"].get(metric) or [])
 
 
 def _words(families: Sequence[Family], metrics: Mapping[str, str]) -> str:

@@ -48,7 +48,8 @@ class TensorBoard:
 
         assert self._writer is not None
         numbers = final_numbers(result)
-        options = {key: _shown(value) for key, value in parameters(self._run).items() if value is not None}
+        known = {key: value for key, value in parameters(self._run).items() if value is not None}
+        options = {key: value if isinstance(value, bool | int | float) else str(value) for key, value in known.items()}
         for summary in hparams(options, numbers):
             self._writer._get_file_writer().add_summary(summary)  # add_hparams would open a run of its own
         for name, value in numbers.items():
@@ -57,7 +58,3 @@ class TensorBoard:
     def close(self, status: str) -> None:  # noqa: ARG002 - it has no place for it
         if self._writer is not None:
             self._writer.close()
-
-
-def _shown(value: Any) -> Any:
-    return value if isinstance(value, bool | int | float | str) else str(value)
