@@ -10,11 +10,10 @@ from torch.nn import functional
 
 from kd_cli.data.base import DATASETS, Raw, checked_by
 from kd_cli.data.sampling import generator
-from kd_cli.ranges import require, within
+from kd_cli.ranges import NonNegative, within
 
 
-def _check(*, num_classes: int, num_train: int, num_test: int, channels: int, noise: float, **_: Any) -> None:
-    require("noise", noise, low=0.0)
+def _check(*, num_classes: int, num_train: int, num_test: int, channels: int, **_: Any) -> None:
     for option, value in (("num_train", num_train), ("num_test", num_test)):
         if value < num_classes:
             raise ValueError(f"{option}={value} leaves classes empty; type dataset.{option}={10 * num_classes}")
@@ -30,7 +29,7 @@ def synthetic(
     num_test: int = 500,
     image_size: Annotated[int, within(low=4)] = 16,
     channels: int = 3,
-    noise: float = 1.0,
+    noise: NonNegative = 1.0,
     seed: int = 0,
 ) -> Raw:
     """A made-up data set: an image is its class's pattern, a share of another's, and noise.
