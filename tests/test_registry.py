@@ -199,8 +199,9 @@ def test_a_range_that_a_constructor_checks_by_itself_is_kept_when_it_is_built() 
 
 
 def test_values_inside_their_ranges_are_possible() -> None:
-    MOTORS.build({"name": "class", "power": 1, "gears": None, "layers": [], "ratios": [0], "poles": 4, "slots": 2})
-    Motor(0.1, 1, (1, 2))
+    options = {"name": "class", "power": 1, "gears": None, "layers": [], "ratios": [0], "poles": 4, "slots": 2}
+    assert isinstance(MOTORS.build(options), Motor)
+    assert isinstance(Motor(0.1, 1, (1, 2)), Motor)
 
 
 def test_functions_and_subclasses_keep_the_ranges_too() -> None:

@@ -144,7 +144,7 @@ def is_options(value: Any) -> bool:
 
 
 def is_graft(value: Any, depth: int = 8) -> bool:
-    """As `source.graft_of` gives it: a loss and the one teacher that it took a part of, which may have a graft too."""
+    """As `weights.graft_of` gives it: a loss and the one teacher that it took a part of, which may have a graft too."""
     match value:
         case {"loss": loss, "teacher": {"models": [model], "grafts": [inner]}}:
             return depth > 0 and is_options(loss) and is_options(model) and is_graft(inner, depth - 1)

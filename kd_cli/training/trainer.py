@@ -72,7 +72,7 @@ class Trainer:
     def epochs(self, task: Task, data: Data, state: TrainState | None = None) -> Iterator[Record]:
         """Yields one record per epoch; goes on from `state` if one is given.
 
-        A request to end (see stopping) is raised between two steps, so that `state` can be saved there.
+        A request to end (see signals) is raised between two steps, so that `state` can be saved there.
 
         Raises:
             DivergedError: a loss or a gradient is not finite; the weights are those before that step.
