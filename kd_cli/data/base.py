@@ -140,8 +140,10 @@ class Data:
 
     def __init__(self, name: str, raw: Raw, common: Common) -> None:
         height, width, channels = _check_raw(name, raw)
-        key = "dataset.val_fraction"
-        kept, taken = order.stratified_split(raw.train_labels, common.val_fraction, common.split_seed, key=key)
+        used = order.draw_per_class(raw.train_labels, common.images_per_class, common.split_seed)
+        key, labels = "dataset.val_fraction", raw.train_labels[used]
+        split = order.stratified_split(labels, common.val_fraction, common.split_seed, key=key)
+        kept, taken = (used[part] for part in split)
         train, test = _stores(raw, common)
         self._parts: dict[Part, _Rows] = {
             "train": _Rows(train, kept, raw.train_labels[kept]),
@@ -152,7 +154,7 @@ class Data:
         self.name = name
         self.spec = DataSpec(len(raw.class_names), len(kept), (channels, height, width), raw.class_names)
         self.preprocessing: dict[str, Any] = self._prepare.record()
-        self.fingerprint = _fingerprint(raw, taken)
+        self.fingerprint = _fingerprint(raw, [taken] if common.images_per_class is None else [kept, taken])
         self.augmented = common.augment != "none"  # training images look different in every epoch
         self._view: View | None = None
 
@@ -277,8 +279,8 @@ def _check_raw(name: str, raw: Raw) -> tuple[int, int, int]:
     return shapes[0]
 
 
-def _fingerprint(raw: Raw, taken: Tensor) -> str:
-    """SHA-256 of pixels, labels, class names and the validation split, hex."""
+def _fingerprint(raw: Raw, split: Sequence[Tensor]) -> str:
+    """SHA-256 of pixels, labels, class names and the positions that are the split, hex."""
     pixels = [raw.digest] if raw.digest else [digest_of(raw.train_images), digest_of(raw.test_images)]
-    others = [digest_tensor(each) for each in (raw.train_labels, raw.test_labels, taken)]
+    others = [digest_tensor(each) for each in (raw.train_labels, raw.test_labels, *split)]
     return hashlib.sha256("\n".join([*pixels, *others, *raw.class_names]).encode()).hexdigest()

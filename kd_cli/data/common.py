@@ -17,6 +17,8 @@ class Common:
     Args:
         val_fraction: share of each class's training images kept for validation, 0 … 0.9; 0: no validation.
         split_seed: fixes that share; not the run's seed, so that a teacher of another seed never saw these images.
+        images_per_class: training images used of each class, those for validation among them, drawn by `split_seed`;
+            none: all.
         augment: what is done to training images; `kd_cli.data.augment` describes each.
         mean: per channel, of values 0 … 1; one number serves all channels; none: 0.
         std: likewise, > 0; none: 1.
@@ -30,6 +32,7 @@ class Common:
 
     val_fraction: float = 0.1
     split_seed: int = 0
+    images_per_class: int | None = None
     augment: Literal["none", "flip", "crop_flip", "strong"] = "none"
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
@@ -40,6 +43,10 @@ class Common:
     def __post_init__(self) -> None:
         if not 0 <= self.val_fraction <= 0.9:
             raise ValueError(f"val_fraction={self.val_fraction} is outside 0 … 0.9; type dataset.val_fraction=0.1")
+        if self.images_per_class is not None and self.images_per_class < 1:
+            raise ValueError(
+                f"images_per_class={self.images_per_class} must be 1 or more; type dataset.images_per_class=50"
+            )
         if self.mean == () or self.std == ():
             raise ValueError("mean and std need at least one number; type dataset.mean=[0.5] dataset.std=[0.5]")
         if self.std is not None and not all(0 < value < math.inf for value in self.std):

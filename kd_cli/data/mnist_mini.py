@@ -52,20 +52,20 @@ def draw(root: str) -> dict[str, Tensor]:
         ("test", full.test_images, full.test_labels),
     ):
         assert isinstance(images, Tensor)
-        rows = _balanced(labels, PER_CLASS[part], part)
+        rows = shipped_rows(labels, part)
         drawn[f"{part}_images"] = images[rows].squeeze(-1)
         drawn[f"{part}_labels"] = labels[rows].to(torch.uint8)
     return drawn
 
 
-def _balanced(labels: Tensor, per_class: int, part: str) -> Tensor:
-    """Positions of `per_class` images of each class, in shuffled order."""
+def shipped_rows(labels: Tensor, part: str) -> Tensor:
+    """Positions in MNIST's `part` of the images that are shipped, in shuffled order: as many of each class."""
     shuffled = torch.randperm(len(labels), generator=generator(DRAW_SEED, "mnist_mini", part))
     rank = torch.zeros(len(labels), dtype=torch.int64)
     for label in labels.unique().tolist():
         members = labels[shuffled] == label
         rank[members] = torch.arange(int(members.sum()))
-    return shuffled[rank < per_class]
+    return shuffled[rank < PER_CLASS[part]]
 
 
 if __name__ == "__main__":

@@ -37,6 +37,19 @@ def cut(order: Tensor, batch_size: int, steps: range, shard: tuple[int, int] = (
     return [order[step * batch_size : (step + 1) * batch_size][rank::world] for step in steps]
 
 
+def draw_per_class(labels: Tensor, count: int | None, seed: int) -> Tensor:
+    """Positions of `count` images of each class, or of all where it has fewer; none: of all. Ascending.
+
+    Args:
+        labels: [N], int64.
+    """
+    if count is None:
+        return torch.arange(len(labels))
+    shuffled = torch.randperm(len(labels), generator=generator(seed, "dataset.images_per_class"))
+    drawn = [shuffled[labels[shuffled] == label][:count] for label in labels.unique().tolist()]
+    return torch.cat(drawn).sort().values
+
+
 def stratified_split(labels: Tensor, fraction: float, seed: int, *, key: str) -> tuple[Tensor, Tensor]:
     """Divides positions so that each class gives `fraction` of its images, rounded, to the second part.
 

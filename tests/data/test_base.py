@@ -265,14 +265,29 @@ def test_a_split_that_takes_nothing_is_refused() -> None:
         make(num_classes=50, num_train=100, num_test=50, val_fraction=0.1)
 
 
+def test_of_each_class_no_more_images_are_used_than_asked_for() -> None:
+    data, whole = make(images_per_class=8, val_fraction=0.25), make(images_per_class=99)
+    for part, count in (("train", 6), ("val", 2)):
+        assert data.labels(part).bincount().tolist() == [count] * 10  # type: ignore[arg-type]
+    used = torch.cat([data._parts[part].rows for part in ("train", "val")])  # type: ignore[index]
+    assert len(used.unique()) == 80
+    assert data.spec.num_train == 60
+    assert data.size("test") == whole.size("test")
+    assert torch.equal(whole._parts["train"].rows, make()._parts["train"].rows)
+    assert not torch.equal(make(images_per_class=8)._parts["train"].rows, data._parts["train"].rows)
+    other = make(images_per_class=8, val_fraction=0.25, split_seed=1)
+    assert not torch.equal(other._parts["train"].rows, data._parts["train"].rows)
+
+
 # --- identity
 
 
 def test_the_fingerprint_says_which_images_labels_and_split() -> None:
     first = make().fingerprint
     assert make(augment="flip", mean=[0.3], workers=0).fingerprint == first
-    changed = (make(seed=1), make(split_seed=1), make(val_fraction=0.2), make(num_test=60))
-    assert len({first, *(data.fingerprint for data in changed)}) == 5
+    changed = [make(seed=1), make(split_seed=1), make(val_fraction=0.2), make(num_test=60)]
+    changed += [make(images_per_class=9), make(images_per_class=10), make(images_per_class=10, val_fraction=0.3)]
+    assert len({first, *(data.fingerprint for data in changed)}) == 8
 
 
 def raw(**changes: Any) -> Raw:
@@ -323,6 +338,8 @@ def refused(options: dict[str, Any]) -> str:
         ({"val_fracton": 0.1}, "dataset.val_fracton"),
         ({"val_fraction": "much"}, "dataset.val_fraction"),
         ({"val_fraction": 0.95}, "val_fraction=0.95"),
+        ({"images_per_class": 0}, "dataset.images_per_class"),
+        ({"images_per_class": 1.5}, "dataset.images_per_class"),
         ({"val_fraction": -0.1}, "dataset.val_fraction=0.1"),
         ({"split_seed": 0.5}, "dataset.split_seed"),
         ({"augment": "crop"}, "did you mean 'crop_flip'"),
