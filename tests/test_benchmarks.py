@@ -17,11 +17,12 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from benchmarks import script, students
+from benchmarks import default_run, script, students
 from benchmarks.measure import NOTHING, Done, Failed, Measured, Sample, interleave, run
 from benchmarks.page import COLUMNS, Page, machine
 from benchmarks.rows import ROWS, Row
 from benchmarks.workplace import Sizes, Workplace
+from kd_cli.data.mnist_mini import mnist_mini
 from kd_cli.losses.kd import kd_loss
 from kd_cli.models.base import MODELS
 
@@ -189,3 +190,50 @@ def test_a_program_of_its_own_reports_its_memory_and_its_failure(tmp_path: Path)
     assert done.peak_mb is None or 200 < done.peak_mb < 400
     with pytest.raises(Failed, match="ended with exit code 3: no such thing"):
         run([sys.executable, "-c", "import sys; print('no such thing', file=sys.stderr); sys.exit(3)"], cache=tmp_path)
+
+
+# --- the default of kd run
+
+
+class Told:
+    """Takes the place of running kd: two seeds of which one gains less than a point."""
+
+    def __init__(self) -> None:
+        self.commands: list[Sequence[str]] = []
+
+    def __call__(
+        self, command: Sequence[str], *, cache: Path, watch: bool = False, variables: Mapping[str, str] = NOTHING
+    ) -> Done:
+        assert cache.is_dir()
+        assert not watch
+        assert not variables
+        self.commands.append(command)
+        stages = {"teacher": {"test_top1": 98.0}, "baseline": {"test_top1": 91.0}}
+        points = [{**stages, "distilled": {"test_top1": 91.0 + gain}, "gain": gain} for gain in (0.5, 2.5)]
+        return Done(3.0 * len(self.commands), {"points": points})
+
+
+def test_the_default_run_is_judged_by_all_its_seeds(tmp_path: Path) -> None:
+    told = Told()
+    lines = default_run.measure(2, ["loss=dkd"], tmp_path, told).lines()
+    assert lines == [
+        "test top-1: teacher 98.00, baseline 91.00, distilled 92.50",
+        "gains: +0.50, +2.50",
+        "mean +1.50, std 1.41",
+        "helped at 2 of 2 seeds, by more than 1 point at 1",
+        "kd run: 3.0 s; the sweep: 6 s",
+    ]
+    assert [command[-1] for command in told.commands] == ["seed=0", "seed=range(2)"]
+    assert all("loss=dkd" in command for command in told.commands)
+
+
+@pytest.mark.data
+def test_the_default_is_chosen_on_images_that_are_neither_shipped_nor_tested(real_data: Path) -> None:
+    choice, shipped = default_run.mnist_choice(root=str(real_data)), mnist_mini()
+    assert isinstance(choice.test_images, torch.Tensor)
+    assert isinstance(shipped.train_images, torch.Tensor)
+    rows = [
+        {bytes(image) for image in images.flatten(1).numpy()} for images in (choice.test_images, shipped.train_images)
+    ]
+    assert len(choice.test_images) == 55_000
+    assert not rows[0] & rows[1]
