@@ -19,7 +19,7 @@ from kd_cli.errors import DataError, Terminated
 from kd_cli.metrics.evaluate import predict
 from kd_cli.metrics.scores import accuracy
 from kd_cli.models.base import count_parameters
-from kd_cli.runs.checkpoint import load_state
+from kd_cli.runs.checkpoint import damage_by_averaging, load_state
 from kd_cli.runs.folder import RunDir
 from kd_cli.runs.records import STATE, check_kinds
 from kd_cli.signals import patiently
@@ -89,6 +89,8 @@ def finished(run: RunDir, data: Data) -> Result | None:
     """
     if run.result is not None and not run.record.get("specialist"):  # whose data are a part of these
         check_same_images(run.path, run.record, data)
+    if run.result is not None and (damage := damage_by_averaging(run.path)):
+        console.notice(damage)
     return run.result
 
 
