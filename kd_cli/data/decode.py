@@ -228,5 +228,5 @@ def _pixels(shape: Sequence[int]) -> str:
 def reading_source() -> str:
     """The code that makes an opened image one as it is meant to be seen, for a script that runs without kd."""
     functions = (_check_size, _upright, _eight_bits, _opaque, _is_transparent)
-    constants = f"FORMATS = {FORMATS}\nMOST_PIXELS = {MOST_PIXELS:_}\n\n"
+    constants = f"FORMATS = {FORMATS}\nMOST_PIXELS = {MOST_PIXELS:_}\n"
     return "\n\n".join([constants, *map(inspect.getsource, functions)])
