@@ -75,7 +75,9 @@ def compare(config: Config, launch: Launch) -> Result:
 
 
 def _comparison(setup: Setup, results: Mapping[str, Result]) -> dict[str, Any]:
-    gain = round(results["distilled"]["test_top1"] - results["baseline"]["test_top1"], 2)
+    from kd_cli.metrics.significance import gain_over
+
+    gain = gain_over(results["baseline"], results["distilled"])
     differences = recipe_differences(setup.recipes["baseline"], setup.recipes["distilled"])
     return {"seed": setup.seed, "gain": gain} | ({"recipe_differences": differences} if differences else {})
 

@@ -57,9 +57,9 @@ def findings(results: Results) -> list[str]:
     """The sentences, the most important first; none where nothing was compared."""
     settings = [setting for setting in settings_of(results) if setting.values("distilled")]
     if not settings:
-        return []
+        return _constant(results)
     sayings: Sequence[Callable[[Sequence[Setting]], list[str]]] = (_gains, _choice, _teachers, _overfitting)
-    sentences = [sentence for say in sayings for sentence in say(settings)]
+    sentences = [*_constant(results), *(sentence for say in sayings for sentence in say(settings))]
     return [*sentences, *_costs(settings), *_transfer(results), *_recipes(results), *_caution(settings)]
 
 
@@ -79,6 +79,15 @@ def difference(first: Mapping[int, float], second: Mapping[int, float]) -> Paire
     """first − second, paired by seed; None with fewer than two common seeds."""
     differences = [value - second[seed] for seed, value in first.items() if seed in second]
     return paired_gain(differences) if len(differences) > 1 else None
+
+
+def _constant(results: Results) -> list[str]:
+    """Networks whose accuracy is that of a class, and not of what they have learned."""
+    return [
+        f"{run['name']} takes every test image for {run['only_answer']!r}: it tells nothing apart."
+        for run in results["runs"]
+        if run.get("only_answer") is not None
+    ]
 
 
 def _gains(settings: Sequence[Setting]) -> list[str]:

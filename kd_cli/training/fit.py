@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import torch
+from torch import Tensor
 
 from kd_cli import console
 from kd_cli.config.overrides import recipe_key
@@ -17,7 +18,7 @@ from kd_cli.console import Watcher
 from kd_cli.data.base import Data, Part
 from kd_cli.errors import DataError, Terminated
 from kd_cli.metrics.evaluate import predict
-from kd_cli.metrics.scores import accuracy
+from kd_cli.metrics.scores import accuracy, hits, only_answer
 from kd_cli.models.base import count_parameters
 from kd_cli.runs.checkpoint import damage_by_averaging, load_state
 from kd_cli.runs.folder import RunDir
@@ -74,7 +75,7 @@ def fit(
                     _train(trainer, task, data, state, run, [watcher, *callbacks])
                 records = trainer.records
         with evaluation_memory(recipe, where):
-            result = _judge(task, data, run, recipe, device, records, where) | facts
+            result = _judge(task, data, run, recipe, device, records, where, facts["stage"]) | facts
         run.finish(result)
         for callback in callbacks:
             callback.finish(result)
@@ -195,22 +196,30 @@ def _ended(records: Sequence[Record], recipe: Recipe) -> bool:
 
 
 def _judge(
-    task: Task, data: Data, run: RunDir, recipe: Recipe, device: torch.device, records: Sequence[Record], where: str
+    task: Task,
+    data: Data,
+    run: RunDir,
+    recipe: Recipe,
+    device: torch.device,
+    records: Sequence[Record],
+    where: str,
+    stage: str,
 ) -> Result:
     """Evaluates the best and the last epoch on the test images, each once."""
     from kd_cli.runs.predictions import Predictions, write_predictions
 
     best, last = best_epoch(records), int(records[-1]["epoch"])
-    digests, scores = {}, {}
+    digests, scores, correct = {}, {}, {}
     for epoch in {best, last}:
         with run.there():
             checkpoint = run.checkpoints.after(epoch)
             load_state(task.deployed, checkpoint.tensors("model"))
         digests[epoch] = checkpoint.model_digest
         said = predict(task.deployed, data, "test", batch_size=recipe.eval_batch_size, device=device)
-        scores[epoch] = accuracy(*said)
+        scores[epoch], correct[epoch] = accuracy(*said), int(hits(*said).sum())
         check_score(scores[epoch], "test", advice(recipe, where))
         if epoch == best:
+            _say_only_answer(stage, *said, data)
             with run.there():
                 write_predictions(run.path, Predictions(*said), weights=digests[epoch])
     chosen = next(row for row in records if row["epoch"] == best)
@@ -218,6 +227,8 @@ def _judge(
         "run": str(run.path),
         "test_top1": scores[best]["top1"],
         "test_top1_last": scores[last]["top1"],
+        "test_correct": correct[best],
+        "test_correct_last": correct[last],
         "test_nll": scores[best]["nll"],
         "val_top1": chosen.get("val_top1"),
         "best_epoch": best,
@@ -227,6 +238,12 @@ def _judge(
         "images": {part: data.size(part) for part in get_args(Part)},
         "weights_sha256": {"best": digests[best], "last": digests[last]},
     }
+
+
+def _say_only_answer(stage: str, logits: Tensor, labels: Tensor, data: Data) -> None:
+    name = only_answer(logits, labels, data.spec.class_names)
+    if name is not None:
+        console.notice(f"the {stage} network takes all {len(labels):,} test images for {name!r}: it learned nothing")
 
 
 def _data_facts(data: Data) -> dict[str, Any]:

@@ -216,7 +216,12 @@ class Trainer:
         """Means of the losses, weighted by images, and accuracy in percent."""
         means = {name: float(total) / self.seen for name, total in self.sums.items()}
         top1 = round(100 * means.pop("correct"), 2)
-        return {"train_top1": top1, **{f"train_{name}": mean for name, mean in means.items()}}
+        loss = means.pop("loss")  # the other terms are weighted: they sum to it
+        return {
+            "train_top1": top1,
+            "train_loss": loss,
+            **{f"train_weighted_{name}": each for name, each in means.items()},
+        }
 
     def _save_if_due(self) -> None:
         minutes = self.recipe.checkpoint_minutes
