@@ -168,8 +168,8 @@ def test_a_network_that_answers_one_class_for_everything_is_told(kd) -> None:
     Path("constant.py").write_text(CONSTANT)
     words = ["plugins=[constant.py]", "student=external", "student.callable=constant.Constant"]
     trained = kd("train-baseline", *SMALL[:3], *words, "trainer.epochs=1", "hydra.run.dir=run").err
-    assert "the baseline network takes all 100 test images for '1': it learned nothing" in trained
-    assert "takes all 100 images for '1': it tells nothing apart" in kd("evaluate", "run", *words).err
+    assert "the baseline network takes all 100 test images for 'pattern 1': it learned nothing" in trained
+    assert "takes all 100 images for 'pattern 1': it tells nothing apart" in kd("evaluate", "run", *words).err
 
 
 def test_of_images_of_one_class_nothing_is_said() -> None:
