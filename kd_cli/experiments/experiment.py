@@ -47,9 +47,13 @@ def distill(config: Config, launch: Launch) -> Result:
 def _train_one(config: Config, launch: Launch, stage: Stage) -> Result:
     setup = make_setup(config, stage)
     ready = get_ready(setup, launch)
-    with _opened(setup, launch) as (run, _):
+    with _opened(setup, launch) as (run, identity):
         if ready is None or run.result is not None:
             return _already(run)
+        if launch.extends is not None:
+            from kd_cli.experiments.extension import take_over
+
+            take_over(launch.extends, run, identity)
         return _learn(setup, launch, setup.trainings[0], run, ready, ready.teachers)
 
 
