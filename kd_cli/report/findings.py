@@ -16,6 +16,7 @@ from kd_cli.report.tables import STAGES, gain_sentence
 Results = Mapping[str, Any]
 _VERDICTS = ("helped", "hurt", "did not differ beyond its noise")  # as PairedGain gives them
 _DIGITS = 6  # of a mean; beyond them lies what adding in another order changes
+_LONG = 300  # characters of settings in one sentence; the table below has them all
 _EPOCHS = ("distill_trainer.epochs", "trainer.epochs")
 
 
@@ -95,10 +96,11 @@ def _gains(settings: Sequence[Setting]) -> list[str]:
     gains = {setting.name: gain for setting in settings if (gain := setting.gain())}
     if len(gains) < 2:
         return [gain.sentence() for gain in gains.values()] or _one_seed(settings)
+    brief = sum(map(len, gains)) <= _LONG
     told = []
     for verdict in sorted({gain.verdict for gain in gains.values()}, key=_VERDICTS.index):
         at = [f"{name} ({_points(gain)})" for name, gain in gains.items() if gain.verdict == verdict]
-        told.append(f"{verdict} at {_list(at)}")
+        told.append(f"{verdict} at {_list(at) if brief else f'{len(at)} of {len(gains)} settings'}")
     return [f"Over {_seeds(gains.values())} seeds, against the baseline of its seed, distillation {'; '.join(told)}."]
 
 
@@ -108,7 +110,11 @@ def _one_seed(settings: Sequence[Setting]) -> list[str]:
         taught, alone = setting.mean("distilled"), setting.mean("baseline")
         if taught is not None and alone is not None:
             told.append(f"{taught - alone:+.2f} points{f' at {setting.name}' if len(settings) > 1 else ''}")
-    return [f"With one seed distillation changed test top-1 by {_list(told)}; one seed proves little."] if told else []
+    return (
+        [f"With one seed distillation changed test top-1 by {_list(_few(told))}; one seed proves little."]
+        if told
+        else []
+    )
 
 
 def _choice(settings: Sequence[Setting]) -> list[str]:
@@ -124,7 +130,7 @@ def _choice(settings: Sequence[Setting]) -> list[str]:
         "it" if len(ties) == 1 else f"the first, {ties[0].name},",
     )
     head = (
-        f"On validation {_list([each.name for each in ties])} {are} best ({best.said('distilled', 'val_top1')}); "
+        f"On validation {_list(_few([each.name for each in ties]))} {are} best ({best.said('distilled', 'val_top1')}); "
         f"on the test images {it} has {best.said('distilled')}"
     )
     against = {
@@ -138,7 +144,7 @@ def _choice(settings: Sequence[Setting]) -> list[str]:
     if not clear:
         return [f"{head}, and no other setting differs from that beyond the noise of {_seeds(against.values())} seeds."]
     rest = "" if len(clear) == len(against) else "; the others are within their noise"
-    return [f"{head}. Beyond its noise differs from that: {_list(clear)}{rest}."]
+    return [f"{head}. Beyond its noise differs from that: {_list(_few(clear))}{rest}."]
 
 
 def _teachers(settings: Sequence[Setting]) -> list[str]:
@@ -180,7 +186,7 @@ def _overfitting(settings: Sequence[Setting]) -> list[str]:
         lost = difference(setting.values("distilled", "test_top1_last"), setting.values("distilled"))
         worse = "" if lost is None else f", where the last epoch has {_points(lost)} points"
         told.append(f"{setting.name}: epoch {chosen:.1f} of {last:.0f}{worse}")
-    return [f"The epoch that validation chose, mean over seeds: {'; '.join(told)}."] if told else []
+    return [f"The epoch that validation chose, mean over seeds: {'; '.join(_few(told))}."] if told else []
 
 
 def _costs(settings: Sequence[Setting]) -> list[str]:
@@ -229,3 +235,9 @@ def _seeds(gains: Any) -> str:
 
 def _list(words: Sequence[str]) -> str:
     return f"{', '.join(words[:-1])} and {words[-1]}" if len(words) > 1 else "".join(words)
+
+
+def _few(words: Sequence[str]) -> list[str]:
+    """All where they are short, otherwise the first and how many more."""
+    long = len(words) > 2 and sum(map(len, words)) > _LONG
+    return [words[0], f"{len(words) - 1} more"] if long else list(words)
