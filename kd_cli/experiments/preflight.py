@@ -99,9 +99,7 @@ def prepare(setup: Setup, data: Data, teachers: Sequence[Known]) -> Ready:
     if setup.stage is None:
         _check_specialists(setup, data)
     for training in setup.trainings:
-        recipe, on_cuda = setup.recipes[training.stage], setup.device.type == "cuda"
-        check_possible(recipe, validation=bool(data.size("val")), on_cuda=on_cuda)
-        _say_slow_average(recipe, data)
+        _check_recipe(setup.recipes[training.stage], data, setup.device)
     stand_ins = {name for training in setup.trainings for name in training.teachers}
     networks: dict[str, nn.Module] = {}
     tasks: dict[str, Distillation] = {}
@@ -109,8 +107,8 @@ def prepare(setup: Setup, data: Data, teachers: Sequence[Known]) -> Ready:
     for training in setup.trainings:
         # A student first, so that every loss starts from the same one; its teacher then, whose making draws numbers.
         network = build_network(training.model, training.role, training.seed, data, setup.device)
-        _check_batch_of_one(training, network, setup.recipes[training.stage], data)
         networks[training.name] = network
+        _check_batch_of_one(training, network, setup.recipes[training.stage], data)
         if training.stage == "distilled":
             teaching: nn.Module | None = None
             if setup.kind == "frozen" and not training.teachers:
@@ -150,8 +148,9 @@ def _check_batch_of_one(training: Training, network: nn.Module, recipe: Recipe, 
         ) from error
 
 
-def _say_slow_average(recipe: Recipe, data: Data) -> None:
-    """A moving average that ends before it has left its beginning."""
+def _check_recipe(recipe: Recipe, data: Data, device: torch.device) -> None:
+    """As `check_possible`; a moving average that ends before it has left its beginning is told."""
+    check_possible(recipe, validation=bool(data.size("val")), on_cuda=device.type == "cuda")
     updates = recipe.epochs * -(-data.steps(recipe.batch_size, recipe.limit_train_batches) // recipe.accumulate)
     if recipe.ema_decay is None or updates < 2:
         return

@@ -75,7 +75,7 @@ def fit(
                     _train(trainer, task, data, state, run, [watcher, *callbacks])
                 records = trainer.records
         with evaluation_memory(recipe, where):
-            result = _judge(task, data, run, recipe, device, records, where, facts["stage"]) | facts
+            result = _judge(task, data, run, recipe, device, records, where) | facts
         run.finish(result)
         for callback in callbacks:
             callback.finish(result)
@@ -196,14 +196,7 @@ def _ended(records: Sequence[Record], recipe: Recipe) -> bool:
 
 
 def _judge(
-    task: Task,
-    data: Data,
-    run: RunDir,
-    recipe: Recipe,
-    device: torch.device,
-    records: Sequence[Record],
-    where: str,
-    stage: str,
+    task: Task, data: Data, run: RunDir, recipe: Recipe, device: torch.device, records: Sequence[Record], where: str
 ) -> Result:
     """Evaluates the best and the last epoch on the test images, each once."""
     from kd_cli.runs.predictions import Predictions, write_predictions
@@ -219,7 +212,7 @@ def _judge(
         scores[epoch], correct[epoch] = accuracy(*said), int(hits(*said).sum())
         check_score(scores[epoch], "test", advice(recipe, where))
         if epoch == best:
-            _say_only_answer(stage, *said, data)
+            _say_only_answer(str(run.record.get("stage")), *said, data)
             with run.there():
                 write_predictions(run.path, Predictions(*said), weights=digests[epoch])
     chosen = next(row for row in records if row["epoch"] == best)
