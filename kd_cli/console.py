@@ -103,6 +103,33 @@ def panel(title: str, text: str) -> None:
     _console(sys.stderr).print(Panel(Text(printable(text)), title=Text(title), border_style="red", title_align="left"))
 
 
+class Counted:
+    """Follows work on so many images: the live line on a terminal, elsewhere a plain line now and then.
+
+    Args:
+        text: what is done: `teacher    was asked about`.
+        total: images.
+        every: seconds between two plain lines.
+    """
+
+    def __init__(self, text: str, total: int, every: float = 20.0) -> None:
+        self._text, self._total, self._every = text, total, every
+        self._done, self._start = 0, time.monotonic()
+        self._said = self._start
+
+    def add(self, images: int) -> None:
+        """So many more are done."""
+        self._done += images
+        now = time.monotonic()
+        left = _clock((now - self._start) * (self._total - self._done) / self._done)
+        line = f"{self._text} {self._done:,} of {self._total:,} images, {left} left"
+        if _live_line is not None:
+            live(line)
+        elif now - self._said >= self._every and self._done < self._total:
+            self._said = now
+            say(line)
+
+
 class Watcher:
     """Follows one training: a live line on a terminal, one plain line per epoch elsewhere.
 

@@ -35,9 +35,9 @@ def present(result: Mapping[str, Any]) -> None:
 
 
 def _say_step(result: Mapping[str, Any]) -> None:
-    terms = ", ".join(f"{name} {value:.4g}" for name, value in result["terms"].items())
+    terms = ", ".join(f"{name} {value:.4g}" for name, value in result["weighted_terms"].items())
     ratio = result["step_ms"] / result["baseline_step_ms"]
-    console.say(f"first loss  {terms} (teacher and student with random weights)")
+    console.say(f"first loss  {terms} (weighted as in the loss; teacher and student with random weights)")
     console.say(
         f"cost        {result['step_ms']:.0f} ms per step of {result['images']} images, "
         f"{ratio:.1f} times a step without the loss and the teacher"

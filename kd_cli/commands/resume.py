@@ -12,14 +12,17 @@ from typing import Annotated
 import typer
 
 from kd_cli import console
-from kd_cli.config.overrides import hydra_quote, only_typed, resume_command
+from kd_cli.config.base import STAGE_TRAINER
+from kd_cli.config.overrides import hydra_quote, only_typed, override_key, resume_command
 from kd_cli.errors import ConfigError
 from kd_cli.launch.hydra_command import ConfigName, launch, present_one
 from kd_cli.launch.options import ConfigDir, Json, Words
+from kd_cli.runs.provenance import rerun_line
 from kd_cli.runs.records import need, run_record
 
 PANEL = "Experiments"
 
+_EPOCHS = {f"{where}.epochs" for where in ("trainer", *STAGE_TRAINER.values())}
 _JOBS = ("run", "train-teacher", "train-baseline", "distill")
 
 
@@ -27,21 +30,45 @@ def command(
     run: Annotated[Path, typer.Argument(help="The folder of an interrupted run.", show_default=False)],
     typed: Annotated[
         Words,
-        typer.Argument(metavar="OVERRIDE", help="plugins=… and the like, again as they were.", show_default=False),
+        typer.Argument(
+            metavar="OVERRIDE",
+            help="trainer.epochs=N: a finished run goes on to epoch N; plugins=… and the like, again as they were.",
+            show_default=False,
+        ),
     ] = None,
     config_dir: ConfigDir = None,
     config_name: ConfigName = None,
     json: Json = False,
 ) -> None:
-    """Go on with an interrupted run; it ends with the same bits as if nothing had happened."""
+    """Go on with an interrupted run, or with a finished one for more epochs: the same bits as without a break."""
     console.setup(as_json=json)
     run = run.absolute()
     options = [word for folder in config_dir or [] for word in ("--config-dir", str(Path(folder).resolve()))]
     options += ["--config-name", config_name] if config_name else []
-    name, arguments = saved_command(run, [*options, *(typed or [])])
+    more = [word for word in typed or [] if override_key(word) in _EPOCHS]
+    name, arguments = saved_command(run, [*options, *(word for word in typed or [] if word not in more)])
     module = importlib.import_module(f"kd_cli.commands.{name.replace('-', '_')}")
+    if more:
+        _extend(run, name, arguments, more[-1], module.JOB)
+        return
     present = getattr(module, "present", present_one)
     launch(name, [*arguments, f"hydra.run.dir={hydra_quote(str(run))}"], module.JOB, present)
+
+
+def _extend(run: Path, name: str, arguments: Sequence[str], epochs: str, job: str) -> None:
+    """Goes on with a finished run in a folder beside it."""
+    kept = [word for word in arguments if override_key(word) not in _EPOCHS]
+    number = epochs.partition("=")[2]
+    if name == "run":
+        line = rerun_line({"command": name, "arguments": [*kept, epochs]})
+        raise ConfigError(
+            f"{epochs}: {run} is a comparison, whose student would have learned from another teacher; type\n{line}"
+        )
+    if not number.isdecimal():
+        raise ConfigError(f"{epochs} is not possible; type a whole number of epochs, those that are done included")
+    folder = run.with_name(f"{run.name}-{int(number)}-epochs")
+    console.say(f"{console.short_path(run)} stays as it is; its training goes on in {console.short_path(folder)}")
+    launch(name, [*kept, epochs, f"hydra.run.dir={hydra_quote(str(folder))}"], job, present_one, extends=run)
 
 
 def saved_command(run: Path, typed: Sequence[str] = ()) -> tuple[str, list[str]]:

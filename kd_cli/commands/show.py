@@ -20,6 +20,7 @@ def command(
     """Show a run: configuration, metrics, result and provenance."""
     console.setup(as_json=json)
     from kd_cli.errors import ConfigError
+    from kd_cli.runs.checkpoint import damage_by_averaging
     from kd_cli.runs.folder import status_of
     from kd_cli.runs.identity import flatten
     from kd_cli.runs.metrics import read_metrics
@@ -32,6 +33,9 @@ def command(
     config = read_config(run) if (run / "config.yaml").exists() else {}
     metrics, result = read_metrics(run), run_result(run)
     record["status"] = status_of(run)
+    if damage := damage_by_averaging(run):
+        console.notice(damage)
+        record["damage"] = damage
     _table("Configuration", _without_repeats(flatten(config)))
     if metrics:
         columns = list(metrics[0])

@@ -31,6 +31,7 @@ class Launch:
         folder: where the run is to be.
         exact: the user named that folder.
         trial: the address of the trial of a search that this is, as `TRIAL` holds it.
+        extends: the finished run that goes on here with more epochs.
     """
 
     command: str
@@ -39,6 +40,7 @@ class Launch:
     folder: Path
     exact: bool
     trial: str | None = None
+    extends: Path | None = None
 
 
 def stage_recipes(config: Config) -> dict[Stage, Recipe]:

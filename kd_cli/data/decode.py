@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import inspect
 import os
 import stat
 import warnings
@@ -222,3 +223,10 @@ def resize(pixels: Tensor, image_shape: tuple[int, int, int]) -> Tensor:
 
 def _pixels(shape: Sequence[int]) -> str:
     return f"{shape[1]}×{shape[0]}"
+
+
+def reading_source() -> str:
+    """The code that makes an opened image one as it is meant to be seen, for a script that runs without kd."""
+    functions = (_check_size, _upright, _eight_bits, _opaque, _is_transparent)
+    constants = f"FORMATS = {FORMATS}\nMOST_PIXELS = {MOST_PIXELS:_}\n"
+    return "\n\n".join([constants, *map(inspect.getsource, functions)])

@@ -14,7 +14,7 @@ from kd_cli.data.base import Data, Part
 from kd_cli.errors import DataError, KDError
 from kd_cli.evaluation.networks import teacher_facts, teacher_of
 from kd_cli.metrics.evaluate import predict
-from kd_cli.metrics.scores import agreement, confusion, judge, per_class
+from kd_cli.metrics.scores import agreement, confusion, judge, only_answer, per_class
 from kd_cli.models.base import count_parameters
 from kd_cli.saved.network import Saved
 
@@ -48,7 +48,9 @@ class Assessor:
             raise DataError(f"{data.name} has no {self.part} images; type --part test, or dataset.val_fraction=0.1")
         pair = _Pair(saved, data, self.device)
         logits, labels = predict(pair.network, data, self.part, batch_size=_BATCH, device=self.device)
-        counts = confusion(logits, labels)
+        counts, only = confusion(logits, labels), only_answer(logits, labels, data.spec.class_names)
+        if only is not None:
+            console.notice(f"{saved.path} takes all {len(labels):,} images for {only!r}: it tells nothing apart")
         row = {
             "run": str(saved.source.run or saved.path),
             "weights": str(saved.source.weights),

@@ -18,7 +18,7 @@ from kd_cli.errors import ConfigError, DataError, suggest
 from kd_cli.evaluation.linear_probe import features, linear_probe
 from kd_cli.metrics.evaluate import predict
 from kd_cli.metrics.scores import confusion, per_class, top_k
-from kd_cli.metrics.significance import paired_gain
+from kd_cli.metrics.significance import exact_share, paired_gain
 from kd_cli.runs.records import run_result
 from kd_cli.saved.network import Saved
 
@@ -187,10 +187,10 @@ def summary(rows: Sequence[Row], settings: Sequence[Any]) -> Row:
 
 
 def value(row: Mapping[str, Any], metric: str) -> float | None:
-    """A row's number of `METRICS`, percent; None where it has none."""
+    """A row's number of `METRICS`, percent, before it was rounded; None where it has none."""
     part, key = METRICS[metric]
-    found: float | None = row.get(part, {}).get(key)
-    return found
+    found = row.get(part, {})
+    return None if found.get(key) is None else exact_share(found[key], found.get("images"))
 
 
 def _means(rows: Sequence[Row]) -> Row:
@@ -207,7 +207,7 @@ def _gains(distilled: Mapping[int, Row], baseline: Mapping[int, Row]) -> Row:
     for metric in METRICS:
         both = [seed for seed in distilled if seed in baseline]
         pairs = [(value(distilled[seed], metric), value(baseline[seed], metric)) for seed in both]
-        differences = [round(after - before, 2) for after, before in pairs if after is not None and before is not None]
+        differences = [round(after - before, 6) for after, before in pairs if after is not None and before is not None]
         if len(differences) > 1:
             gains[metric] = paired_gain(differences)
     return gains

@@ -93,4 +93,5 @@ def remember_teacher(setup: Setup, task: Distillation, teacher: Teacher, data: D
         precision=recipe.precision,
         taps=task.teacher_taps,
     )
-    task.cache = CachedTeacher(task.ask, data, entry, seed=seed, batch_size=recipe.batch_size, device=device)
+    used = steps * recipe.batch_size if steps < data.steps(recipe.batch_size) else None
+    task.cache = CachedTeacher(task.ask, data, entry, seed=seed, batch_size=recipe.batch_size, device=device, used=used)

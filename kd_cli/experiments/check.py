@@ -59,7 +59,7 @@ def try_pair(config: Config, _: Launch) -> dict[str, Any]:
         "memory": {name: list(tensor.shape) for name, tensor in task.method.named_buffers()},
         "optimizers": [type(optimizer).__name__ for optimizer in task.optimizers()],
         "deployed_parameters": count_parameters(task.deployed),
-        "terms": {name: float(term) for name, term in step.terms.items()},
+        "weighted_terms": {name: float(term) for name, term in step.terms.items()},
         "step_ms": round(1000 * seconds, 3),
         "baseline_step_ms": round(1000 * baseline_seconds, 3),
     }

@@ -47,9 +47,13 @@ def distill(config: Config, launch: Launch) -> Result:
 def _train_one(config: Config, launch: Launch, stage: Stage) -> Result:
     setup = make_setup(config, stage)
     ready = get_ready(setup, launch)
-    with _opened(setup, launch) as (run, _):
+    with _opened(setup, launch) as (run, identity):
         if ready is None or run.result is not None:
             return _already(run)
+        if launch.extends is not None:
+            from kd_cli.experiments.extension import take_over
+
+            take_over(launch.extends, run, identity)
         return _learn(setup, launch, setup.trainings[0], run, ready, ready.teachers)
 
 
@@ -75,7 +79,9 @@ def compare(config: Config, launch: Launch) -> Result:
 
 
 def _comparison(setup: Setup, results: Mapping[str, Result]) -> dict[str, Any]:
-    gain = round(results["distilled"]["test_top1"] - results["baseline"]["test_top1"], 2)
+    from kd_cli.metrics.significance import gain_over
+
+    gain = gain_over(results["baseline"], results["distilled"])
     differences = recipe_differences(setup.recipes["baseline"], setup.recipes["distilled"])
     return {"seed": setup.seed, "gain": gain} | ({"recipe_differences": differences} if differences else {})
 

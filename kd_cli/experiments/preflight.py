@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import copy
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from kd_cli import console
-from kd_cli.config.base import Launch, Stage
+from kd_cli.config.base import STAGE_TRAINER, Launch, Stage
 from kd_cli.config.plan import Training, check_groups
-from kd_cli.config.recipe import check_possible
+from kd_cli.config.recipe import Recipe, check_possible
 from kd_cli.data.base import Data, load_dataset
 from kd_cli.errors import ConfigError, DataError
 from kd_cli.experiments.build import build_network, build_peer, build_task
@@ -23,6 +26,9 @@ from kd_cli.teachers.load import Known, Teacher, find_teacher, load_teachers
 from kd_cli.training.fit import check_same_images
 from kd_cli.training.task import Distillation
 
+log = logging.getLogger("kd")
+
+_SLOW = 0.5  # of a moving average: less than half of it is the training
 _PROCEDURES = {"specialists", "assistants", "generations"}
 _UNUSED: dict[Stage, set[str]] = {
     "teacher": {"student", "loss", "baseline_trainer", "distill_trainer", "ensemble", *_PROCEDURES},
@@ -59,6 +65,10 @@ def get_ready(setup: Setup, launch: Launch) -> Ready | None:
     """
     if launch.exact and is_complete(launch.folder, setup.recorded):
         return None
+    if launch.extends is not None:
+        from kd_cli.experiments.extension import check_extension
+
+        check_extension(setup, launch)
     _say_unused(setup, launch)
     data = open_data(setup)
     teachers, before = (setup.given, None) if setup.stage is None else _teachers(setup, launch, data)
@@ -73,7 +83,8 @@ def get_ready(setup: Setup, launch: Launch) -> Ready | None:
 
 def _record(launch: Launch, folder: Path) -> dict[str, Any]:
     """The run.json of what is gone on with; a folder that the user did not name is another run's."""
-    return (sound_record(folder) or {}) if launch.exact else {}
+    known = sound_record(folder) or (sound_record(launch.extends) if launch.extends else None)
+    return (known or {}) if launch.exact else {}
 
 
 def prepare(setup: Setup, data: Data, teachers: Sequence[Known]) -> Ready:
@@ -88,8 +99,7 @@ def prepare(setup: Setup, data: Data, teachers: Sequence[Known]) -> Ready:
     if setup.stage is None:
         _check_specialists(setup, data)
     for training in setup.trainings:
-        recipe, on_cuda = setup.recipes[training.stage], setup.device.type == "cuda"
-        check_possible(recipe, validation=bool(data.size("val")), on_cuda=on_cuda)
+        _check_recipe(setup.recipes[training.stage], data, setup.device)
     stand_ins = {name for training in setup.trainings for name in training.teachers}
     networks: dict[str, nn.Module] = {}
     tasks: dict[str, Distillation] = {}
@@ -98,6 +108,7 @@ def prepare(setup: Setup, data: Data, teachers: Sequence[Known]) -> Ready:
         # A student first, so that every loss starts from the same one; its teacher then, whose making draws numbers.
         network = build_network(training.model, training.role, training.seed, data, setup.device)
         networks[training.name] = network
+        _check_batch_of_one(training, network, setup.recipes[training.stage], data)
         if training.stage == "distilled":
             teaching: nn.Module | None = None
             if setup.kind == "frozen" and not training.teachers:
@@ -115,6 +126,41 @@ def prepare(setup: Setup, data: Data, teachers: Sequence[Known]) -> Ready:
         {name: networks[name] for name in final - set(tasks)},
         {name: tasks[name] for name in final & set(tasks)},
     )
+
+
+def _check_batch_of_one(training: Training, network: nn.Module, recipe: Recipe, data: Data) -> None:
+    """Batch normalisation learns nothing from one number of a channel, and says so at the first step alone."""
+    if min(recipe.batch_size, data.spec.num_train) > 1:
+        return
+    device = next(network.parameters()).device
+    image = torch.zeros(1, *data.spec.image_shape, device=device)
+    drawn_on = [device] if device.type == "cuda" else []
+    try:
+        with torch.no_grad(), torch.random.fork_rng(drawn_on):  # what is built next draws its weights
+            copy.deepcopy(network).train()(image)
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        where, given = STAGE_TRAINER[training.stage], f"{training.role}={training.model['name']}"
+        raise ConfigError(
+            f"trainer.batch_size={recipe.batch_size}: one image has one number for each channel of {given}, and batch "
+            f"normalisation needs two; type trainer.batch_size=2 or more (of this network alone: {where}.batch_size=2)"
+        ) from error
+
+
+def _check_recipe(recipe: Recipe, data: Data, device: torch.device) -> None:
+    """As `check_possible`; a moving average that ends before it has left its beginning is told."""
+    check_possible(recipe, validation=bool(data.size("val")), on_cuda=device.type == "cuda")
+    updates = recipe.epochs * -(-data.steps(recipe.batch_size, recipe.limit_train_batches) // recipe.accumulate)
+    if recipe.ema_decay is None or updates < 2:
+        return
+    share = recipe.ema_decay ** (updates - 1)  # of the first update's network, with which the average begins
+    if share > _SLOW:
+        log.warning(
+            "trainer.ema_decay=%s: after all %s updates %.4g %% of the moving average, which is what is kept, is still "
+            "the network of the first one; with trainer.ema_decay=%.3g it is 1 %%",
+            *(recipe.ema_decay, f"{updates:,}", 100 * share, 0.01 ** (1 / (updates - 1))),
+        )
 
 
 def frozen_teacher(setup: Setup, teachers: Sequence[Known], data: Data) -> Teacher:

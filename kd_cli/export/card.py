@@ -14,6 +14,7 @@ import torch
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from kd_cli.config.base import STAGE_TRAINER
+from kd_cli.data.decode import reading_source
 from kd_cli.export.deployed import Subject
 from kd_cli.runs.provenance import rerun_line
 
@@ -29,7 +30,7 @@ _KINDS = {"onnx": "ONNX", "pt2": "PyTorch export", "safetensors": "safetensors"}
 
 def infer_script(facts: Facts) -> str:
     """A Python file that runs beside the model and needs nothing but what it names."""
-    return _filled("infer.py.j2", facts)
+    return _filled("infer.py.j2", facts, file=f"model.{facts['format']}", reading=reading_source())
 
 
 def model_card(subject: Subject, report: Facts, results: Facts) -> str:

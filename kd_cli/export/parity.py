@@ -11,28 +11,32 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import ExifTags, Image
 from torch import Tensor
 
+from kd_cli.data.decode import Mode, read_image, resize
 from kd_cli.data.preprocess import Prepare
 from kd_cli.errors import KDError
 from kd_cli.export.deployed import CPU, Subject
 from kd_cli.metrics.evaluate import evaluating
 
 BATCHES = (1, 2, 7)
+_MODES: dict[int, Mode] = {1: "gray", 3: "rgb"}
 TOLERANCE = 1e-4  # of the largest logit: float32 sums are rounded otherwise in another order
 
-# The script beside the model answers, so that what is checked is what will be used.
+# The script beside the model answers and reads, so that what is checked is what will be used.
 _ASK = """
 import sys
 import numpy as np
 sys.path.insert(0, ".")
-from infer import logits
-np.savez(sys.argv[2], **{name: logits(images) for name, images in np.load(sys.argv[1]).items()})
+from infer import logits, read
+answers = {name: logits(images) for name, images in np.load(sys.argv[1]).items()}
+np.savez(sys.argv[2], **answers, **{name: read(name) for name in sys.argv[3:]})
 """
 
 
 def parity(folder: Path, subject: Subject, tolerance: float = TOLERANCE) -> dict[str, Any]:
-    """Compares the logits of an exported folder with those of the trained network on test images.
+    """Compares an exported folder with the trained network: logits of test images, and how files are read.
 
     Args:
         tolerance: of the largest logit.
@@ -41,7 +45,8 @@ def parity(folder: Path, subject: Subject, tolerance: float = TOLERANCE) -> dict
         `max_abs_difference`: batch size → the largest difference of any logit; `tolerance`: what was allowed.
 
     Raises:
-        KDError: the exported network does not run, gives something else than logits, or differs by more.
+        KDError: the exported network does not run, gives something else than logits, or differs by more, or its script
+            reads a picture otherwise than kd.
     """
     count = sum(BATCHES)
     chosen = (torch.arange(count) * subject.data.size("test") // count).split(BATCHES)  # from all over the part
@@ -78,8 +83,9 @@ def _ask(folder: Path, subject: Subject, pixels: list[Tensor]) -> list[Tensor]:
         asked, answered = Path(scratch, "images.npz"), Path(scratch, "logits.npz")
         named: dict[str, Any] = {str(place): images.numpy() for place, images in enumerate(pixels)}
         np.savez(asked, **named)
+        pictures = _draw_pictures(Path(scratch), pixels[0][0])
         done = subprocess.run(
-            [sys.executable, "-B", "-W", "ignore", "-c", _ASK, str(asked), str(answered)],
+            [sys.executable, "-B", "-W", "ignore", "-c", _ASK, str(asked), str(answered), *pictures],
             cwd=folder,
             env={**os.environ, "PYTHONPATH": paths},
             capture_output=True,
@@ -89,4 +95,32 @@ def _ask(folder: Path, subject: Subject, pixels: list[Tensor]) -> list[Tensor]:
             reason = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
             raise KDError(f"the exported {subject.name} does not run: {reason}; nothing was written")
         with np.load(answered) as answers:
+            for name in pictures:
+                _check_reading(Path(name), answers[name], pixels[0][0])
             return [torch.from_numpy(answers[str(place)]) for place in range(len(pixels))]
+
+
+def _draw_pictures(folder: Path, pixels: Tensor) -> list[str]:
+    """Files of an image [H, W, C] as cameras and programs leave them; none where it has channels of its own."""
+    height, width, channels = pixels.shape
+    if channels not in _MODES:
+        return []
+    image = Image.fromarray(pixels.expand(-1, -1, 3).numpy()).resize((width + 3, height + 5))
+    grey, turned = image.convert("L"), Image.Exif()
+    turned[ExifTags.Base.Orientation] = 6
+    deep = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257)
+    faded = grey.copy()
+    faded.putalpha(grey)
+    image.save(folder / "turned.jpg", exif=turned)
+    image.convert("CMYK").save(folder / "cmyk.jpg")
+    image.quantize(16).save(folder / "palette.png", transparency=3)
+    for name, each in (("grey", grey), ("colour", image), ("deep16", deep), ("faded", faded)):
+        each.save(folder / f"{name}.png")
+    return sorted(str(path) for path in folder.iterdir() if path.suffix in (".jpg", ".png"))
+
+
+def _check_reading(path: Path, read: Any, like: Tensor) -> None:
+    height, width, channels = like.shape
+    own = resize(read_image(path, _MODES[channels]), (height, width, channels))
+    if not np.array_equal(own.numpy(), read):
+        raise KDError(f"the exported infer.py does not read {path.name} as kd does; nothing was written")

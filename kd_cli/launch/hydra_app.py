@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from pkgutil import resolve_name
@@ -38,13 +39,14 @@ def is_sweep(arguments: Sequence[str]) -> bool:
     return "--multirun" in arguments or "hydra.mode=MULTIRUN" in arguments
 
 
-def run_once(job: str, command: str, arguments: Sequence[str]) -> Mapping[str, Any]:
+def run_once(job: str, command: str, arguments: Sequence[str], extends: Path | None = None) -> Mapping[str, Any]:
     """Composes the configuration of one run and does the job.
 
     Args:
         job: `MODULE:FUNCTION`, imported when the configuration is checked; the function is given that and its Launch.
         command: `train-teacher`; its primary configuration is `conf/train_teacher.yaml`.
         arguments: Hydra's own command line: flags and overrides.
+        extends: as of `Launch`.
 
     Returns:
         What the job returned; nothing where Hydra only printed (`--cfg`, `--info`).
@@ -63,7 +65,7 @@ def run_once(job: str, command: str, arguments: Sequence[str]) -> Mapping[str, A
 
     def run(config: Any) -> None:
         try:
-            results.append(_start(job, command, arguments, config))
+            results.append(_start(job, command, arguments, config, extends))
         except Exception as error:  # Hydra would print lines of its own about it
             errors.append(error)
 
@@ -191,12 +193,14 @@ def _name_folders(sweep: str, point: Callable[..., str]) -> None:
     OmegaConf.register_new_resolver("kd_point", point, replace=True)
 
 
-def _start(job: str, command: str, arguments: Sequence[str], composed: Any) -> Mapping[str, Any]:
+def _start(
+    job: str, command: str, arguments: Sequence[str], composed: Any, extends: Path | None = None
+) -> Mapping[str, Any]:
     """One point: checks the configuration, loads plugins, calls the job."""
     from hydra.core.hydra_config import HydraConfig
 
     config, launch = _prepared(command, arguments, composed, HydraConfig.get())
-    record: Mapping[str, Any] = resolve_name(job)(config, launch)
+    record: Mapping[str, Any] = resolve_name(job)(config, replace(launch, extends=extends))
     return record
 
 

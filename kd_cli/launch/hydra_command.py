@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from enum import Enum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
@@ -133,11 +134,13 @@ def launch(
     present: Callable[[Mapping[str, Any]], None],
     *,
     writes: bool = True,
+    extends: Path | None = None,
 ) -> None:
     """Runs a training command and shows what came of it.
 
     Args:
         writes: whether the job does.
+        extends: the finished run that goes on with more epochs.
 
     Raises:
         KDError: a run failed, or a point of a sweep did.
@@ -146,7 +149,7 @@ def launch(
 
     if is_sweep(arguments):
         _present_sweep(run_sweep(job, name, arguments, writes=writes))
-    elif result := run_once(job, name, arguments):
+    elif result := run_once(job, name, arguments, extends):
         present(result)
         console.emit(result)
 

@@ -128,7 +128,18 @@ def agreement(student_logits: Tensor, teacher_logits: Tensor) -> dict[str, float
     return {"agreement": round(100 * float(same.double().mean()), 2), "kl": round(float(divergence), 6)}
 
 
+def only_answer(logits: Tensor, labels: Tensor, class_names: Sequence[str]) -> str | None:
+    """The class that a network takes every image for, where the images [N] are of several classes; else None."""
+    answers = logits.argmax(dim=1)
+    alike = len(labels) > 0 and bool((answers == answers[0]).all()) and bool((labels != labels[0]).any())
+    return class_names[int(answers[0])] if alike else None
+
+
 def top_k(logits: Tensor, labels: Tensor, k: int) -> float:
     """Percentage of rows of logits [N, K] whose label [N] is among the k largest."""
-    hits = (logits.topk(k, dim=1).indices == labels[:, None]).any(dim=1)
-    return round(100 * float(hits.double().mean()), 2)
+    return round(100 * float(hits(logits, labels, k).double().mean()), 2)
+
+
+def hits(logits: Tensor, labels: Tensor, k: int = 1) -> Tensor:
+    """[N], whether the label [N] of a row of logits [N, K] is among the k largest."""
+    return (logits.topk(k, dim=1).indices == labels[:, None]).any(dim=1)

@@ -6,8 +6,9 @@ import itertools
 import math
 import random
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 _EXACT_UP_TO = 16  # seeds; 2^16 sign patterns take a tenth of a second
 _DRAWS = 20_000
@@ -20,6 +21,32 @@ _T95 = (
     *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
     *(2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
 )
+
+
+def exact_share(top1: float, images: Any, correct: Any = None) -> float:
+    """An accuracy before it was rounded to two decimals, percent: differences are computed of these.
+
+    Args:
+        top1: as it was rounded.
+        images: how many there were; None: nobody knows, and `top1` is all there is.
+        correct: how many of them were recognised; None: as `top1` says, which is exact below 10,000 images.
+    """
+    if type(images) is not int or images < 1:
+        return top1
+    share = 100 * (correct if type(correct) is int else round(top1 * images / 100)) / images
+    return round(share, 6) if abs(share - top1) < 0.0051 else top1
+
+
+def exact_top1(result: Mapping[str, Any], key: str = "test_top1") -> float:
+    """The `exact_share` of a run's result; `test_top1_last` is the other `key`."""
+    images = result.get("images")
+    test = images.get("test") if isinstance(images, Mapping) else None
+    return exact_share(result[key], test, result.get(key.replace("top1", "correct")))
+
+
+def gain_over(baseline: Mapping[str, Any], distilled: Mapping[str, Any]) -> float:
+    """Percentage points of test top-1 between two results, to six digits."""
+    return round(exact_top1(distilled) - exact_top1(baseline), 6)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from math import hypot
 from pathlib import Path
 from typing import Any
 
-from kd_cli.metrics.significance import Recovered, accuracy_error, recovered_share
+from kd_cli.metrics.significance import Recovered, accuracy_error, gain_over, recovered_share
 from kd_cli.report.collect import Collected, teacher_digests
 from kd_cli.report.records import Run, mapping, number
 from kd_cli.report.settings import facts, recipe
@@ -156,7 +156,7 @@ def parts_of_comparisons(found: Collected) -> set[Path]:
 def _points(one: Run | None, other: Run | None) -> float | None:
     if one is None or other is None or not (one.done and other.done):
         return None
-    return round(float(one.result["test_top1"] - other.result["test_top1"]), 2)
+    return gain_over(other.result, one.result)
 
 
 def test_images(run: Run) -> int | None:

@@ -16,6 +16,7 @@ from kd_cli.report.tables import STAGES, gain_sentence
 Results = Mapping[str, Any]
 _VERDICTS = ("helped", "hurt", "did not differ beyond its noise")  # as PairedGain gives them
 _DIGITS = 6  # of a mean; beyond them lies what adding in another order changes
+_LONG = 300  # characters of settings in one sentence; the table below has them all
 _EPOCHS = ("distill_trainer.epochs", "trainer.epochs")
 
 
@@ -57,9 +58,9 @@ def findings(results: Results) -> list[str]:
     """The sentences, the most important first; none where nothing was compared."""
     settings = [setting for setting in settings_of(results) if setting.values("distilled")]
     if not settings:
-        return []
+        return _constant(results)
     sayings: Sequence[Callable[[Sequence[Setting]], list[str]]] = (_gains, _choice, _teachers, _overfitting)
-    sentences = [sentence for say in sayings for sentence in say(settings)]
+    sentences = [*_constant(results), *(sentence for say in sayings for sentence in say(settings))]
     return [*sentences, *_costs(settings), *_transfer(results), *_recipes(results), *_caution(settings)]
 
 
@@ -81,15 +82,25 @@ def difference(first: Mapping[int, float], second: Mapping[int, float]) -> Paire
     return paired_gain(differences) if len(differences) > 1 else None
 
 
+def _constant(results: Results) -> list[str]:
+    """Networks whose accuracy is that of a class, and not of what they have learned."""
+    return [
+        f"{run['name']} takes every test image for {run['only_answer']!r}: it tells nothing apart."
+        for run in results["runs"]
+        if run.get("only_answer") is not None
+    ]
+
+
 def _gains(settings: Sequence[Setting]) -> list[str]:
     """Did distillation help, and where?"""
     gains = {setting.name: gain for setting in settings if (gain := setting.gain())}
     if len(gains) < 2:
         return [gain.sentence() for gain in gains.values()] or _one_seed(settings)
+    brief = sum(map(len, gains)) <= _LONG
     told = []
     for verdict in sorted({gain.verdict for gain in gains.values()}, key=_VERDICTS.index):
         at = [f"{name} ({_points(gain)})" for name, gain in gains.items() if gain.verdict == verdict]
-        told.append(f"{verdict} at {_list(at)}")
+        told.append(f"{verdict} at {_list(at) if brief else f'{len(at)} of {len(gains)} settings'}")
     return [f"Over {_seeds(gains.values())} seeds, against the baseline of its seed, distillation {'; '.join(told)}."]
 
 
@@ -99,7 +110,11 @@ def _one_seed(settings: Sequence[Setting]) -> list[str]:
         taught, alone = setting.mean("distilled"), setting.mean("baseline")
         if taught is not None and alone is not None:
             told.append(f"{taught - alone:+.2f} points{f' at {setting.name}' if len(settings) > 1 else ''}")
-    return [f"With one seed distillation changed test top-1 by {_list(told)}; one seed proves little."] if told else []
+    return (
+        [f"With one seed distillation changed test top-1 by {_list(_few(told))}; one seed proves little."]
+        if told
+        else []
+    )
 
 
 def _choice(settings: Sequence[Setting]) -> list[str]:
@@ -115,7 +130,7 @@ def _choice(settings: Sequence[Setting]) -> list[str]:
         "it" if len(ties) == 1 else f"the first, {ties[0].name},",
     )
     head = (
-        f"On validation {_list([each.name for each in ties])} {are} best ({best.said('distilled', 'val_top1')}); "
+        f"On validation {_list(_few([each.name for each in ties]))} {are} best ({best.said('distilled', 'val_top1')}); "
         f"on the test images {it} has {best.said('distilled')}"
     )
     against = {
@@ -129,7 +144,7 @@ def _choice(settings: Sequence[Setting]) -> list[str]:
     if not clear:
         return [f"{head}, and no other setting differs from that beyond the noise of {_seeds(against.values())} seeds."]
     rest = "" if len(clear) == len(against) else "; the others are within their noise"
-    return [f"{head}. Beyond its noise differs from that: {_list(clear)}{rest}."]
+    return [f"{head}. Beyond its noise differs from that: {_list(_few(clear))}{rest}."]
 
 
 def _teachers(settings: Sequence[Setting]) -> list[str]:
@@ -171,7 +186,7 @@ def _overfitting(settings: Sequence[Setting]) -> list[str]:
         lost = difference(setting.values("distilled", "test_top1_last"), setting.values("distilled"))
         worse = "" if lost is None else f", where the last epoch has {_points(lost)} points"
         told.append(f"{setting.name}: epoch {chosen:.1f} of {last:.0f}{worse}")
-    return [f"The epoch that validation chose, mean over seeds: {'; '.join(told)}."] if told else []
+    return [f"The epoch that validation chose, mean over seeds: {'; '.join(_few(told))}."] if told else []
 
 
 def _costs(settings: Sequence[Setting]) -> list[str]:
@@ -220,3 +235,9 @@ def _seeds(gains: Any) -> str:
 
 def _list(words: Sequence[str]) -> str:
     return f"{', '.join(words[:-1])} and {words[-1]}" if len(words) > 1 else "".join(words)
+
+
+def _few(words: Sequence[str]) -> list[str]:
+    """All where they are short, otherwise the first and how many more."""
+    long = len(words) > 2 and sum(map(len, words)) > _LONG
+    return [words[0], f"{len(words) - 1} more"] if long else list(words)

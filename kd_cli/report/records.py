@@ -10,6 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from kd_cli.metrics.significance import exact_top1
 from kd_cli.runs.folder import status_of
 from kd_cli.runs.records import sound_result
 from kd_cli.storage.files import read_text
@@ -79,7 +80,12 @@ def read_run(path: Path, record: Mapping[str, Any], warnings: list[str]) -> Run:
     if result is None and status == "completed":
         missing = "damaged" if (path / "result.json").exists() else "missing"
         warnings.append(f"{path} is recorded as completed, but its result.json is {missing}: it is left out of tables")
-    return Run(path, record, result or {}, _config(path, warnings), tuple(_epochs(path, warnings)), status)
+    return Run(path, record, _unrounded(result or {}), _config(path, warnings), tuple(_epochs(path, warnings)), status)
+
+
+def _unrounded(result: Mapping[str, Any]) -> Mapping[str, Any]:
+    known = [key for key in ("test_top1", "test_top1_last") if number(result.get(key)) is not None]
+    return {**result, **{key: exact_top1(result, key) for key in known}}
 
 
 def _config(path: Path, warnings: list[str]) -> Mapping[str, Any]:

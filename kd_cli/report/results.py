@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from kd_cli import __version__
-from kd_cli.metrics.significance import PairedGain
+from kd_cli.metrics.significance import PairedGain, exact_share
 from kd_cli.report.collect import Collected, collect
 from kd_cli.report.compare import Comparison, acts_as, comparisons, parts_of_comparisons
 from kd_cli.report.groups import ROLES, Group, compared_keys, groups, spread, summary
@@ -188,7 +188,8 @@ def _per_class_gain(pairs: Sequence[Sequence[Sequence[Mapping[str, Any]]]]) -> l
     """The accuracy of each class, mean over seeds, with and without distillation."""
     rows = []
     for place, first in enumerate(pairs[0][0]):
-        tops = [[pair[role][place]["top1"] for pair in pairs] for role in (0, 1)]
+        each = [[pair[role][place] for pair in pairs] for role in (0, 1)]
+        tops = [[row["top1"] and exact_share(row["top1"], row["images"]) for row in same] for same in each]
         known = all(top is not None for each in tops for top in each)
         baseline, distilled = (fmean(each) if known else None for each in tops)
         gain = distilled - baseline if baseline is not None and distilled is not None else None

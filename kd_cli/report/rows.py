@@ -54,7 +54,7 @@ def run_row(run: Run, stage: str, shared: Sequence[Comparison], axes: Sequence[s
         **{key: number(run.result.get(key)) for key in _RESULTS},
         "started": run.record.get("started"),
         "ended": run.record.get("ended"),
-        **dict.fromkeys(("speed", "scores", "reliability", "per_class", "confusion")),
+        **dict.fromkeys(("speed", "scores", "reliability", "per_class", "confusion", "only_answer")),
         "provenance": _provenance(run),
     }
 

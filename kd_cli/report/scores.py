@@ -46,7 +46,7 @@ class Judge:
             )
 
     def judge(self, runs: Sequence[Run]) -> dict[Path, dict[str, Any]]:
-        """For each run that can be judged `scores`, `reliability`, `per_class`, `confusion` (None if too large)."""
+        """For each run that can be judged `scores`, `reliability`, `per_class`, `confusion` (None if too large), …"""
         return {run.path: found for run in runs if (found := self._judged(run)) is not None}
 
     def agreement(self, student: Run | None, teacher: Run | None) -> dict[str, float] | None:
@@ -83,6 +83,7 @@ class Judge:
             "reliability": scores.reliability(said.logits.double().softmax(dim=1), said.labels),
             "per_class": scores.per_class(counts, names),
             "confusion": counts.tolist(),
+            "only_answer": scores.only_answer(*said, names),
         }
 
 

@@ -12,6 +12,7 @@ from kd_cli.report.groups import Group, confounded
 from kd_cli.report.readable import listed
 from kd_cli.report.records import Run, mapping
 from kd_cli.report.settings import brief
+from kd_cli.runs.checkpoint import damage_by_averaging
 
 _SHOWN = 3  # names in a warning
 _SEEDS = 6  # from so many on the exact test can be significant at 5 %
@@ -23,6 +24,7 @@ def flags(
 ) -> list[str]:
     """Sentences, the gravest first."""
     return [
+        *filter(None, (damage_by_averaging(run.path) for run in runs)),
         *_recipes(comparisons, groups, axes),
         *_pairs(comparisons),
         *_seeds(groups),

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from kd_cli.errors import DataError
 from kd_cli.storage.files import file_digest, guard_disk, read_json, whole_folder
-from kd_cli.storage.tensors import read_tensors
+from kd_cli.storage.tensors import read_tables, read_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -144,6 +144,43 @@ def write_checkpoint(path: Path, tensors: Mapping[str, Mapping[str, Tensor]], pl
     with guard_disk(path, size), whole_folder(path) as temporary:  # in the place of a damaged one of the same epoch
         for name, content in files.items():
             (temporary / name).write_bytes(content)
+
+
+def wrong_tables(checkpoint: Path) -> list[str]:
+    """The tables of whole numbers of a saved moving average that are not those of the network that it is of.
+
+    kd averaged them and cut the result before it knew better; what was trained stands in the same checkpoint.
+
+    Args:
+        checkpoint: its folder; where it has no readable training.safetensors nothing is known.
+    """
+    try:
+        saved = read_tables(checkpoint / "model.safetensors")
+        trained = read_tables(checkpoint / "training.safetensors") if saved else {}
+    except DataError:
+        return []
+    own: dict[str, set[bytes]] = {}  # by their last names: a method can have made another network of the student
+    for name, values in trained.items():
+        if name.startswith("task."):
+            own.setdefault(name.rpartition(".")[2], set()).add(values)
+    return [name for name, values in saved.items() if values not in own.get(name.rpartition(".")[2], {values})]
+
+
+def damage_by_averaging(path: Path) -> str | None:
+    """A sentence, where a checkpoint has `wrong_tables`, or the best or last one of a run.
+
+    Args:
+        path: a run's folder or a checkpoint's.
+    """
+    found = [name for each in (path, *sorted(path.glob("checkpoints/epoch-*"))) for name in wrong_tables(each)]
+    if not found:
+        return None
+    rest = len(set(found)) - 1
+    return (
+        f"{path}: its moving average (trainer.ema_decay) is damaged, because an earlier kd averaged tables of whole "
+        f"numbers, too ({found[0]}{f' and {rest} more' if rest else ''}); its accuracy, and whatever is made of it, is "
+        "that of the damaged network. Train it again, in another folder"
+    )
 
 
 def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,13 +17,15 @@ from kd_cli.data.base import Data
 from kd_cli.errors import ConfigError, DataError
 from kd_cli.losses.base import build_loss
 from kd_cli.models.base import MODELS, model_shape
-from kd_cli.runs.checkpoint import Checkpoint, load_state, owner
+from kd_cli.runs.checkpoint import Checkpoint, damage_by_averaging, load_state, owner
 from kd_cli.runs.metrics import read_metrics
 from kd_cli.runs.records import need, run_record, run_result
 from kd_cli.storage.files import file_digest
 from kd_cli.storage.tensors import check_numbers, conversion, read_tensors
 from kd_cli.training.task import Distillation
 from kd_cli.types import DataSpec
+
+log = logging.getLogger("kd")
 
 _LARGEST = 2**32  # bytes of a network that need no weights file of that order
 _PICKLED = {".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle", ".tar"}
@@ -121,6 +124,8 @@ def seen_by(source: Source, data: Data) -> Data:
 def load_weights(network: nn.Module, source: Source) -> None:
     """Puts a source's weights into a network. Raises DataError: they belong to another architecture."""
     tensors, _ = read_tensors(source.weights)
+    if damage := damage_by_averaging(source.weights.parent):
+        log.warning("%s", damage)
     check_numbers(tensors, network.state_dict(), source.weights)
     try:
         load_state(network, tensors)

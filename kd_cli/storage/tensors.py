@@ -6,7 +6,8 @@ import hashlib
 import json
 import logging
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,13 +36,30 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     Raises:
         DataError: there is no such file, or it is damaged or something else. Nothing of it was executed.
     """
+    with _opened(path, "pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+
+
+def read_tables(path: Path) -> dict[str, bytes]:
+    """Name → bytes of the tensors of whole numbers, counters left out; nothing else is read, and no PyTorch needed.
+
+    Raises:
+        DataError: as `read_tensors`.
+    """
+    with _opened(path, "np") as file:
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+        tables = [name for name, each in slices.items() if each.get_dtype()[0] in "IU" and each.get_shape()]
+        return {name: file.get_tensor(name).tobytes() for name in tables}
+
+
+@contextmanager
+def _opened(path: Path, framework: str) -> Iterator[Any]:
     from safetensors import SafetensorError, safe_open
 
     try:
         _check_header(path)
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
-            return tensors, dict(file.metadata() or {})
+        with safe_open(path, framework=framework) as file:
+            yield file
     except FileNotFoundError as error:
         raise DataError(f"there is no file {path}") from error
     except (SafetensorError, OSError, ValueError, TypeError, RuntimeError, RecursionError) as error:

@@ -79,13 +79,15 @@ def _over_seeds(groups: Mapping[str, Mapping[int, Point]], name: str) -> tuple[A
 
 def _gains(groups: Mapping[str, Mapping[int, Point]], name: str) -> list[float | None]:
     """Gain over the baseline of the same seed: a comparison's own, or the sweep's point whose loss has no weight."""
+    from kd_cli.metrics.significance import gain_over
+
     alike = [seeds for other, seeds in groups.items() if other != name and _but_loss(other) == _but_loss(name)]
     baseline = next((seeds for seeds in alike if all(each.get("weight") == 0 for each in seeds.values())), {})
     gains = []
     for seed, point in groups[name].items():
         gain = point.get("gain")
         if gain is None and seed in baseline:
-            gain = round(point["test_top1"] - baseline[seed]["test_top1"], 2)
+            gain = gain_over(baseline[seed], point)
         gains.append(gain)
     return gains
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from kd_cli import console
 from kd_cli.data.base import Data
-from kd_cli.data.sampling import generator
+from kd_cli.data.sampling import generator, permutation
 from kd_cli.metrics.evaluate import evaluating, predict
 from kd_cli.storage.cache import folder_size
 from kd_cli.storage.tensors import digest_tensors
@@ -30,7 +30,8 @@ _FORMAT = 2  # raise it when what is kept changes
 
 
 class CachedTeacher:
-    """Answers for a frozen teacher, which is asked once about each image, or once per epoch where they are augmented.
+    """Answers for a frozen teacher, which is asked once about each image, or once per epoch where they are augmented:
+    then only about those that the epoch uses.
 
     Args:
         ask: images [B, C, H, W] → what the teacher says of them.
@@ -39,6 +40,7 @@ class CachedTeacher:
         seed: of the augmentation.
         batch_size: B.
         device: of the images.
+        used: of how many images, the first in its order, an epoch makes its batches; None: of all.
     """
 
     def __init__(
@@ -50,7 +52,10 @@ class CachedTeacher:
         seed: int,
         batch_size: int,
         device: torch.device,
+        used: int | None = None,
     ) -> None:
+        self._used = used if data.augmented else None  # one file for all epochs otherwise
+        self._place: Tensor | None = None  # [N], the row of each image, where not all have one
         self._ask, self._data, self._entry = ask, data, entry
         self._seed, self._batch_size, self._device = seed, batch_size, device
         self._classifier: nn.Module | None = None
@@ -61,7 +66,9 @@ class CachedTeacher:
 
     def begin(self, epoch: int) -> None:
         """Finds the answers for an epoch, or asks for them."""
-        name = f"seed-{self._seed}-epoch-{epoch:04d}.safetensors" if self._data.augmented else "train.safetensors"
+        part = "" if self._used is None else f"-first-{self._used}"
+        augmented = f"seed-{self._seed}-epoch-{epoch:04d}{part}.safetensors"
+        name = augmented if self._data.augmented else "train.safetensors"
         if not self._live and name != self._name:
             self._name, self._answers = "", None  # the last epoch's make room for this one's
             self._answers = self._find(name, epoch)
@@ -72,31 +79,47 @@ class CachedTeacher:
         self.begin(batch.epoch)
         if self._answers is None:
             return self._ask(batch.images)
-        taken = {tap: rows.take(batch.ids) for tap, rows in self._answers.items()}
+        taken = {tap: rows.take(self._rows(batch.ids)) for tap, rows in self._answers.items()}
         return Outputs(taken.pop(_LOGITS), taken, self._classifier)
 
     def _find(self, name: str, epoch: int) -> Answers | None:
         """The answers for an epoch; None if the teacher is to be asked at every step."""
-        sample, said = self._sample(epoch)
+        ids = self._ids(epoch)
+        sample, said = self._sample(ids, epoch)
         with self._entry.locked():
-            answers = self._entry.read(name, self._data.spec.num_train)
-            if answers is not None and _agree(answers, sample, said):
+            answers = self._entry.read(name, len(ids))
+            if answers is not None and _agree(answers, self._rows(sample), said):
                 return {tap: Rows(rows.values.to(self._device), rows.order) for tap, rows in answers.items()}
             if answers is not None:
                 log.warning("%s is not what the teacher says: it is asked again", self._entry.path / name)
-            return self._ask_all(name, epoch, sample, said)
+            return self._ask_all(name, ids, epoch, sample, said)
 
-    def _sample(self, epoch: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """Ids of some training images, and what the teacher says of them now."""
+    def _ids(self, epoch: int) -> Tensor:
+        """Of the images that the epoch uses, rising; each has the row of its place among them."""
+        size = self._data.spec.num_train
+        if self._used is None:
+            return torch.arange(size)
+        ids = permutation(size, self._seed, epoch)[: self._used].sort().values
+        self._place = torch.full((size,), -1)
+        self._place[ids] = torch.arange(len(ids))
+        return ids
+
+    def _rows(self, ids: Tensor) -> Tensor:
+        return ids if self._place is None else self._place[ids.cpu()]
+
+    def _sample(self, ids: Tensor, epoch: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Some of these training images, and what the teacher says of them now."""
         random = generator(self._seed, "teacher cache", epoch)
-        ids = torch.randperm(self._data.spec.num_train, generator=random)[: self._batch_size]
-        (view,) = self._data.views([ids], seed=self._seed, epoch=epoch, device=self._device)
+        some = ids[torch.randperm(len(ids), generator=random)[: self._batch_size]]
+        (view,) = self._data.views([some], seed=self._seed, epoch=epoch, device=self._device)
         said = self._ask(view.images)
         self._classifier = said.classifier
         return view.ids, _named(said)
 
-    def _ask_all(self, name: str, epoch: int, sample: Tensor, said: Mapping[str, Tensor]) -> Answers | None:
-        size = self._data.spec.num_train
+    def _ask_all(
+        self, name: str, ids: Tensor, epoch: int, sample: Tensor, said: Mapping[str, Tensor]
+    ) -> Answers | None:
+        size = len(ids)
         needed = size * sum(output[0].numel() * output.element_size() for output in said.values())
         if folder_size(self._entry.path) + needed > self._entry.limit:
             kept, limit = f"{needed / 1e9:.3g} GB", f"teacher_cache_gb={self._entry.limit / 1e9:g}"
@@ -105,14 +128,14 @@ class CachedTeacher:
             return None
         self._announce()
         answers = {tap: Rows.like(output, size) for tap, output in said.items()}
-        batches = torch.arange(size).split(self._batch_size)
-        views = self._data.views(batches, seed=self._seed, epoch=epoch, device=self._device)
+        views = self._data.views(ids.split(self._batch_size), seed=self._seed, epoch=epoch, device=self._device)
+        progress = console.Counted("teacher    was asked about", size)
         with torch.inference_mode():
-            for ids, view in zip(batches, views, strict=True):
+            for view in views:
                 for tap, output in _named(self._ask(view.images)).items():
-                    answers[tap].put(view.ids, output)
-                console.live(f"teacher    was asked about {int(ids[-1]) + 1:,} of {size:,} images")
-        if not _agree(answers, sample, said):
+                    answers[tap].put(self._rows(view.ids).to(output.device), output)
+                progress.add(len(view.ids))
+        if not _agree(answers, self._rows(sample), said):
             self._stop("its answer to an image depends on the others in the batch")
             return None
         self._entry.write(name, answers)
@@ -121,7 +144,8 @@ class CachedTeacher:
     def _announce(self) -> None:
         if not self._announced:
             anew = ", as each epoch augments them" if self._data.augmented else ""
-            console.say(f"teacher    is asked about all {self._data.spec.num_train:,} training images{anew}")
+            number = f"all {self._data.spec.num_train:,}" if self._used is None else f"{self._used:,}"
+            console.say(f"teacher    is asked about {number} training images{anew}")
         self._announced = True
 
     def _stop(self, reason: str) -> None:

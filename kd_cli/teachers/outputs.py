@@ -3,6 +3,7 @@
 <cache>/teacher/<key>/about.json                        what the key was made of
 <cache>/teacher/<key>/train.safetensors                 its answers, a row for each training image
 <cache>/teacher/<key>/seed-0-epoch-0003.safetensors     the same where images are augmented: anew for every epoch
+<cache>/teacher/<key>/seed-0-epoch-0003-first-960.safetensors     of the first 960 in the epoch's order alone
 <cache>/teacher/<key>/val.safetensors                   its logits for the validation images
 
 N training images, B per batch.

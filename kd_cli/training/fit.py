@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import torch
+from torch import Tensor
 
 from kd_cli import console
 from kd_cli.config.overrides import recipe_key
@@ -17,9 +18,9 @@ from kd_cli.console import Watcher
 from kd_cli.data.base import Data, Part
 from kd_cli.errors import DataError, Terminated
 from kd_cli.metrics.evaluate import predict
-from kd_cli.metrics.scores import accuracy
+from kd_cli.metrics.scores import accuracy, hits, only_answer
 from kd_cli.models.base import count_parameters
-from kd_cli.runs.checkpoint import load_state
+from kd_cli.runs.checkpoint import damage_by_averaging, load_state
 from kd_cli.runs.folder import RunDir
 from kd_cli.runs.records import STATE, check_kinds
 from kd_cli.signals import patiently
@@ -89,6 +90,8 @@ def finished(run: RunDir, data: Data) -> Result | None:
     """
     if run.result is not None and not run.record.get("specialist"):  # whose data are a part of these
         check_same_images(run.path, run.record, data)
+    if run.result is not None and (damage := damage_by_averaging(run.path)):
+        console.notice(damage)
     return run.result
 
 
@@ -199,16 +202,17 @@ def _judge(
     from kd_cli.runs.predictions import Predictions, write_predictions
 
     best, last = best_epoch(records), int(records[-1]["epoch"])
-    digests, scores = {}, {}
+    digests, scores, correct = {}, {}, {}
     for epoch in {best, last}:
         with run.there():
             checkpoint = run.checkpoints.after(epoch)
             load_state(task.deployed, checkpoint.tensors("model"))
         digests[epoch] = checkpoint.model_digest
         said = predict(task.deployed, data, "test", batch_size=recipe.eval_batch_size, device=device)
-        scores[epoch] = accuracy(*said)
+        scores[epoch], correct[epoch] = accuracy(*said), int(hits(*said).sum())
         check_score(scores[epoch], "test", advice(recipe, where))
         if epoch == best:
+            _say_only_answer(str(run.record.get("stage")), *said, data)
             with run.there():
                 write_predictions(run.path, Predictions(*said), weights=digests[epoch])
     chosen = next(row for row in records if row["epoch"] == best)
@@ -216,6 +220,8 @@ def _judge(
         "run": str(run.path),
         "test_top1": scores[best]["top1"],
         "test_top1_last": scores[last]["top1"],
+        "test_correct": correct[best],
+        "test_correct_last": correct[last],
         "test_nll": scores[best]["nll"],
         "val_top1": chosen.get("val_top1"),
         "best_epoch": best,
@@ -225,6 +231,12 @@ def _judge(
         "images": {part: data.size(part) for part in get_args(Part)},
         "weights_sha256": {"best": digests[best], "last": digests[last]},
     }
+
+
+def _say_only_answer(stage: str, logits: Tensor, labels: Tensor, data: Data) -> None:
+    name = only_answer(logits, labels, data.spec.class_names)
+    if name is not None:
+        console.notice(f"the {stage} network takes all {len(labels):,} test images for {name!r}: it learned nothing")
 
 
 def _data_facts(data: Data) -> dict[str, Any]:

@@ -25,6 +25,23 @@ from kd_cli.training.task import Task
 from kd_cli.types import Batch, Step
 
 Record = dict[str, float]
+Tensors = tuple[Tensor, ...] | list[Tensor]
+
+
+def moving_average(network: nn.Module, decay: float) -> AveragedModel:
+    """An exponential moving average of a network's fractional parameters and buffers; all others are copied.
+
+    PyTorch's own averages whole numbers, too, and cuts the result: the index tables of Swin and its kin lose ones.
+    """
+    lerp = get_ema_multi_avg_fn(decay)
+
+    def average(averaged: Tensors, current: Tensors, updates: Tensor | int) -> None:  # all of one type
+        if averaged[0].is_floating_point() or averaged[0].is_complex():
+            lerp(averaged, current, updates)
+        else:
+            torch._foreach_copy_(averaged, current)
+
+    return AveragedModel(network, multi_avg_fn=average, use_buffers=True)
 
 
 class Trainer:
@@ -122,8 +139,7 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.recipe.precision == "fp16")
         self.average: AveragedModel | None = None
         if self.recipe.ema_decay is not None:
-            average = get_ema_multi_avg_fn(self.recipe.ema_decay)
-            self.average = AveragedModel(task.deployed, multi_avg_fn=average, use_buffers=True)
+            self.average = moving_average(task.deployed, self.recipe.ema_decay)
         self.batches = data.steps(self.recipe.batch_size, self.recipe.limit_train_batches)
         self.updates = -(-self.batches // self.recipe.accumulate)
         names = dict(task.named_parameters())
@@ -200,7 +216,12 @@ class Trainer:
         """Means of the losses, weighted by images, and accuracy in percent."""
         means = {name: float(total) / self.seen for name, total in self.sums.items()}
         top1 = round(100 * means.pop("correct"), 2)
-        return {"train_top1": top1, **{f"train_{name}": mean for name, mean in means.items()}}
+        loss = means.pop("loss")  # the other terms are weighted: they sum to it
+        return {
+            "train_top1": top1,
+            "train_loss": loss,
+            **{f"train_weighted_{name}": each for name, each in means.items()},
+        }
 
     def _save_if_due(self) -> None:
         minutes = self.recipe.checkpoint_minutes

@@ -20,7 +20,7 @@ def test_check_shows_networks_features_layers_and_cost_and_writes_nothing(kd) ->
     assert result["features"][0]["student_shape"][0] == 128
     assert result["features"][0]["teacher_shape"][0] == 32
     assert any(shape[:2] == [32, 128] for shape in result["layers"].values())
-    assert set(result["terms"]) == {"ce", "fitnet"}
+    assert set(result["weighted_terms"]) == {"ce", "fitnet"}
     assert result["networks"]["student"]["parameters"] > result["networks"]["teacher"]["parameters"]
     assert result["step_ms"] > 0
     assert not list(Path("outputs").rglob("*"))

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from kd_cli.cli import main
 from kd_cli.data import corruptions as corrupt
 from kd_cli.metrics.evaluate import predict
-from kd_cli.metrics.scores import agreement, judge
+from kd_cli.metrics.scores import agreement, judge, only_answer
 from kd_cli.saved.network import Saved
 from tests.conftest import SMALL
 from tests.support.small import CPU
@@ -148,3 +148,31 @@ def test_answers_that_are_not_finite_are_an_error(kd, made: Path) -> None:
     save_file({name: torch.full_like(tensor, 1e38) for name, tensor in weights.items()}, "bad.safetensors")
     words = [word for word in SMALL if not word.startswith(("trainer", "teacher"))]
     assert "not all of its logits are finite" in kd("evaluate", "bad.safetensors", *words, code=3).message
+
+
+CONSTANT = """
+import torch
+
+
+class Constant(torch.nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.bias = torch.nn.Parameter(1000.0 * torch.nn.functional.one_hot(torch.tensor(1), num_classes))
+
+    def forward(self, images):
+        return self.bias.expand(len(images), -1) + 0 * images.sum()
+"""
+
+
+def test_a_network_that_answers_one_class_for_everything_is_told(kd) -> None:
+    Path("constant.py").write_text(CONSTANT)
+    words = ["plugins=[constant.py]", "student=external", "student.callable=constant.Constant"]
+    trained = kd("train-baseline", *SMALL[:3], *words, "trainer.epochs=1", "hydra.run.dir=run").err
+    assert "the baseline network takes all 100 test images for 'pattern 1': it learned nothing" in trained
+    assert "takes all 100 images for 'pattern 1': it tells nothing apart" in kd("evaluate", "run", *words).err
+
+
+def test_of_images_of_one_class_nothing_is_said() -> None:
+    logits, labels = torch.tensor([[0.0, 1.0]] * 3), torch.tensor([1, 1, 1])
+    assert only_answer(logits, labels, "ab") is None
+    assert only_answer(logits, torch.tensor([1, 0, 1]), "ab") == "b"

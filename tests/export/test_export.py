@@ -20,7 +20,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from kd_cli.cli import main
+from kd_cli.data.decode import reading_source
 from kd_cli.errors import DataError
+from kd_cli.export import card
 from kd_cli.export.weights import load
 from kd_cli.saved.network import Saved
 from kd_cli.storage.files import read_json
@@ -124,10 +126,70 @@ def test_readmes_lines_run_a_student_in_pytorch_alone(student: Path) -> None:
     assert json.loads(done.stdout) == logits.argmax(dim=1).tolist()
 
 
-def test_the_script_stretches_images_of_another_size(student: Path, tmp_path: Path) -> None:
+def odd_pictures(folder: Path) -> list[Path]:
+    """A red and a bright quarter on black, as cameras and programs store such pictures, and of several sizes."""
+    pixels = np.zeros((40, 25, 3), np.uint8)
+    pixels[:20, :12, 0], pixels[20:, 12:] = 220, 180
+    image, turned = Image.fromarray(pixels), Image.Exif()
+    turned[274] = 6
+    grey = image.convert("L")
+    faded = grey.copy()
+    faded.putalpha(grey)
+    stored: dict[str, tuple[Image.Image, dict[str, Any]]] = {
+        "turned.jpg": (image, {"exif": turned}),
+        "deep16.png": (Image.fromarray(np.asarray(grey).astype(np.uint16) * 257), {}),
+        "cmyk.jpg": (image.convert("CMYK"), {}),
+        "grey.png": (grey, {}),
+        "faded.png": (faded, {}),
+        "palette.png": (image.quantize(4), {"transparency": 0}),
+    }
+    for name, (each, options) in stored.items():
+        each.save(folder / name, **options)
+    return [folder / name for name in stored]
+
+
+@pytest.mark.parametrize("way", ["onnx", "pt2", "safetensors"])
+def test_the_script_and_kd_predict_say_the_same_of_odd_pictures(
+    way: str, student: Path, tmp_path: Path, kd: Callable
+) -> None:
+    files = odd_pictures(tmp_path)
+    rows = kd("predict", str(student), *map(str, files), "--top", "3", "--json").json["images"]
+    said = [next(iter(row["predictions"].values())) for row in rows]
+    expected = [
+        f"{file}: " + ", ".join(f"{each['class']} {each['probability']:.3f}" for each in best)
+        for file, best in zip(files, said, strict=True)
+    ]
+    assert printed_by(student / "export" / way / "infer.py", *files, alone=way != "safetensors") == expected
+    assert len({line.partition(": ")[2] for line in expected}) > 3  # they are not all the same to the network
+
+
+def test_the_script_takes_many_images_and_names_those_that_are_none(student: Path, tmp_path: Path) -> None:
     Image.new("L", (40, 25), 128).save(tmp_path / "grey.png")
-    (line,) = printed_by(student / "export" / "onnx" / "infer.py", tmp_path / "grey.png", alone=True)
-    assert line.startswith(f"{tmp_path / 'grey.png'}: ")
+    (tmp_path / "text.png").write_text("no image")
+    words = [*[str(tmp_path / "grey.png")] * 70, str(tmp_path / "text.png"), "nowhere.png", str(tmp_path)]
+    script = student / "export" / "onnx" / "infer.py"
+    done = subprocess.run([sys.executable, str(script), *words], capture_output=True, text=True)
+    assert (done.returncode, len(done.stdout.splitlines())) == (1, 70)
+    *each, last = done.stderr.splitlines()
+    assert [line.partition(" cannot be read as an image")[0] for line in each] == words[70:]
+    assert last == "3 of 73 images could not be read"
+
+
+def test_the_script_says_which_file_is_missing_beside_it(student: Path, tmp_path: Path) -> None:
+    shutil.copy(student / "export" / "onnx" / "infer.py", tmp_path)
+    done = subprocess.run([sys.executable, str(tmp_path / "infer.py"), "a.png"], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"{tmp_path / 'config.json'} is missing")
+
+
+def test_a_script_that_reads_pictures_otherwise_is_noticed(
+    student: Path, kd: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        card, "reading_source", lambda: reading_source().replace("exif_transpose(image)", "mirror(image)")
+    )
+    assert "does not read" in kd("export", str(student), "--format", "pt2", "--out", "other", code=1).message
+    assert not Path("other").exists()
 
 
 @pytest.mark.parametrize("size", [1, 3, 64])

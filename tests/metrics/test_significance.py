@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from kd_cli.metrics.significance import accuracy_error, paired_gain, recovered_share, sign_flip_p, t95
+from kd_cli.metrics.significance import (
+    accuracy_error,
+    exact_top1,
+    gain_over,
+    paired_gain,
+    recovered_share,
+    sign_flip_p,
+    t95,
+)
 
 
 def test_mean_spread_and_margin_are_those_of_the_textbook() -> None:
@@ -114,3 +124,26 @@ def test_one_seed_has_a_share_without_an_interval_where_its_gap_is_believed() ->
 def test_the_error_of_an_accuracy_is_the_binomial_one() -> None:
     assert accuracy_error(90.0, 100) == pytest.approx(3.0)
     assert accuracy_error(100.0, 100) == 0.0
+
+
+def result(correct: int, images: int, **more: Any) -> dict[str, Any]:
+    """As a run's result has it."""
+    return {"test_top1": round(100 * correct / images, 2), "images": {"test": images}, **more}
+
+
+def test_a_gain_is_computed_before_accuracies_are_rounded() -> None:
+    baseline, distilled = result(23, 90), result(31, 90)
+    assert round(distilled["test_top1"] - baseline["test_top1"], 2) == 8.88
+    assert gain_over(baseline, distilled) == pytest.approx(100 * 8 / 90, abs=1e-6)
+
+
+def test_of_many_images_the_counts_on_record_tell_the_gain() -> None:
+    known = [result(correct, 50_000, test_correct=correct) for correct in (20_002, 20_003)]
+    assert gain_over(*known) == pytest.approx(100 / 50_000)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"images": None}, {"images": {"test": 0}}, {"test_correct": 7}, {"test_correct": ""}]
+)
+def test_a_count_that_cannot_be_leaves_the_accuracy_as_it_is_on_record(wrong: dict[str, Any]) -> None:
+    assert exact_top1({"test_top1": 50.0, "images": {"test": 20}, **wrong}) == 50.0

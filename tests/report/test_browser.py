@@ -15,6 +15,7 @@ import pytest
 
 from kd_cli.console import printable
 from kd_cli.report.charts import charts_of
+from kd_cli.report.findings import findings
 from kd_cli.report.page import write_page
 from kd_cli.report.readable import readable
 from tests.support import report_samples as samples
@@ -112,6 +113,17 @@ def sweep() -> dict[str, Any]:
     return samples.results(seeds=2, epochs=5, classes=4)
 
 
+def long_settings() -> dict[str, Any]:
+    """As sweeps over networks and folders call their points."""
+    axis = {
+        "dataset.root": ["/data/pets/training_224_resized", "/data/pets/training_224_cropped"],
+        "student.callable": ["torchvision.models.mobilenet_v3_small", "timm.create_model"],
+        "loss.temperature": [2.0, 4.0],
+    }
+    found = samples.results(axis, seeds=3, epochs=3, classes=3)
+    return found | {"findings": findings(found)}
+
+
 CASES: dict[str, Callable[[], dict[str, Any]]] = {
     "a sweep": sweep,
     "a small sweep": lambda: samples.results({"loss.temperature": [1, 2]}, seeds=2, epochs=3, classes=3),
@@ -121,6 +133,7 @@ CASES: dict[str, Callable[[], dict[str, Any]]] = {
     "one point": lambda: samples.results({}, seeds=1, epochs=1, classes=2),
     "nothing": samples.empty,
     "unknown": lambda: samples.unknown(sweep()),
+    "long settings": long_settings,
     "hostile": lambda: samples.results({"loss.temperature": [1, 2]}, seeds=2, name=samples.HOSTILE),
     "200 classes": lambda: samples.results({"loss.temperature": [1, 2]}, seeds=2, classes=200),
     "100 runs": lambda: samples.results({"loss.temperature": list(range(1, 33))}, epochs=25),
@@ -147,6 +160,18 @@ def test_each_chart_is_drawn_from_its_rows_and_nothing_is_loaded_or_complained_o
 def test_the_page_never_scrolls_sideways(name: str, width: int, show: Any) -> None:
     opened = show(name, width=width)
     assert opened.choose("document.documentElement.scrollWidth") <= width
+
+
+@pytest.mark.parametrize("width", [360, 1280, 1300])
+@pytest.mark.parametrize("name", ["a sweep", "long settings"])
+def test_the_verdicts_are_seen_without_scrolling_and_the_first_finding_is_short(
+    name: str, width: int, show: Any
+) -> None:
+    opened = show(name, width=width)
+    cells = "[...document.querySelectorAll('.verdict, #section-comparison tbody th')]"
+    assert 0 < max(opened.choose(f"{cells}.map(cell => cell.getBoundingClientRect().right)")) < width
+    lines = opened.choose("document.querySelector('.findings li').getClientRects()[0].height / 24.8")
+    assert lines < (3.1 if width > 1000 else 8.1)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

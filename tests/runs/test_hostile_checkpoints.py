@@ -16,6 +16,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from kd_cli.errors import ConfigError, DataError, KDError
 from kd_cli.runs.predictions import FILE, read_predictions
 from kd_cli.saved.network import Saved
 from kd_cli.saved.weights import locate
-from kd_cli.storage.tensors import conversion, read_tensors
+from kd_cli.storage.tensors import conversion, read_tables, read_tensors
 from tests.conftest import SMALL, Outcome
 
 MARK = "executed"
@@ -199,6 +200,8 @@ def test_a_hostile_weights_file_is_refused(name: str) -> None:
     else:
         with pytest.raises(DataError, match="is damaged or no safetensors file"):
             read_tensors(path)
+    with suppress(DataError):
+        assert read_tables(path) == {}
 
 
 @pytest.mark.parametrize("name", NUMBERS)

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from kd_cli import console
 from kd_cli.config.recipe import Recipe
 from kd_cli.data.base import Data
 from kd_cli.losses.base import LOSSES, build_loss
@@ -57,9 +58,11 @@ def make_task(loss: str, data: Data, teacher: nn.Module | None = None, **options
     return Distillation(student, teacher, method, mix, data.spec, ask_in=BATCH)
 
 
-def remember(task: Distillation, data: Data, *, seed: int = 0, limit: int = GIGABYTE, **facts: Any) -> CachedTeacher:
+def remember(
+    task: Distillation, data: Data, *, seed: int = 0, limit: int = GIGABYTE, used: int | None = None, **facts: Any
+) -> CachedTeacher:
     entry = Entry({"taps": list(task.teacher_taps), "data": data.fingerprint, **facts}, limit)
-    task.cache = CachedTeacher(task.ask, data, entry, seed=seed, batch_size=BATCH, device=CPU)
+    task.cache = CachedTeacher(task.ask, data, entry, seed=seed, batch_size=BATCH, device=CPU, used=used)
     return task.cache
 
 
@@ -112,6 +115,25 @@ def test_augmented_images_are_asked_about_once_for_each_seed_and_epoch() -> None
         learn(task, data, seed=seed)
         assert counted.passes - before == 2 + asked  # a sample of each epoch
     assert len(answer_files()) == 4
+
+
+def test_where_an_epoch_uses_some_images_the_teacher_is_asked_about_these() -> None:
+    data, teacher = make_data(augment="crop_flip"), make_teacher()
+    recipe = Recipe(epochs=3, batch_size=BATCH, limit_train_batches=2)
+    plain = learn(make_task("kd", data), data, recipe)
+    counted = Counted(teacher)
+    for asked in (2, 0):
+        task = make_task("kd", data, teacher)
+        remember(task, data, used=2 * BATCH)
+        before = counted.passes
+        assert same_tensors(learn(task, data, recipe), plain)
+        assert counted.passes - before == 3 * (1 + asked)
+    assert answer_files() == [f"seed-0-epoch-000{epoch}-first-100.safetensors" for epoch in range(3)]
+    full = make_task("kd", data, teacher)  # what is there of some is not taken for all
+    remember(full, data)
+    before = counted.passes
+    learn(full, data)
+    assert counted.passes - before == 2 * (1 + PASSES)
 
 
 def test_mixed_precision_is_the_same_with_and_without() -> None:
@@ -348,6 +370,22 @@ def test_another_teacher_is_asked_anew(kd: Run, teacher: str) -> None:
 def test_a_smoke_run_does_not_ask_about_images_it_never_sees(kd: Run, teacher: str) -> None:
     kd(*DISTILL, teacher, "trainer.limit_train_batches=1")
     assert answer_files() == ["val.safetensors"]
+
+
+def test_the_command_line_says_how_many_an_epoch_uses(kd: Run, teacher: str) -> None:
+    words = (teacher, "dataset.augment=crop_flip", "trainer.limit_train_batches=2", "trainer.epochs=3")
+    assert "teacher    is asked about 100 training images, as each epoch augments them" in kd(*DISTILL, *words).err
+
+
+def test_how_long_the_teacher_is_asked_is_told_where_nobody_watches(capsys: pytest.CaptureFixture[str]) -> None:
+    progress = console.Counted("teacher    was asked about", 100, every=0.0)
+    for _ in range(4):
+        progress.add(25)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.rpartition(",")[0] for line in lines] == [
+        f"teacher    was asked about {n} of 100 images" for n in (25, 50, 75)
+    ]
+    assert all(line.endswith(" left") for line in lines)
 
 
 def test_the_cache_is_listed_verified_and_cleared(kd: Run, teacher: str) -> None:

@@ -137,14 +137,16 @@ def test_the_record_is_the_mean_over_all_images_of_the_epoch() -> None:
     batches = list(data.train_batches(seed=0, epoch=0, batch_size=180, device=CPU))
     logits, labels = network(batches[0].images), batches[0].labels
     assert record["train_loss"] == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-9)
-    assert record["train_ce"] == record["train_loss"]
+    assert record["train_weighted_ce"] == record["train_loss"]
     assert record["train_top1"] == round(100 * float((logits.argmax(1) == labels).double().mean()), 2)
 
 
 def test_the_terms_of_the_record_sum_to_the_loss() -> None:
     _, records = train(distilled())
     for record in records:
-        assert record["train_ce"] + record["train_kd"] == pytest.approx(record["train_loss"], rel=1e-5)
+        assert record["train_weighted_ce"] + record["train_weighted_kd"] == pytest.approx(
+            record["train_loss"], rel=1e-5
+        )
 
 
 @pytest.mark.parametrize("ema_decay", [None, 0.9])
@@ -159,7 +161,7 @@ def test_validation_is_of_the_network_that_is_deployed(ema_decay: float | None) 
 
 def test_without_a_validation_part_there_is_nothing_to_validate() -> None:
     _, (record, _) = train(supervised(), data=make_data(val_fraction=0.0))
-    assert set(record) == {"epoch", "lr", "train_top1", "train_loss", "train_ce"}
+    assert set(record) == {"epoch", "lr", "train_top1", "train_loss", "train_weighted_ce"}
 
 
 def test_the_recorded_rate_is_that_of_the_epochs_last_update() -> None:
