@@ -10,7 +10,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, MissingConfigException
 
-from kd_cli.errors import ConfigError, suggest
+from kd_cli.errors import ConfigError, offer, suggest
 
 
 def explain(error: Exception, words: Sequence[str], folders: Sequence[Path]) -> ConfigError | None:
@@ -33,6 +33,8 @@ def explain(error: Exception, words: Sequence[str], folders: Sequence[Path]) -> 
         return ConfigError(f"--config-name: there is no configuration {name!r}{suggest(name, known)}")
     if isinstance(error, ValueError) and "Config group override must be" in str(error):
         return ConfigError(_group_text(overrides, folders))
+    if "does not support sweep type" in str(error):
+        return ConfigError(_interval_text(overrides))
     return None
 
 
@@ -56,8 +58,16 @@ def _group_text(overrides: Sequence[Override], folders: Sequence[Path]) -> str:
         known = {path.stem for folder in folders for path in (folder / override.key_or_group).glob("*.yaml")}
         if known and not isinstance(override.value(), str):
             group, value = override.key_or_group, override.get_value_element_as_str()
-            return f"{group}: there is no {group} {value!r}; type {group}=NAME. Known: {', '.join(sorted(known))}"
+            names = ", ".join(sorted(known))
+            return f"{group}: there is no {group} {value!r}; type {offer(group, 'NAME')}. Known: {names}"
     return "a group was not given a name; type GROUP=NAME"
+
+
+def _interval_text(overrides: Sequence[Override]) -> str:
+    """Hydra names no word."""
+    word, key = next(((each.input_line, each.key_or_group) for each in overrides if each.is_interval_sweep()), ("", ""))
+    remedy = f"type {offer(key, '1,2,3')}, or hydra/sweeper=optuna to search"
+    return f"{word}: a grid cannot try all numbers of an interval; {remedy}"
 
 
 def _yaml_text(error: yaml.MarkedYAMLError) -> str:

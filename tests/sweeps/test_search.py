@@ -242,12 +242,12 @@ def test_a_preset_may_say_what_is_searched_and_the_command_line_wins(kd) -> None
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("loss=interval(1,2)",), "loss is a group; type loss=choice("),
+        (("loss=interval(1,2)",), "loss is a group; type 'loss=choice("),
         (("student=choice(mlp,mpl)", RATE), "there is no student 'mpl'; did you mean 'mlp'?"),
         (("trainer.lr=tag(log,interval(0,1))",), "has no logarithm at 0"),
         (("trainer.lr=tag(lgo,interval(1,2))",), "tag 'lgo'; did you mean 'log'?"),
-        (("trainer.lr=interval(2,1)",), "low < high"),
-        (("trainer.epochs=interval(1,5)",), "type trainer.epochs=int(interval(1,5))"),
+        (("trainer.lr=interval(2,1)",), "type 'trainer.lr=interval(1,2)', the lower one first"),
+        (("trainer.epochs=interval(1,5)",), "type 'trainer.epochs=int(interval(1,5))'"),
         (("trainer.lrate=interval(1,5)",), "trainer.lrate: there is no such option; did you mean 'trainer.lr'?"),
         ((), "nothing is searched"),
         (

@@ -15,7 +15,7 @@ from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from kd_cli.errors import ConfigError, suggest
+from kd_cli.errors import ConfigError, offer, suggest
 
 _DIGITS = 3  # of a number that is searched in its logarithm, and decimals of an interval's width
 
@@ -51,7 +51,7 @@ class Axis:
         if isinstance(self.distribution, FloatDistribution) and isinstance(example, int) and example is not True:
             raise ConfigError(
                 f"{self.key}: {self.text} has fractions, and {self.key} is a whole number; "
-                f"type {self.key}=int({self.text})"
+                f"type {offer(self.key, f'int({self.text})')}"
             )
 
     def values(self) -> list[Any] | None:
@@ -108,7 +108,7 @@ def grid_of(axes: Sequence[Axis]) -> Mapping[str, list[Any]]:
     for axis in axes:
         if grid[axis.key] is None:
             raise ConfigError(
-                f"{axis.key}: sampler=grid cannot try all of {axis.text}; type {axis.key}=choice(a,b,c), or "
+                f"{axis.key}: sampler=grid cannot try all of {axis.text}; type {offer(axis.key, 'choice(a,b,c)')}, or "
                 "hydra.sweeper.sampler=tpe"
             )
     return {key: values for key, values in grid.items() if values is not None}
@@ -124,12 +124,14 @@ def _axis(override: Any, options: Sequence[str]) -> Axis:
     if override.is_choice_sweep():
         return Axis(key, text, _choice(override, key, text, options))
     if options:
-        raise ConfigError(f"{key}: {text} is not possible, since {key} is a group; type {key}=choice({options[0]},…)")
+        example = offer(key, f"choice({options[0]},…)")
+        raise ConfigError(f"{key}: {text} is not possible, since {key} is a group; type {example}")
     low, high, step = _bounds(override, key, text)
     if "log" in tags and low <= 0:
         raise ConfigError(f"{key}: {text} has no logarithm at {low:g}; let it begin above 0, or leave log out")
     if "log" in tags and step not in (None, 1):
-        raise ConfigError(f"{key}: {text} cannot have steps and a logarithm; type tag(log,interval({low:g},{high:g}))")
+        example = offer(key, f"tag(log,interval({low:g},{high:g}))")
+        raise ConfigError(f"{key}: {text} cannot have steps and a logarithm; type {example}")
     if isinstance(low, int) and isinstance(high, int):
         return Axis(key, text, IntDistribution(low, high, log="log" in tags, step=int(step or 1)))
     return Axis(key, text, FloatDistribution(low, high, log="log" in tags, step=step))
@@ -137,13 +139,12 @@ def _axis(override: Any, options: Sequence[str]) -> Axis:
 
 def _choice(override: Any, key: str, text: str, options: Sequence[str]) -> CategoricalDistribution:
     if "log" in getattr(override.value(), "tags", set()):
-        raise ConfigError(f"{key}: {text} names its values, so log changes nothing; type {key}=tag(log,interval(a,b))")
+        example = offer(key, "tag(log,interval(0.1,1))")
+        raise ConfigError(f"{key}: {text} names its values, so log changes nothing; type {example}")
     choices = list(dict.fromkeys(override.sweep_string_iterator()))
     for choice in choices:
         if options and choice not in options:
             raise ConfigError(f"{key}: there is no {key} {choice!r}{suggest(choice, options)}")
-    if not choices:
-        raise ConfigError(f"{key}: {text} has no values; type {key}=choice(a,b,c)")
     return CategoricalDistribution(choices)
 
 
@@ -152,10 +153,8 @@ def _bounds(override: Any, key: str, text: str) -> tuple[Any, Any, Any]:
     sweep = override.value()
     if override.is_range_sweep():
         values = sorted(override.sweep_iterator())
-        if not values:
-            raise ConfigError(f"{key}: {text} has no values; type {key}=range(first,behind_the_last,step)")
         return values[0], values[-1], abs(sweep.step)
     low, high = sweep.start, sweep.end
     if not (low < high and math.isfinite(low) and math.isfinite(high)):
-        raise ConfigError(f"{key}: {text} is no interval; type {key}=interval(low,high) with low < high")
+        raise ConfigError(f"{key}: {text} is no interval; type {offer(key, 'interval(1,2)')}, the lower one first")
     return low, high, None
