@@ -211,6 +211,7 @@ YAML = (
     _yaml("", "loss: {}", "mapping with a line name: NAME"),
     _yaml("name: kdd\n", "loss: there is no loss 'kdd'", "did you mean 'kd'"),
     _yaml("name: kd\ntemprature: 4\n", "loss.temprature", "did you mean 'temperature'"),
+    _yaml("name: kd\ntemperature: 010\n", "line 2: yaml would read 010 as 8", "write 8 for that, 10 for that number"),
     _yaml(None, "mine", "kd"),
     _yaml(Path("nowhere"), "mine", "kd"),
 )
