@@ -68,7 +68,7 @@ def run_once(job: str, command: str, arguments: Sequence[str]) -> Mapping[str, A
             errors.append(error)
 
     with _explained(arguments), composed(command, arguments) as (loader, config), _as_program(command, arguments):
-        check_hydra(config.hydra)
+        _check_hydra(config.hydra)
         config.hydra.mode = "RUN"
         configure_log(config.hydra.hydra_logging, config.hydra.verbose)
         with without_empty_folders(Path(str(config.hydra.run.dir)).absolute()):  # Hydra makes it before we look
@@ -87,7 +87,7 @@ def _show(command: str, arguments: Sequence[str]) -> Mapping[str, Any]:
     main = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=command.replace("-", "_"))
     with _explained(arguments):
         with composed(command, arguments) as (_, config):
-            check_hydra(config.hydra)
+            _check_hydra(config.hydra)
         with _as_program(command, words):
             main(lambda _: None)()
     return {}
@@ -116,7 +116,7 @@ def run_sweep(job: str, command: str, arguments: Sequence[str], *, writes: bool 
     _name_folders(sweep.name, lambda _root_: sweep.folder(_root_.hydra.overrides.task))
     words = [*sweep.arguments, "hydra.mode=MULTIRUN"]
     with _explained(words), composed(command, words, sweeps=True) as (loader, config):
-        check_hydra(config.hydra)
+        _check_hydra(config.hydra)
         with _recorded(Path(str(config.hydra.sweep.dir)), points):
             start_sweep(_hydra_context(loader), points, config)
     return Swept([*sweep.failures, *points.records], points.found)
@@ -139,16 +139,26 @@ def _recorded(folder: Path, points: Points) -> Iterator[None]:
 
 def _extend_hydra(arguments: Sequence[str]) -> None:
     from kd_cli.config.search_path import install_search_path
+    from kd_cli.machine import check_single
+
+    check_single()
 
     install_search_path(option_values(arguments, "--config-dir"))
     _name_folders("sweep", lambda: "point")  # until a sweep is known, which names them
-    named = [word.partition("=")[2] for word in arguments if word.startswith("hydra/launcher=")]
-    if named or is_sweep(arguments) or "--info" in arguments:  # a single run has nothing to do with launchers
-        from kd_cli.sweeps.launchers import check_launcher, install_launchers
+    if is_sweep(arguments) or "--info" in arguments:  # a single run has nothing to do with launchers
+        from kd_cli.sweeps.launchers import install_launchers
 
         install_launchers()
-        for name in named:
-            check_launcher(name)
+
+
+def _check_hydra(hydra: Any) -> None:
+    """Raises a ConfigError for a launcher that kd has not, and for what a file may not say to Hydra."""
+    launcher = hydra.runtime.choices["hydra/launcher"]
+    if launcher not in ("process", "basic"):
+        from kd_cli.sweeps.launchers import check_launcher
+
+        check_launcher(launcher)
+    check_hydra(hydra)
 
 
 @contextmanager
@@ -175,7 +185,7 @@ def _make_sweep(command: str, arguments: Sequence[str]) -> tuple[Sweep, Any]:
     from kd_cli.sweeps.sweep import Sweep
 
     with composed(command, arguments, sweeps=True) as (loader, config):
-        check_hydra(config.hydra)
+        _check_hydra(config.hydra)
         sweep = Sweep(arguments, loader, config.hydra.sweeper.get("params") or {})
     if config.hydra.runtime.choices["hydra/launcher"] == "basic":
         sweep.arguments += ["hydra/launcher=process", "hydra.launcher.n_jobs=1"]  # which looks at each point, too

@@ -19,6 +19,9 @@ def explain(error: Exception, words: Sequence[str], folders: Sequence[Path]) -> 
     Args:
         words: the overrides that were typed.
         folders: where yaml is looked for.
+
+    Raises:
+        ConfigError: for a launcher that is not there.
     """
     try:
         overrides = [_parsed(word) for word in words]
@@ -31,6 +34,10 @@ def explain(error: Exception, words: Sequence[str], folders: Sequence[Path]) -> 
     if isinstance(error, MissingConfigException) and "/" not in (name := str(error.missing_cfg_file)):
         known = {path.stem for folder in folders for path in folder.glob("*.yaml")}
         return ConfigError(f"--config-name: there is no configuration {name!r}{suggest(name, known)}")
+    if isinstance(error, MissingConfigException) and str(error.missing_cfg_file).startswith("hydra/launcher/"):
+        from kd_cli.sweeps.launchers import check_launcher
+
+        check_launcher(str(error.missing_cfg_file).rpartition("/")[2])
     if isinstance(error, ValueError) and "Config group override must be" in str(error):
         return ConfigError(_group_text(overrides, folders))
     if "does not support sweep type" in str(error):
