@@ -91,12 +91,15 @@ def install_search_path(folders: Sequence[str]) -> None:
     if UserFolders not in Plugins.instance().discover(SearchPathPlugin):
         Plugins.instance().register(UserFolders)
         install_sources()
-        _take_submitit()
+        _take_plugins()
 
 
-def _take_submitit() -> None:
-    """Where Hydra's plugin is installed, its options start our launcher; its own loses points."""
+def _take_plugins() -> None:
+    """Where Hydra's own plugins are installed: submitit's options start our launcher, since the plugin's loses points,
+    and the options of its Optuna, which Hydra would hold ours to, are not there.
+    """
     store = ConfigStore.instance()
+    store.repo["hydra"].get("sweeper", {}).pop("optuna.yaml", None)
     for name in SUBMITIT:
         if f"{name}.yaml" in store.list("hydra/launcher"):
             node = OmegaConf.create(store.load(f"hydra/launcher/{name}.yaml").node)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from kd_cli.config.base import TRIAL, Config, Launch
 from kd_cli.config.check import check_config
-from kd_cli.config.compose import composed, conf_dir, plain, reference
+from kd_cli.config.compose import all_overrides, composed, conf_dir, plain, primary, reference
 from kd_cli.config.hydra_checks import check_hydra
 from kd_cli.config.overrides import (
     flags,
@@ -21,8 +21,6 @@ from kd_cli.config.overrides import (
     override_key,
     override_words,
     typed_overrides,
-    winning_overrides,
-    without_option,
 )
 from kd_cli.errors import ConfigError, KDError
 from kd_cli.storage.files import without_empty_folders
@@ -79,17 +77,20 @@ def run_once(job: str, command: str, arguments: Sequence[str]) -> Mapping[str, A
 
 
 def _show(command: str, arguments: Sequence[str]) -> Mapping[str, Any]:
-    """Has Hydra print what `--cfg` and `--info` ask for."""
-    import hydra
+    """Has Hydra print what `--cfg` and `--info` ask for, without its own parser, which Python 3.14 does not start."""
+    from hydra.core.global_hydra import GlobalHydra
 
     _extend_hydra(arguments)
-    words = [*without_option(arguments, "--config-dir"), *winning_overrides(arguments)]
-    main = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=command.replace("-", "_"))
-    with _explained(arguments):
-        with composed(command, arguments) as (_, config):
-            _check_hydra(config.hydra)
-        with _as_program(command, words):
-            main(lambda _: None)()
+    name, words = primary(command, arguments), all_overrides(arguments)
+    package = next(iter(option_values(arguments, "--package")), None)
+    with _explained(arguments), composed(command, arguments) as (_, config):
+        _check_hydra(config.hydra)
+        hydra = GlobalHydra.instance().hydra
+        assert hydra is not None
+        for kind in option_values(arguments, "--cfg"):
+            hydra.show_cfg(name, words, kind, package, resolve="--resolve" in arguments)
+        for kind in option_values(arguments, "--info"):
+            hydra.show_info(kind, name, words)
     return {}
 
 

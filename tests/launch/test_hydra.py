@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from hydra._internal.utils import get_args_parser
 
 from kd_cli.config.compose import compose
 from kd_cli.launch.completion import complete
@@ -54,6 +57,32 @@ def test_info_answers(kd, what: str) -> None:
 
 def test_a_bare_info_shows_all(kd) -> None:
     assert "Hydra installation" in kd("distill", "--info").out or "Config search path" in kd("distill", "--info").out
+
+
+@pytest.fixture
+def _newer_argparse(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python 3.14 formats a help text when its option is added, and Hydra 1.3 gives an object that is no text."""
+    add = argparse.ArgumentParser.add_argument
+
+    def add_and_check(self: argparse.ArgumentParser, *names: Any, **options: Any) -> argparse.Action:
+        action = add(self, *names, **options)
+        try:
+            self._get_formatter()._expand_help(action)
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError("badly formed help string") from error
+        return action
+
+    monkeypatch.setattr(argparse.ArgumentParser, "add_argument", add_and_check)
+
+
+@pytest.mark.usefixtures("_newer_argparse")
+@pytest.mark.parametrize(
+    "words", [("--cfg", "job"), ("--info", "all"), ("--dry-run",), ("--dry-run", "-m", "seed=0,1")]
+)
+def test_hydra_starts_where_argparse_looks_at_help_texts(kd, words: tuple[str, ...]) -> None:
+    with pytest.raises(ValueError, match="badly formed"):
+        get_args_parser()
+    assert kd("train-baseline", *words, *SMALL).out
 
 
 def test_options_can_be_added_and_removed_as_hydra_does(kd) -> None:

@@ -14,6 +14,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.samplers import BaseSampler
+from optuna.study import Study
+from optuna.trial import FrozenTrial
 
 from kd_cli.errors import ConfigError, offer, suggest
 
@@ -94,6 +97,32 @@ def short(value: float, kind: FloatDistribution) -> float:
     else:
         rounded = round(value, _DIGITS - math.floor(math.log10(kind.high - kind.low)))
     return rounded if kind.low <= rounded <= kind.high else value
+
+
+class Short(BaseSampler):
+    """A sampler whose numbers have no more digits than matter: what is run, shown and remembered is the same."""
+
+    def __init__(self, sampler: BaseSampler) -> None:
+        self._sampler = sampler
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        return self._sampler.infer_relative_search_space(study, trial)
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        sampled = self._sampler.sample_relative(study, trial, search_space).items()
+        return {key: _shortened(value, search_space[key]) for key, value in sampled}
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        value = self._sampler.sample_independent(study, trial, param_name, param_distribution)
+        return _shortened(value, param_distribution)
+
+
+def _shortened(value: Any, kind: BaseDistribution) -> Any:
+    return short(value, kind) if isinstance(kind, FloatDistribution) else value
 
 
 def size_of(axes: Sequence[Axis]) -> int | None:
