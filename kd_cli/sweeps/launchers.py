@@ -116,6 +116,9 @@ def _run_here(context: Any, task: Any, point: Any) -> JobReturn:
 def start_sweep(context: Any, task: Any, config: Any) -> None:
     """Has Hydra's sweeper and launcher call the task for every point, or run the points apart."""
     configure_log(config.hydra.hydra_logging, config.hydra.verbose)
+    size = config.hydra.sweeper.get("max_batch_size")
+    if size is not None and (type(size) is not int or size < 1):
+        raise ConfigError(f"hydra.sweeper.max_batch_size: {size!r} is not possible; type a whole number ≥ 1, or null")
     sweeper = Plugins.instance().instantiate_sweeper(hydra_context=context, task_function=task, config=config)
     words = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)  # a key that varies is each point's own
     assert isinstance(words, list)

@@ -191,7 +191,9 @@ GRAMMAR = (
     _bad("loss.temperature", "loss.temperature", "KEY=VALUE"),
     _bad("=3", "=3", "KEY=VALUE"),
     _bad("teacher.checkpoint=a=b", "teacher.checkpoint=a=b", "needs quotes of its own"),
-    _bad("seed=0,1", "seed", "-m"),
+    _bad("seed=0,1", "seed=0,1: these are several values", "type -m, too, for a run with each; type seed=[0,1]"),
+    _bad("seed=range(0,3)", "seed=range(0,3): these are several values", "type -m, too, for a run with each"),
+    _bad("loss=kd,dkd", "loss=kd,dkd: these are several values", "type -m, too, for a run with each"),
     _bad("loss.temperature=${nothing}", "loss.temperature: Interpolation key 'nothing'", "type ${KEY}"),
     _bad("loss.temperature=${trainer.lr", "loss.temperature=${trainer.lr", "type KEY=VALUE"),
     _bad("loss.temperature=${no_resolver:3}", "no_resolver", "loss.temperature"),
@@ -259,6 +261,8 @@ FLAGS = (
     _bad("--json", "--cfg", "leave --json", "--cfg", "job"),
     Bad(("distil",), "distil", "distill", command=()),
     Bad(("-m", "hydra.launcher.n_jobs=0", "seed=0,1"), "hydra.launcher.n_jobs: 0", "whole number ≥ 1"),
+    Bad(("-m", "hydra.sweeper.max_batch_size=0", "seed=0,1"), "hydra.sweeper.max_batch_size: 0", "whole number ≥ 1"),
+    Bad(("-m", "+hydra.sweeper.params.seed=0,1"), "+hydra.sweeper.params.seed=0,1", "type what varies itself"),
     Bad(("-m", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=0", "seed=0,1"), "hydra.sweeper", "≥ 1"),
 )
 _OTHER = json.dumps({"config_digest": "0", "status": "completed", "command": "run"})
