@@ -131,6 +131,22 @@ def suggest(word: str, known: Iterable[str]) -> str:
     return f"{hint} Known: {', '.join(names) or 'none'}"
 
 
+def offer(key: str, value: object = "…") -> str:
+    """`KEY=VALUE`, for the end of a message, as a shell and Hydra take it: an item is typed with the list around it.
+
+    Args:
+        key: `trainer.milestones[0]`, of which with 10 comes `trainer.milestones=[10]`.
+        value: as Hydra writes it.
+    """
+    whole, *inside = re.findall(r"\[\d+\]|^[^\[]+|[^.\[\]]+", key)
+    text = str(value)
+    for around, part in reversed([*zip([whole, *inside], inside, strict=False)]):
+        name = "name: NAME, " if around.startswith("[") else ""  # a list's mappings are components
+        text = f"[{text}]" if part.startswith("[") else f"{{{name}{part}: {text}}}"
+    word = f"{whole}={text}"
+    return f"'{word}'" if re.search(r"[\s(){}$&|;<>*?]", word) else word
+
+
 @dataclass(frozen=True)
 class Problem:
     """An error as the user sees it."""

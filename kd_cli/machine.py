@@ -24,6 +24,28 @@ def given_threads() -> int | None:
     return int(text) if text.isdecimal() and int(text) > 0 else None
 
 
+# Who starts many copies of a program tells each how many there are, and which it is.
+_COPIES = {
+    "WORLD_SIZE": "LOCAL_RANK",  # torchrun
+    "SLURM_STEP_NUM_TASKS": "SLURM_PROCID",  # srun; a batch script, whatever it asks for, runs once and has none
+    "OMPI_COMM_WORLD_SIZE": "OMPI_COMM_WORLD_RANK",
+    "PMI_SIZE": "PMI_RANK",
+}
+
+
+def check_single() -> None:
+    """Raises a ConfigError in one of several copies of kd: each would train the same, in a folder of its own."""
+    for size, rank in _COPIES.items():
+        count = os.environ.get(size, "")
+        interactive = "SLURM_PTY_PORT" in os.environ and size.startswith("SLURM")  # a shell in the first of the tasks
+        if count.isdecimal() and int(count) > 1 and rank in os.environ and not interactive:
+            raise ConfigError(
+                f"this is one of {count} copies of kd ({size}={count}, {rank}={os.environ[rank]}), and each would "
+                "train the same: kd trains in one process. Type the command without torchrun or mpirun, behind srun "
+                "with --ntasks=1; several GPUs are used by the points of a sweep: kd … -m seed=0,1"
+            )
+
+
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # mallopt(3)
 
 

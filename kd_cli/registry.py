@@ -5,12 +5,13 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
+import re
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
-from kd_cli.errors import ConfigError, suggest
+from kd_cli.errors import ConfigError, offer, suggest
 from kd_cli.ranges import check_ranges, checked
 
 # Plain type → how a message calls it, and an example.
@@ -169,7 +170,7 @@ def bind_options(
         required = parameter.default is parameter.empty and parameter.kind is not parameter.VAR_KEYWORD
         hint = hints.get(key, Any)
         if required and given.get(key) is None and hint is not Any and type(None) not in typing.get_args(hint):
-            raise ConfigError(f"{where}.{key}: {what} needs a value; type {where}.{key}=…")
+            raise ConfigError(f"{where}.{key}: {what} needs a value; type {offer(f'{where}.{key}')}")
     return {key: convert(value, hints.get(key, Any), f"{where}.{key}") for key, value in given.items()}
 
 
@@ -199,7 +200,7 @@ def _convert_plain(value: Any, hint: Any, key: str) -> Any:
     if (isinstance(value, bool) and hint is not bool) or (isinstance(hint, type) and not isinstance(value, hint)):
         shown = str(value).lower() if isinstance(value, bool) else repr(value)
         words, example = _KINDS.get(hint, (str(hint), "…"))
-        raise ConfigError(f"{key}: {shown} is not {words}; type {key}={example}")
+        raise ConfigError(f"{key}: {shown} is not {words}; type {offer(key, example)}")
     return value
 
 
@@ -218,16 +219,17 @@ def _convert_union(value: Any, arguments: tuple[Any, ...], key: str) -> Any:
 def _convert_collection(value: Any, origin: Any, arguments: tuple[Any, ...], key: str) -> Any:
     if origin in (Mapping, dict):
         if not isinstance(value, Mapping):
-            raise ConfigError(f"{key}: {value!r} is not a mapping; type {key}={{name: value}}")
+            raise ConfigError(f"{key}: {value!r} is not a mapping; type {offer(key, '{name: value}')}")
         return {
             name: convert(item, arguments[1] if arguments else Any, f"{key}.{name}") for name, item in value.items()
         }
     if isinstance(value, str) or not isinstance(value, Sequence):
-        raise ConfigError(f"{key}: {value!r} is not a list; type {key}=[…]")
+        example = value if isinstance(value, int | float) or re.fullmatch(r"[\w./-]+", str(value)) else "…"
+        raise ConfigError(f"{key}: {value!r} is not a list; type {offer(key, f'[{example}]')}")
     fixed = origin is tuple and arguments and arguments[-1] is not Ellipsis
     if fixed and len(value) != len(arguments):
         example = ",".join(_KINDS.get(hint, ("", "…"))[1] for hint in arguments)
-        raise ConfigError(f"{key}: needs {len(arguments)} values, not {len(value)}; type {key}=[{example}]")
+        raise ConfigError(f"{key}: needs {len(arguments)} values, not {len(value)}; type {offer(key, f'[{example}]')}")
     hints = arguments if fixed else [arguments[0] if arguments else Any] * len(value)
     items = [convert(item, hint, f"{key}[{i}]") for i, (item, hint) in enumerate(zip(value, hints, strict=True))]
     return tuple(items) if origin is tuple else items

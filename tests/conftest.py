@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from kd_cli.cli import main
+from tests.support.advice import unreadable
 
 os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is imported: the tests' processes have one core each
 
@@ -107,6 +108,7 @@ def kd(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> C
         printed = capsys.readouterr()
         outcome = Outcome(int(left.value.code or 0), printed.out, printed.err)
         assert outcome.code == code, f"exit code {outcome.code}\n{printed.out}\n{printed.err}"
+        assert not unreadable(outcome.message), outcome.message
         return outcome
 
     return run

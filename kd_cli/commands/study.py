@@ -128,6 +128,6 @@ def _transfer(folder: Path, transfer: str) -> KDError | None:
     try:
         write_json(folder / "transfer.json", transfer_runs(runs, [transfer]))
     except KDError as error:
-        hint = "type study.then=transfer=NAME (kd list transfers); nothing is trained again"
+        hint = "type \"study.then='transfer=NAME'\" (kd list transfers); nothing is trained again"
         return type(error)(f"study.then={transfer}: {error}\n{hint}")
     return None

@@ -25,11 +25,20 @@ def composed(command: str, arguments: Sequence[str], *, sweeps: bool = False) ->
     from hydra.core.global_hydra import GlobalHydra
     from hydra.types import RunMode
 
-    name = (option_values(arguments, "--config-name") or [command.replace("-", "_")])[-1]
-    overrides = [*override_words(arguments), *winning_overrides(arguments)]
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
-        yield loader, loader.load_configuration(name, overrides, RunMode.MULTIRUN if sweeps else RunMode.RUN)
+        mode = RunMode.MULTIRUN if sweeps else RunMode.RUN
+        yield loader, loader.load_configuration(primary(command, arguments), all_overrides(arguments), mode)
+
+
+def primary(command: str, arguments: Sequence[str]) -> str:
+    """The name of the primary configuration: `run`."""
+    return (option_values(arguments, "--config-name") or [command.replace("-", "_")])[-1]
+
+
+def all_overrides(arguments: Sequence[str]) -> list[str]:
+    """What is typed, and what makes it win."""
+    return [*override_words(arguments), *winning_overrides(arguments)]
 
 
 def compose(overrides: Sequence[str], *, config_name: str = "run", config_dirs: Sequence[str] = ()) -> Config:

@@ -28,14 +28,6 @@ def override_words(arguments: Sequence[str]) -> list[str]:
     return [word for before, word in pairs if not word.startswith("-") and before not in VALUE_FOLLOWS]
 
 
-def without_option(arguments: Sequence[str], option: str) -> list[str]:
-    kept = list(arguments)
-    while option in kept:
-        place = kept.index(option)
-        del kept[place : place + 2]
-    return kept
-
-
 def typed_overrides(arguments: Sequence[str], hydra: Any) -> list[str]:
     """The overrides of one run that the user typed, and none that `winning_overrides` added."""
     return without_added(arguments, hydra.overrides.task)

@@ -11,6 +11,7 @@ from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra._internal.core_plugins.importlib_resources_config_source import ImportlibResourcesConfigSource
 from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import OmegaConf
@@ -18,6 +19,8 @@ from omegaconf import OmegaConf
 from kd_cli.config.compose import conf_dir
 from kd_cli.errors import ConfigError
 from kd_cli.plugins import plugin_conf_dirs
+
+SUBMITIT = ("submitit_local", "submitit_slurm")  # launchers
 
 
 class Folder(FileConfigSource):
@@ -88,3 +91,17 @@ def install_search_path(folders: Sequence[str]) -> None:
     if UserFolders not in Plugins.instance().discover(SearchPathPlugin):
         Plugins.instance().register(UserFolders)
         install_sources()
+        _take_plugins()
+
+
+def _take_plugins() -> None:
+    """Where Hydra's own plugins are installed: submitit's options start our launcher, since the plugin's loses points,
+    and the options of its Optuna, which Hydra would hold ours to, are not there.
+    """
+    store = ConfigStore.instance()
+    store.repo["hydra"].get("sweeper", {}).pop("optuna.yaml", None)
+    for name in SUBMITIT:
+        if f"{name}.yaml" in store.list("hydra/launcher"):
+            node = OmegaConf.create(store.load(f"hydra/launcher/{name}.yaml").node)
+            node._target_ = "hydra_plugins.kd_cli.SubmititLauncher"
+            store.store(group="hydra/launcher", name=name, node=node, provider="kd")

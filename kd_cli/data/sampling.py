@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kd_cli.errors import DataError
+from kd_cli.errors import DataError, offer
 from kd_cli.seeds import derive_seed
 
 
@@ -70,8 +70,12 @@ def stratified_split(labels: Tensor, fraction: float, seed: int, *, key: str) ->
         members = shuffled[labels[shuffled] == label]
         count = int(len(members) * fraction + 0.5)
         if count == len(members):
-            raise DataError(f"{key}={fraction} would take all {count} images of class {label}; type a smaller {key}=…")
+            raise DataError(
+                f"{key}={fraction} would take all {count} images of class {label}; type a smaller {offer(key)}"
+            )
         taken[members[:count]] = True
     if fraction > 0 and not taken.any():
-        raise DataError(f"{key}={fraction} takes no image: every class is too small; type a larger {key}=… or {key}=0")
+        raise DataError(
+            f"{key}={fraction} takes no image: every class is too small; type a larger {offer(key)} or {offer(key, 0)}"
+        )
     return (~taken).nonzero().flatten(), taken.nonzero().flatten()

@@ -11,7 +11,7 @@ from torch import nn
 
 from kd_cli.config.recipe import Recipe
 from kd_cli.data.base import Data
-from kd_cli.errors import ConfigError
+from kd_cli.errors import ConfigError, offer
 from kd_cli.experiments.setup import Setup
 from kd_cli.losses.base import build_loss
 from kd_cli.models.base import MODELS, model_shape
@@ -29,7 +29,7 @@ def build_network(options: Mapping[str, Any], role: str, seed: int, data: Data, 
     seed_dropout(derive_seed(seed, "weights"), device)
     with (
         needing_memory(
-            f"the network {role}={options['name']}", f"Type {role}=… with a smaller one, or another device=…"
+            f"the network {role}={options['name']}", f"Type {offer(role)} with a smaller one, or another device=…"
         ),
         countable(role),
     ):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from kd_cli.config.base import TRIAL, Config, Launch
 from kd_cli.config.check import check_config
-from kd_cli.config.compose import composed, conf_dir, plain, reference
+from kd_cli.config.compose import all_overrides, composed, conf_dir, plain, primary, reference
 from kd_cli.config.hydra_checks import check_hydra
 from kd_cli.config.overrides import (
     flags,
@@ -22,8 +22,6 @@ from kd_cli.config.overrides import (
     override_key,
     override_words,
     typed_overrides,
-    winning_overrides,
-    without_option,
 )
 from kd_cli.errors import ConfigError, KDError
 from kd_cli.storage.files import without_empty_folders
@@ -70,7 +68,7 @@ def run_once(job: str, command: str, arguments: Sequence[str], extends: Path | N
             errors.append(error)
 
     with _explained(arguments), composed(command, arguments) as (loader, config), _as_program(command, arguments):
-        check_hydra(config.hydra)
+        _check_hydra(config.hydra)
         config.hydra.mode = "RUN"
         configure_log(config.hydra.hydra_logging, config.hydra.verbose)
         with without_empty_folders(Path(str(config.hydra.run.dir)).absolute()):  # Hydra makes it before we look
@@ -81,17 +79,20 @@ def run_once(job: str, command: str, arguments: Sequence[str], extends: Path | N
 
 
 def _show(command: str, arguments: Sequence[str]) -> Mapping[str, Any]:
-    """Has Hydra print what `--cfg` and `--info` ask for."""
-    import hydra
+    """Has Hydra print what `--cfg` and `--info` ask for, without its own parser, which Python 3.14 does not start."""
+    from hydra.core.global_hydra import GlobalHydra
 
     _extend_hydra(arguments)
-    words = [*without_option(arguments, "--config-dir"), *winning_overrides(arguments)]
-    main = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=command.replace("-", "_"))
-    with _explained(arguments):
-        with composed(command, arguments) as (_, config):
-            check_hydra(config.hydra)
-        with _as_program(command, words):
-            main(lambda _: None)()
+    name, words = primary(command, arguments), all_overrides(arguments)
+    package = next(iter(option_values(arguments, "--package")), None)
+    with _explained(arguments), composed(command, arguments) as (_, config):
+        _check_hydra(config.hydra)
+        hydra = GlobalHydra.instance().hydra
+        assert hydra is not None
+        for kind in option_values(arguments, "--cfg"):
+            hydra.show_cfg(name, words, kind, package, resolve="--resolve" in arguments)
+        for kind in option_values(arguments, "--info"):
+            hydra.show_info(kind, name, words)
     return {}
 
 
@@ -118,7 +119,7 @@ def run_sweep(job: str, command: str, arguments: Sequence[str], *, writes: bool 
     _name_folders(sweep.name, lambda _root_: sweep.folder(_root_.hydra.overrides.task))
     words = [*sweep.arguments, "hydra.mode=MULTIRUN"]
     with _explained(words), composed(command, words, sweeps=True) as (loader, config):
-        check_hydra(config.hydra)
+        _check_hydra(config.hydra)
         with _recorded(Path(str(config.hydra.sweep.dir)), points):
             start_sweep(_hydra_context(loader), points, config)
     return Swept([*sweep.failures, *points.records], points.found)
@@ -141,16 +142,26 @@ def _recorded(folder: Path, points: Points) -> Iterator[None]:
 
 def _extend_hydra(arguments: Sequence[str]) -> None:
     from kd_cli.config.search_path import install_search_path
+    from kd_cli.machine import check_single
+
+    check_single()
 
     install_search_path(option_values(arguments, "--config-dir"))
     _name_folders("sweep", lambda: "point")  # until a sweep is known, which names them
-    named = [word.partition("=")[2] for word in arguments if word.startswith("hydra/launcher=")]
-    if named or is_sweep(arguments) or "--info" in arguments:  # a single run has nothing to do with launchers
-        from kd_cli.sweeps.launchers import check_launcher, install_launchers
+    if is_sweep(arguments) or "--info" in arguments:  # a single run has nothing to do with launchers
+        from kd_cli.sweeps.launchers import install_launchers
 
         install_launchers()
-        for name in named:
-            check_launcher(name)
+
+
+def _check_hydra(hydra: Any) -> None:
+    """Raises a ConfigError for a launcher that kd has not, and for what a file may not say to Hydra."""
+    launcher = hydra.runtime.choices["hydra/launcher"]
+    if launcher not in ("process", "basic"):
+        from kd_cli.sweeps.launchers import check_launcher
+
+        check_launcher(launcher)
+    check_hydra(hydra)
 
 
 @contextmanager
@@ -177,7 +188,7 @@ def _make_sweep(command: str, arguments: Sequence[str]) -> tuple[Sweep, Any]:
     from kd_cli.sweeps.sweep import Sweep
 
     with composed(command, arguments, sweeps=True) as (loader, config):
-        check_hydra(config.hydra)
+        _check_hydra(config.hydra)
         sweep = Sweep(arguments, loader, config.hydra.sweeper.get("params") or {})
     if config.hydra.runtime.choices["hydra/launcher"] == "basic":
         sweep.arguments += ["hydra/launcher=process", "hydra.launcher.n_jobs=1"]  # which looks at each point, too

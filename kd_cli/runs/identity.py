@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kd_cli.errors import ConfigError, DataError
+from kd_cli.errors import ConfigError, DataError, offer
 from kd_cli.runs.records import read_config, run_record, sound_result
 from kd_cli.storage.locks import holder, is_held
 
@@ -38,7 +38,7 @@ def check_free(path: Path, key: str = "hydra.run.dir") -> None:
     there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
     if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
         reason = "Permission denied" if there.is_dir() else "Not a directory"
-        raise ConfigError(f"{key}: {path} cannot be written ({reason}); choose another: {key}=DIR")
+        raise ConfigError(f"{key}: {path} cannot be written ({reason}); choose another: {offer(key, 'DIR')}")
     if is_held(path):
         raise in_use(path, key)
 

@@ -15,7 +15,7 @@ from kd_cli.config.base import Config
 from kd_cli.config.compose import compose
 from kd_cli.config.overrides import override_key
 from kd_cli.data.base import DATASETS, Data, load_dataset
-from kd_cli.errors import ConfigError, DataError
+from kd_cli.errors import ConfigError, DataError, offer
 from kd_cli.models.base import MODELS
 from kd_cli.plugins import load_plugins
 from kd_cli.runs.records import need, read_config
@@ -197,6 +197,6 @@ def _model(source: Source, recorded: Config, chosen: Config, overrides: Sequence
     if options["name"] == "external" and not named:
         raise ConfigError(
             f"{source.run} holds an external network, and kd never imports code because a record names it; "
-            f"if you trust it, type {role}=external {role}.callable={options.get('callable')}"
+            f"if you trust it, type {offer(role, 'external')} {offer(f'{role}.callable', options.get('callable'))}"
         )
     return options

@@ -21,7 +21,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from kd_cli import console
-from kd_cli.errors import ConfigError
+from kd_cli.errors import ConfigError, offer
 from kd_cli.storage.files import is_full, not_written, read_json
 
 log = logging.getLogger("kd")
@@ -138,7 +138,7 @@ def _opened(path: Path, key: str) -> io.FileIO:
     except OSError as error:
         if is_full(error):
             raise not_written(path, None, error) from error
-        text = f"{key}: {path} cannot be written ({error.strerror}); choose another: {key}=DIR"
+        text = f"{key}: {path} cannot be written ({error.strerror}); choose another: {offer(key, 'DIR')}"
         raise ConfigError(text) from error
 
 

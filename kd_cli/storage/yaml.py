@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ MOST_NODES = 10_000
 MOST_LEVELS = 40
 
 _TAGS = {None, "!", *(f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "null", "seq", "map"))}
+_OTHERWISE = re.compile(r"[-+]?(0[0-7_]+|[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?)")  # octal, and base 60
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's is fifteen times faster than OmegaConf
 
 
@@ -24,7 +26,7 @@ def check_file(path: Path) -> None:
     """Whether a file of a folder of configurations can be given to OmegaConf.
 
     Raises:
-        ConfigError: it is no yaml, or would become larger than any configuration is.
+        ConfigError: it is no yaml, would become larger than any configuration is, or has a number that means another.
     """
     try:
         _check(read_text(path, MOST_BYTES), aliases=True)
@@ -59,8 +61,7 @@ def _check(text: str, *, aliases: bool) -> None:
             sizes[anchor] = nodes - before
         elif isinstance(event, yaml.NodeEvent):
             nodes, sizes[event.anchor] = nodes + 1, 1
-            if getattr(event, "tag", None) not in _TAGS:
-                raise ValueError(f"line {event.start_mark.line + 1}: the tag {event.tag!r} is not possible here")
+            _check_node(event)
             if isinstance(event, yaml.CollectionStartEvent):
                 del sizes[event.anchor]
                 opened.append((event.anchor, nodes - 1))
@@ -68,6 +69,20 @@ def _check(text: str, *, aliases: bool) -> None:
             raise ValueError(
                 f"it becomes more than {MOST_NODES:,} values or {MOST_LEVELS} levels; no configuration is so large"
             )
+
+
+def _check_node(event: Any) -> None:
+    if getattr(event, "tag", None) not in _TAGS:
+        raise ValueError(f"line {event.start_mark.line + 1}: the tag {event.tag!r} is not possible here")
+    if isinstance(event, yaml.ScalarEvent) and not event.style and _OTHERWISE.fullmatch(event.value):
+        raise ValueError(f"line {event.start_mark.line + 1}: {_number_text(event.value)}")
+
+
+def _number_text(text: str) -> str:
+    """Yaml 1.1 reads such numbers as nobody means them, and typed they are text."""
+    number, plain = yaml.load(text, Loader=_LOADER), text.lstrip("+-0") or "0"
+    other = "" if ":" in text else f", {'-' * text.startswith('-')}{plain} for that number"
+    return f"yaml would read {text} as {number}; write {number} for that{other}, or quotes around it for a text"
 
 
 def _size_of(alias: Any, sizes: Mapping[Any, int]) -> int:

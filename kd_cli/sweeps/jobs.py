@@ -7,15 +7,16 @@ import io
 import os
 import signal
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from kd_cli import console
-from kd_cli.errors import KDError
+from kd_cli.errors import KDError, offer
 from kd_cli.machine import available_cores, given_threads
 from kd_cli.storage.files import read_json
 from kd_cli.sweeps.fork_server import STOP, heeding
@@ -34,22 +35,35 @@ class Job:
     Args:
         threads: None: as many as there are cores where it runs.
         lease: a file that the sweep keeps locked for as long as it wants points; None: nobody has to want them.
+        minutes: that submitit gives it.
     """
 
     work: Work
     threads: int | None
     lease: Path | None
+    minutes: int
 
     def __call__(self) -> Point:
         if self._unwanted():
             return not_started(self.work.label)
+        with _warned() as warnings:
+            point = self._run(lambda: bool(warnings) or self._unwanted())
+        if point["status"] != "interrupted" or not warnings:
+            return point
+        try:
+            warnings[0]()  # starts the job again, by an exit code, where that is wanted
+        except Exception:  # of submitit; its words are for programmers
+            return failed(self.work.label, _out_of_time(self.minutes))
+        return point
+
+    def _run(self, unwanted: Callable[[], bool]) -> Point:
         if self.lease is not None:
             for number in STOP:  # a terminal's Ctrl-C reaches this process, too; the sweep decides
                 signal.signal(number, signal.SIG_IGN)
         share = Share(1, self.threads or given_threads() or available_cores())
         work = replace(self.work, environment=dict(os.environ))  # of this machine
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):  # the sweep says what there is to say
-            (point,) = run_points([work], share, unwanted=self._unwanted)
+            (point,) = run_points([work], share, unwanted=unwanted)
         return point
 
     def checkpoint(self) -> Any:
@@ -71,6 +85,32 @@ class Job:
         return True
 
 
+def _out_of_time(minutes: int) -> KDError:
+    limit, more = (offer("hydra.launcher.timeout_min", length) for length in (minutes, 2 * minutes))
+    return KDError(
+        f"its job was stopped at its time limit ({limit}); what was trained is kept. Type the same command to go on "
+        f"with it, and {more} behind it for more time"
+    )
+
+
+@contextmanager
+def _warned() -> Iterator[list[Callable[[], object]]]:
+    """Fills a list when submitit is told that the machine will be taken away, with what it would do at once.
+
+    The point has its time to save what it has first.
+    """
+    warnings: list[Callable[[], object]] = []
+    there = {number: signal.getsignal(number) for number in (signal.SIGUSR1, signal.SIGUSR2)}
+    handlers = {number: handler for number, handler in there.items() if callable(handler)}
+    for number, handler in handlers.items():
+        signal.signal(number, lambda *given, handler=handler: warnings.append(partial(handler, *given)))
+    try:
+        yield warnings
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
 def run_jobs(submitit: Submitit, works: Sequence[Work], first: int = 0) -> list[Point]:
     """Has submitit run points, on this machine or elsewhere.
 
@@ -85,10 +125,12 @@ def run_jobs(submitit: Submitit, works: Sequence[Work], first: int = 0) -> list[
     at_once, threads = submitit.divide(len(works))
     of_each = "" if threads is None else ", 1 thread each" if threads == 1 else f", {threads} threads each"
     logs = f"{console.short_path(works[0].folder.parent)}/*/{works[0].log.name}"
-    console.say(f"{len(works)} points by {submitit.name}, {at_once} at a time{of_each}; what they say is in {logs}")
+    count = "1 point" if len(works) == 1 else f"{len(works)} points"
+    console.say(f"{count} by {submitit.name}, {at_once} at a time{of_each}; what they say is in {logs}")
     outcomes = _Outcomes(works, first, submitit.local)
     with _lease() as lease, outcomes.heeding(lease):
-        jobs = [Job(work, threads, Path(lease.name) if submitit.local else None) for work in works]
+        wanted = Path(lease.name) if submitit.local else None
+        jobs = [Job(work, threads, wanted, submitit.minutes) for work in works]
         try:
             for number, point in submitit.run(jobs):
                 outcomes.receive(number, point)

@@ -17,6 +17,7 @@ from hydra.plugins.launcher import Launcher
 from omegaconf import OmegaConf, open_dict
 
 from kd_cli.config.hydra_checks import check_hydra
+from kd_cli.config.search_path import SUBMITIT
 from kd_cli.errors import ConfigError, suggest
 from kd_cli.machine import available_cores, given_threads
 from kd_cli.storage.files import without_empty_folders
@@ -26,7 +27,6 @@ from kd_cli.sweeps.search.sweeper import OptunaSweeper
 from kd_cli.sweeps.submitit import Submitit
 
 _PACKAGE, _NAME = "hydra_plugins", "kd_cli"  # Hydra starts no launcher that is called otherwise
-_SUBMITIT = ("submitit_local", "submitit_slurm")
 
 
 class ProcessLauncher(Launcher):
@@ -116,6 +116,9 @@ def _run_here(context: Any, task: Any, point: Any) -> JobReturn:
 def start_sweep(context: Any, task: Any, config: Any) -> None:
     """Has Hydra's sweeper and launcher call the task for every point, or run the points apart."""
     configure_log(config.hydra.hydra_logging, config.hydra.verbose)
+    size = config.hydra.sweeper.get("max_batch_size")
+    if size is not None and (type(size) is not int or size < 1):
+        raise ConfigError(f"hydra.sweeper.max_batch_size: {size!r} is not possible; type a whole number ≥ 1, or null")
     sweeper = Plugins.instance().instantiate_sweeper(hydra_context=context, task_function=task, config=config)
     words = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)  # a key that varies is each point's own
     assert isinstance(words, list)
@@ -129,10 +132,10 @@ def check_launcher(name: str) -> None:
             "hydra/launcher=joblib is not possible: kd's own launcher runs points in processes of this machine; type "
             "hydra/launcher=process hydra.launcher.n_jobs=2, or how many points are to run at the same time"
         )
-    known = ("process", "basic", *_SUBMITIT)
+    known = ("process", "basic", *SUBMITIT)
     if name not in known:
         raise ConfigError(f"hydra/launcher: there is no launcher {name!r}{suggest(name, known)}")
-    if name in _SUBMITIT and f"{name}.yaml" not in ConfigStore.instance().list("hydra/launcher"):
+    if name in SUBMITIT and f"{name}.yaml" not in ConfigStore.instance().list("hydra/launcher"):
         raise ConfigError(
             f"hydra/launcher={name} needs a package that is not installed: pip install 'kd-cli[slurm]'; "
             "hydra/launcher=process needs none and runs as many points at a time as there are cores"
@@ -152,9 +155,3 @@ def install_launchers() -> None:
         package.__path__ = []
     sys.modules[f"{_PACKAGE}.{_NAME}"] = sys.modules[__name__]
     setattr(package, _NAME, sys.modules[__name__])
-    store = ConfigStore.instance()
-    for name in _SUBMITIT:
-        if f"{name}.yaml" in store.list("hydra/launcher"):  # its plugin has put it there
-            node = OmegaConf.create(store.load(f"hydra/launcher/{name}.yaml").node)
-            node._target_ = f"{_PACKAGE}.{_NAME}.{SubmititLauncher.__name__}"
-            store.store(group="hydra/launcher", name=name, node=node, provider="kd")

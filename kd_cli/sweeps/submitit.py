@@ -15,6 +15,7 @@ from kd_cli.sweeps.jobs import Job
 from kd_cli.sweeps.point import Point, failed
 
 _POLL_SECONDS = 0.2
+_LOCAL_NOTICE = 30  # seconds before the end, of submitit on this machine
 
 
 class Submitit:
@@ -26,6 +27,7 @@ class Submitit:
 
     Attributes:
         local: on this machine; the points end when the sweep does.
+        minutes: that a job has.
 
     Raises:
         ConfigError: options that are not possible here.
@@ -41,6 +43,12 @@ class Submitit:
             )
         if (options["nodes"], options["tasks_per_node"]) != (1, 1):
             raise ConfigError("hydra.launcher.nodes and tasks_per_node must be 1: a point runs in one process")
+        self.minutes, notice = options["timeout_min"], options.get("signal_delay_s", _LOCAL_NOTICE)
+        if 60 * self.minutes <= notice:
+            raise ConfigError(
+                f"hydra.launcher.timeout_min: {self.minutes} is not possible: a point saves what it has {notice} "
+                "seconds before the end; type hydra.launcher.timeout_min=60"
+            )
 
     def divide(self, points: int) -> tuple[int, int | None]:
         """How many points run at the same time, and the threads of each; None: known only where they run."""
@@ -69,7 +77,7 @@ class Submitit:
         shared = BaseQueueConf.__dataclass_fields__
         options = {key if key in shared else f"{self._cluster}_{key}": value for key, value in self._options.items()}
         folder, retries = options.pop("submitit_folder"), f"{self._cluster}_max_num_timeout"
-        at_start = {retries: options.pop(retries)} if retries in options else {}
+        at_start = {retries: options.pop(retries, 0)}  # submitit's own default on this machine is 3
         try:
             executor = submitit.AutoExecutor(folder, self._cluster, **at_start)
             executor.update_parameters(**options)

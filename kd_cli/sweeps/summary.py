@@ -38,7 +38,7 @@ def summarize(points: Sequence[Point]) -> None:
         columns = columns[:2]
     rows = [(point["point"], point["status"], *numbers(point))[: len(columns)] for point in points]
     console.say()
-    console.table(f"{len(points)} points", columns, rows, left=("point", "status"))
+    console.table("1 point" if len(points) == 1 else f"{len(points)} points", columns, rows, left=("point", "status"))
     groups = _by_seed(points)
     if len(groups) == 1:
         gains = [gain for gain in _gains(groups, next(iter(groups))) if gain is not None]

@@ -12,7 +12,7 @@ from typing import Any
 
 from kd_cli import console
 from kd_cli.config.overrides import VALUE_FOLLOWS, override_key
-from kd_cli.errors import ConfigError, KDError, suggest
+from kd_cli.errors import ConfigError, KDError, offer, suggest
 from kd_cli.sweeps.point import Point, attempt, failed, logged, not_started
 
 _MOST_POINTS = 100_000
@@ -41,33 +41,39 @@ class Sweep:
         self.failures: list[Point] = []
         self.keys: set[str] = set()
         self.stopped = False  # by Ctrl-C or SIGTERM; Hydra would go on with the next point
-        parser, counts = OverridesParser.create(loader), []
+        parser, counts = OverridesParser.create(loader), {}
         for place, argument in enumerate(self.asked):
             if "=" not in argument or argument.startswith("-") or self.asked[place - 1] in VALUE_FOLLOWS:
                 continue
             override = parser.parse_override(argument)
             if override.is_sweep_override():
-                self.keys.add(override_key(argument))
-                values = override.sweep_iterator() if override.is_discrete_sweep() else iter([None])
-                counts.append(sum(1 for _ in islice(values, _MOST_POINTS + 1)))
-                known = loader.get_group_options(override.key_or_group)
-                if known and override.is_discrete_sweep():
-                    self._drop_unknown(place, override, known)
+                key = override_key(argument)
+                self.keys.add(key)
+                counts[key] = 1  # of a key that is typed twice Hydra takes the last
+                if override.is_discrete_sweep():
+                    counts[key] = self._keep(place, override, _values(override), loader)
+        check_points_number(self.keys, list(counts.values()))
 
-        check_points_number(self.keys, counts)
+    def _keep(self, place: int, override: Any, values: Sequence[str], loader: Any) -> int:
+        """Leaves out what stands twice, whose points would share a folder, and group choices that do not exist.
 
-    def _drop_unknown(self, place: int, override: Any, known: Sequence[str]) -> None:
-        """Takes group choices that do not exist out of the sweep: Hydra would refuse all of it for one of them."""
-        choices = list(override.sweep_string_iterator())
-        good = [choice for choice in choices if choice in known]
-        if not good or len(good) == len(choices):
-            return
-        group = override.key_or_group
-        self.arguments[place] = f"{override.get_key_element()}={','.join(good)}"
-        for choice in choices:
-            if choice not in known:
-                text = f"{group}: there is no {group} {choice!r}{suggest(choice, known)}"
-                self.failures.append(failed(f"{group}={choice}", KDError(text), exit_code=2))
+        Hydra would refuse the whole sweep for one of those.
+
+        Returns:
+            How many values are left.
+        """
+        group, known = override.key_or_group, loader.get_group_options(override.key_or_group)
+        single = list(dict.fromkeys(values))
+        good = [value for value in single if not known or value in known] or single
+        for value in (value for value in single if value not in good):
+            text = f"{group}: there is no {group} {value!r}{suggest(value, known)}"
+            self.failures.append(failed(f"{group}={value}", KDError(text), exit_code=2))
+        if len(single) < len(values):
+            again = ", ".join(value for value in single if values.count(value) > 1)
+            console.notice(f"{override.get_key_element()}: {again} stands there more than once; it is one point")
+        if len(good) < len(values):
+            self.arguments[place] = f"{override.get_key_element()}={','.join(good)}"
+        return len(good)
 
     def label(self, overrides: Sequence[str]) -> str:
         """What makes one point different from the others: `seed=1 loss.temperature=4`; `point` where there is one."""
@@ -97,6 +103,25 @@ class Sweep:
         if point["status"] in ("failed", "diverged"):
             console.panel(f"point {hydra.job.num + 1} failed: {label}", point["error"])
         return point
+
+
+def _values(override: Any) -> list[str]:
+    """What a key is in each point, as Hydra types it; of too many only so many that they are seen to be.
+
+    Raises:
+        ConfigError: a range that has none or no end, or one inside a list.
+    """
+    try:
+        values = list(islice(override.sweep_string_iterator(), _MOST_POINTS + 1))
+    except Exception:  # Hydra's own are of several libraries, and none says which word it is about
+        values = []
+    if not values:
+        key = override.get_key_element()
+        raise ConfigError(
+            f"{override.input_line} gives no values: a range has a step other than 0, ends behind its first number, "
+            f"and stands by itself; type {offer(key, '1,2,3')} or {offer(key, 'range(1,4)')}"
+        )
+    return values
 
 
 def _only_how(word: str) -> bool:

@@ -62,7 +62,7 @@ def find_teacher(outputs: Path, options: Mapping[str, Any], data: Data, argument
     command = " ".join(["kd train-teacher", *map(shlex.quote, kept)])
     raise ConfigError(
         f"there is no completed teacher {brief(options)} on {data.name} in {outputs}; train one:\n\n    {command}\n\n"
-        "or name one: teacher.checkpoint=<run folder or .safetensors file>"
+        "or name one: teacher.checkpoint=DIR, a run's folder or a .safetensors file"
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from kd_cli.errors import ConfigError, Pruned
@@ -14,15 +15,22 @@ if TYPE_CHECKING:
     from optuna.study import Study
     from optuna.trial import Trial
 
+OLDEST = 5  # version of Optuna, as in pyproject.toml
 _PATIENCE = 60  # seconds to wait for another process that writes to the same SQLite file
 
 
 def check_installed() -> None:
-    """Raises a ConfigError if Optuna is not there."""
+    """Raises a ConfigError if Optuna is not there, or too old."""
+    remedy = "type pip install 'kd-cli[optuna]'"
     try:
-        import optuna  # noqa: F401
-    except ImportError as error:
-        raise ConfigError("hydra/sweeper=optuna needs Optuna; type pip install 'kd-cli[optuna]'") from error
+        found = metadata.version("optuna")
+    except metadata.PackageNotFoundError:
+        raise ConfigError(f"hydra/sweeper=optuna needs Optuna; {remedy}") from None
+    if int(found.partition(".")[0]) < OLDEST:
+        raise ConfigError(
+            f"hydra/sweeper=optuna needs Optuna {OLDEST} or newer, and {found} is installed; {remedy}. "
+            "Hydra's own plugin keeps it below 3, and kd does not use that: pip uninstall hydra-optuna-sweeper first"
+        )
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import HERE, SMALL, Outcome
+from tests.support.advice import unreadable
 from tests.support.bad_inputs import BAD, Bad
 
 TINY = (*SMALL, "trainer.epochs=1", "trainer.limit_train_batches=1", "device=cpu")
@@ -70,6 +71,7 @@ def misses(bad: Bad, folder: Path) -> list[str]:
     found = [f"it changed {left}"] if left else []
     found += [f"exit code {real.code}, not {bad.code}"] if real.code != bad.code else []
     found += [f"{part!r} is not in the message" for part in (bad.key, bad.remedy) if part not in real.message]
+    found += [f"{word} cannot be typed" for word in unreadable(real.message)]
     found += ["a traceback"] if "Traceback" in real.err + test.err else []
     said = ["".join(outcome.message.split()).replace("/tried", "/typed") for outcome in (real, test)]
     same = real.code == test.code and said[0] == said[1]

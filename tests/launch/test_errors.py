@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import ast
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import HERE, SMALL
+from kd_cli.errors import offer
+from tests.conftest import HERE, ROOT, SMALL
+from tests.support.advice import offered, unreadable
 
 # what is typed → what the message must hold. All of these are found before torch is imported.
 BEFORE_TORCH = {
@@ -157,3 +161,47 @@ def test_a_bad_point_of_a_sweep_is_reported_and_the_others_run(kd) -> None:
     }
     assert "did you mean" in points["loss=nope"]["error"] or "Known" in points["loss=nope"]["error"]
     assert "trainer.lr: -1" in points["loss=kd trainer.lr=-1"]["error"]
+
+
+def test_every_override_that_a_message_in_the_code_offers_can_be_typed() -> None:
+    texts = {text: path for path in (ROOT / "kd_cli").rglob("*.py") for text in texts_of(path)}
+    assert sum(len(offered(text)) for text in texts) > 50
+    assert not {text: texts[text] for text in texts if unreadable(text.replace("\0", "1"))}
+    by_hand = {text: texts[text] for text in texts if re.search(r"\b[Tt]ype '?\0=", text)}
+    assert not by_hand, "errors.offer makes what is offered of a key that is known only at run time"
+
+
+def texts_of(path: Path) -> list[str]:
+    """The texts in a file that are no docstrings; what an f-string fills in is `\\0`, the result of `offer` too."""
+    tree = ast.parse(path.read_text())
+    inner = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
+    inner |= {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    return [_text(node) for node in ast.walk(tree) if id(node) not in inner]
+
+
+def _text(node: ast.AST) -> str:
+    parts = node.values if isinstance(node, ast.JoinedStr) else [node]
+    constant = [part.value if isinstance(part, ast.Constant) else "\0" for part in parts]
+    return "".join(part for part in constant if isinstance(part, str))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "word"),
+    [
+        ("trainer.epochs", 10, "trainer.epochs=10"),
+        ("trainer.milestones[0]", 10, "trainer.milestones=[10]"),
+        ("student.blocks[0][1]", 16, "student.blocks=[[16]]"),
+        ("assistants[0].hidden[1]", 8, "'assistants=[{name: NAME, hidden: [8]}]'"),
+        ("loss", "choice(kd,dkd)", "'loss=choice(kd,dkd)'"),
+    ],
+)
+def test_what_is_inside_a_list_is_offered_with_the_list(key: str, value: object, word: str) -> None:
+    assert offer(key, value) == word
+    assert offered(f"x; type {word}") == [word]
+    assert not unreadable(f"x; type {word}")
+
+
+def test_what_hydra_cannot_read_is_seen() -> None:
+    said = "trainer.x[0]: a=b; type trainer.x[0]=1, loss.y=a=b or 'hydra.z=f(1' (not seed=2, seed=…)."
+    assert offered(said) == ["trainer.x[0]=1", "loss.y=a=b", "'hydra.z=f(1'", "seed=2", "seed=…"]
+    assert unreadable(said) == offered(said)[:3]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import tracemalloc
 from collections.abc import Callable
@@ -103,6 +104,47 @@ def test_interpolations_and_tags_in_a_record_are_text_or_refused() -> None:
         with pytest.raises(ValueError, match=r"the tag .* is not possible here"):
             parse_record(f"a: {tag}")
     assert not Path("ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("epochs: 010", "line 1: yaml would read 010 as 8; write 8 for that, 10 for that number, or quotes"),
+        ("a: 1\nbatch_size: 1:30", "line 2: yaml would read 1:30 as 90; write 90 for that, or quotes"),
+        ("a: [-0_17]", "yaml would read -0_17 as -15; write -15 for that, -_17 for that number"),
+        ("a: 1:30.5", "yaml would read 1:30.5 as 90.5; write 90.5 for that, or quotes"),
+        ("{00: a}", "yaml would read 00 as 0; write 0 for that, 0 for that number"),
+        ("a: !!int 010", "yaml would read 010 as 8"),
+    ],
+)
+def test_a_number_that_yaml_reads_otherwise_than_hydra_is_refused_in_a_file_too(
+    text: str, said: str, tmp_path: Path
+) -> None:
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        check_file(tmp_path / "mine.yaml")
+
+
+@pytest.mark.parametrize(
+    "value", ["'010'", '"1:30"', "10", "0", "0.10", "1_000", "0x10", "1e3", "a:1", "12:99", "-0", "|\n  010"]
+)
+def test_a_number_that_is_what_it_seems_is_read(value: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(f"a: {value}")
+    check_file(tmp_path / "mine.yaml")
+
+
+@pytest.mark.parametrize("where", ["preset", "search path", "primary"])
+def test_no_file_of_the_user_says_eight_where_it_writes_010(kd: Callable[..., Outcome], where: str) -> None:
+    """Whichever way a yaml comes into a configuration."""
+    Path("mine/experiment").mkdir(parents=True)
+    Path("mine/experiment/octal.yaml").write_text("# @package _global_\ntrainer: {epochs: 010}\n")
+    Path("mine/octal.yaml").write_text("defaults: [run, _self_]\ntrainer: {epochs: 010}\n")
+    words = {
+        "preset": ("--config-dir", "mine", "experiment=octal"),
+        "search path": ("hydra.searchpath=[file://mine]", "experiment=octal"),
+        "primary": ("--config-dir", "mine", "--config-name", "octal"),
+    }[where]
+    assert "octal.yaml cannot be read: line 2: yaml would read 010 as 8" in kd("run", *SMALL, *words, code=2).message
 
 
 JSON = {

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from hydra._internal.utils import get_args_parser
 
 from kd_cli.config.compose import compose
 from kd_cli.launch.completion import complete
@@ -19,7 +22,7 @@ CONF = ROOT / "conf"
 CHOICES = [
     (folder.name, path.stem)
     for folder in sorted(CONF.iterdir())
-    if folder.is_dir()
+    if folder.is_dir() and folder.name != "hydra"  # whose groups are Hydra's
     for path in sorted(folder.glob("*.yaml"))
     if path.stem != "inherit"  # it refers to `trainer` and cannot be it
 ]
@@ -54,6 +57,32 @@ def test_info_answers(kd, what: str) -> None:
 
 def test_a_bare_info_shows_all(kd) -> None:
     assert "Hydra installation" in kd("distill", "--info").out or "Config search path" in kd("distill", "--info").out
+
+
+@pytest.fixture
+def _newer_argparse(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python 3.14 formats a help text when its option is added, and Hydra 1.3 gives an object that is no text."""
+    add = argparse.ArgumentParser.add_argument
+
+    def add_and_check(self: argparse.ArgumentParser, *names: Any, **options: Any) -> argparse.Action:
+        action = add(self, *names, **options)
+        try:
+            self._get_formatter()._expand_help(action)
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError("badly formed help string") from error
+        return action
+
+    monkeypatch.setattr(argparse.ArgumentParser, "add_argument", add_and_check)
+
+
+@pytest.mark.usefixtures("_newer_argparse")
+@pytest.mark.parametrize(
+    "words", [("--cfg", "job"), ("--info", "all"), ("--dry-run",), ("--dry-run", "-m", "seed=0,1")]
+)
+def test_hydra_starts_where_argparse_looks_at_help_texts(kd, words: tuple[str, ...]) -> None:
+    with pytest.raises(ValueError, match="badly formed"):
+        get_args_parser()
+    assert kd("train-baseline", *words, *SMALL).out
 
 
 def test_options_can_be_added_and_removed_as_hydra_does(kd) -> None:
@@ -92,6 +121,51 @@ def test_a_preset_may_say_to_hydra_where_and_how_a_run_is_made_and_not_that_it_i
     assert yaml.safe_load(kd(*words).out)["hydra"]["run"]["dir"] == "runs/mine"
     preset.write_text("# @package _global_\nhydra: {mode: MULTIRUN}\n")
     assert "a file makes no sweep of a command: type -m" in kd(*words, code=2).message
+
+
+OVERRIDDEN = {
+    "hydra/launcher": "basic",
+    "hydra/sweeper": "optuna",
+    "hydra/job_logging": "default",
+    "hydra/hydra_logging": "default",
+    "logger": "tensorboard",
+    "loss": "dkd",
+    "trainer@teacher_trainer": "cifar240",
+}
+
+
+@pytest.mark.parametrize("group", ["experiment", "study"])
+@pytest.mark.parametrize("choice", OVERRIDDEN)
+def test_what_a_preset_overrides_is_heeded_and_what_is_typed_wins(kd, group: str, choice: str) -> None:
+    Path("mine", group).mkdir(parents=True)
+    text = f"# @package _global_\ndefaults:\n  - override /{choice}: {OVERRIDDEN[choice]}\n"
+    Path("mine", group, "mine.yaml").write_text(text)
+    words = ("run", "--config-dir", "mine", f"{group}=mine", "--cfg", "hydra")
+    chosen = yaml.safe_load(kd(*words).out)["hydra"]["runtime"]["choices"]
+    assert chosen[choice] == OVERRIDDEN[choice]
+    default = yaml.safe_load(kd("run", "--cfg", "hydra").out)["hydra"]["runtime"]["choices"]
+    typed = yaml.safe_load(kd(*words, f"{choice}={default[choice]}").out)["hydra"]["runtime"]["choices"]
+    assert typed[choice] == default[choice] != chosen[choice]
+
+
+def test_the_launcher_of_a_preset_runs_the_points_and_one_that_is_not_there_is_named(kd) -> None:
+    Path("mine/experiment").mkdir(parents=True)
+    preset = Path("mine/experiment/mine.yaml")
+    words = ("train-baseline", "--config-dir", "mine", "experiment=mine", *SMALL, "trainer.epochs=1")
+    preset.write_text("# @package _global_\ndefaults:\n  - override /hydra/launcher: basic\n")
+    assert "point 1: seed=0" in kd(*words, "-m", "seed=0,1").out
+    preset.write_text("# @package _global_\ndefaults:\n  - override /hydra/launcher: submitit_locl\n")
+    for more in ((), ("-m", "seed=0,1")):
+        message = kd(*words, *more, code=2).message
+        assert "there is no launcher 'submitit_locl'; did you mean 'submitit_local'?" in message
+
+
+def test_a_single_run_does_not_mind_the_launcher_of_its_preset(kd) -> None:
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    Path("mine/experiment").mkdir(parents=True)
+    text = "# @package _global_\ndefaults:\n  - override /hydra/launcher: submitit_local\n"
+    Path("mine/experiment/mine.yaml").write_text(f"{text}hydra: {{launcher: {{timeout_min: 7}}}}\n")
+    kd("train-baseline", "--dry-run", "--config-dir", "mine", "experiment=mine", *SMALL)
 
 
 def test_a_sweep_has_a_folder_per_point_and_says_whether_distillation_helped(kd) -> None:
@@ -171,3 +245,37 @@ def test_list_shows_a_source_for_everything(kd) -> None:
         rows = kd("list", what, "--json").json[what]
         assert rows
         assert all(row["what"] and row["source"] for row in rows), what
+
+
+COPIES = {
+    "torchrun": {"WORLD_SIZE": "2", "LOCAL_RANK": "1", "RANK": "1"},
+    "srun": {"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "0"},
+    "mpirun": {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "0"},
+}
+ALONE = {
+    "torchrun of one": {"WORLD_SIZE": "1", "LOCAL_RANK": "0", "RANK": "0"},
+    "a batch script": {"SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_NPROCS": "4"},
+    "srun --pty": {"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "0", "SLURM_PTY_PORT": "4242"},
+    "a job of submitit": {"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0", "SUBMITIT_LOCAL_NTASKS": "1"},
+    "a variable that somebody has set": {"WORLD_SIZE": "2"},
+}
+
+
+@pytest.mark.parametrize("starter", COPIES)
+@pytest.mark.parametrize("words", [("run",), ("run", "-m", "seed=0,1"), ("distill", "--dry-run")], ids=" ".join)
+def test_one_of_several_copies_trains_nothing_and_says_what_to_type(
+    kd, monkeypatch: pytest.MonkeyPatch, starter: str, words: tuple[str, ...]
+) -> None:
+    for name, value in COPIES[starter].items():
+        monkeypatch.setenv(name, value)
+    message = kd(*words, *SMALL, code=2).message
+    assert f"this is one of {next(iter(COPIES[starter].values()))} copies of kd" in message
+    assert "Type the command without torchrun" in message
+    assert not list(Path().iterdir())
+
+
+@pytest.mark.parametrize("place", ALONE)
+def test_a_single_copy_trains_wherever_it_runs(kd, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    for name, value in ALONE[place].items():
+        monkeypatch.setenv(name, value)
+    kd("train-baseline", "--dry-run", *SMALL)

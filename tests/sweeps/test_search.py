@@ -23,8 +23,8 @@ from kd_cli.sweeps.point import Point
 from kd_cli.sweeps.search.options import Options
 from kd_cli.sweeps.search.space import read_axes, size_of
 from kd_cli.sweeps.search.study import Search
-from kd_cli.training.trial_pruner import opened_study
-from tests.conftest import HERE, SMALL, started
+from kd_cli.training.trial_pruner import OLDEST, opened_study
+from tests.conftest import HERE, ROOT, SMALL, started
 
 BASELINE = ("train-baseline", "-m", *SMALL, "hydra/sweeper=optuna")
 RATE = "trainer.lr=tag(log,interval(1e-3,1e-1))"
@@ -158,8 +158,23 @@ def test_no_point_is_run_twice_and_a_space_that_is_used_up_ends_the_search(tmp_p
     words = ("x=1,2,3", "y=range(0,2)")
     hunt(tmp_path, runner, *words, n_trials=6 if sampler == "grid" else 200, sampler=sampler, seed=0)
     assert sorted(runner.ran) == ["x=1", "x=1", "x=2", "x=2", "x=3", "x=3"]
-    if sampler == "grid":
-        assert len(states(tmp_path)) == 6
+    assert len(states(tmp_path)) == 6  # none of the 200 trials is spent on a point that was tried
+
+
+def test_a_search_says_how_many_points_it_can_try_and_which_trials_repeat_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hunt(tmp_path, Runner(), "x=1,2", n_trials=4, seed=0)
+    said = "".join(capsys.readouterr())
+    assert "for hydra.sweeper.n_trials=4 there is nothing to choose; each is tried once" in said
+    assert "search     2 of 2 points; best 99.00 %" in said
+    (tmp_path / "more").mkdir()
+    hunt(tmp_path / "more", runner := Runner(), "x=range(0,9)", n_trials=8, sampler="random", seed=0)
+    again = 8 - len(runner.ran)
+    assert again
+    assert f"search     8 of 8 trials ({again} of them were of a point that had been tried)" in "".join(
+        capsys.readouterr()
+    )
 
 
 def test_a_trial_that_diverged_tells_the_sampler_where_not_to_look(tmp_path: Path) -> None:
@@ -242,12 +257,12 @@ def test_a_preset_may_say_what_is_searched_and_the_command_line_wins(kd) -> None
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("loss=interval(1,2)",), "loss is a group; type loss=choice("),
+        (("loss=interval(1,2)",), "loss is a group; type 'loss=choice("),
         (("student=choice(mlp,mpl)", RATE), "there is no student 'mpl'; did you mean 'mlp'?"),
         (("trainer.lr=tag(log,interval(0,1))",), "has no logarithm at 0"),
         (("trainer.lr=tag(lgo,interval(1,2))",), "tag 'lgo'; did you mean 'log'?"),
-        (("trainer.lr=interval(2,1)",), "low < high"),
-        (("trainer.epochs=interval(1,5)",), "type trainer.epochs=int(interval(1,5))"),
+        (("trainer.lr=interval(2,1)",), "type 'trainer.lr=interval(1,2)', the lower one first"),
+        (("trainer.epochs=interval(1,5)",), "type 'trainer.epochs=int(interval(1,5))'"),
         (("trainer.lrate=interval(1,5)",), "trainer.lrate: there is no such option; did you mean 'trainer.lr'?"),
         ((), "nothing is searched"),
         (
@@ -268,9 +283,31 @@ def test_a_search_that_cannot_work_is_refused_before_anything_runs(kd, words: tu
     assert not list(Path("swept").glob("*/run.json"))
 
 
-def test_without_optuna_it_says_what_to_install(kd, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "optuna", None)
-    assert "pip install 'kd-cli[optuna]'" in kd(*BASELINE, HERE, RATE, code=2).message
+@pytest.mark.parametrize("found", [None, "2.10.1", "4.6.0"])
+def test_without_optuna_or_with_an_old_one_it_says_what_to_install(found: str | None, tmp_path: Path) -> None:
+    """`hydra-optuna-sweeper`, Hydra's own plugin, brings Optuna 2."""
+    if found:
+        (tmp_path / f"optuna-{found}.dist-info").mkdir()
+        (tmp_path / f"optuna-{found}.dist-info" / "METADATA").write_text(f"Name: optuna\nVersion: {found}\n")
+    (tmp_path / "optuna").mkdir()
+    (tmp_path / "optuna" / "__init__.py").write_text("raise ImportError('not this one')\n")
+    hidden = "" if found else "import importlib.metadata as m\nold = m.version\n"
+    if not found:
+        hidden += (
+            "def version(name):\n    if name == 'optuna': raise m.PackageNotFoundError(name)\n    return old(name)\n"
+        )
+        hidden += "m.version = version\n"
+    code = f"{hidden}from kd_cli.cli import main\nmain()\n"
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}", "COLUMNS": "400"}
+    words = [sys.executable, "-W", "ignore", "-c", code, *BASELINE, RATE]
+    done = subprocess.run(words, capture_output=True, text=True, env=environment)
+    assert done.returncode == 2, done.stderr
+    assert "type pip install 'kd-cli[optuna]'" in done.stderr
+    assert f"needs Optuna 5 or newer, and {found} is installed" in done.stderr or not found
+
+
+def test_the_oldest_optuna_is_the_one_that_the_package_asks_for() -> None:
+    assert f'optuna = ["optuna>={OLDEST}"]' in (ROOT / "pyproject.toml").read_text()
 
 
 def test_a_study_of_another_search_is_left_alone(tmp_path: Path) -> None:

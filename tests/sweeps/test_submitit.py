@@ -15,7 +15,7 @@ import pytest
 
 from kd_cli.machine import available_cores
 from kd_cli.sweeps.submitit import Submitit
-from tests.conftest import HERE, SMALL, started
+from tests.conftest import HERE, SMALL, started, wait_for
 
 pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
 
@@ -69,6 +69,59 @@ def test_ctrl_c_ends_the_points_of_submitit_and_says_what_is_done() -> None:
     assert "Traceback" not in said
 
 
+def warn_job() -> None:
+    """As submitit's controller, or a cluster, shortly before it takes the machine away."""
+    (controller,) = (path.name for path in Path("swept/.submitit").iterdir() if path.name.isdecimal())
+    (job,) = Path(f"/proc/{controller}/task/{controller}/children").read_text().split()
+    os.kill(int(job), signal.SIGUSR2)
+
+
+@pytest.mark.slow  # processes that import torch
+def test_a_job_out_of_time_keeps_what_it_has_and_says_its_limit_and_the_option() -> None:
+    words = (
+        *BASELINE,
+        "trainer.epochs=20000",
+        "seed=0",
+        LOCAL,
+        "hydra.sweep.dir=swept",
+        "hydra.launcher.timeout_min=1",
+    )
+    with started(*words, "--json", stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        wait_for(process, "swept/*/metrics.jsonl")
+        warn_job()
+        printed, said = process.communicate(timeout=100)
+    assert process.returncode == 1, said
+    (point,) = json.loads(printed)["points"]
+    assert point["status"] == "failed"
+    assert "at its time limit (hydra.launcher.timeout_min=1); what was trained is kept" in point["error"]
+    assert "hydra.launcher.timeout_min=2 behind it" in point["error"]
+    run = Path(point["folder"])
+    assert json.loads((run / "run.json").read_text())["status"] == "interrupted"
+    epochs = len((run / "metrics.jsonl").read_text().splitlines())
+    saved = max(path.name for path in (run / "checkpoints").iterdir())
+    assert saved.startswith((f"epoch-{epochs:04}", f"epoch-{epochs - 1:04}-step"))
+    assert "resumed" not in json.loads((run / "run.json").read_text())
+
+
+@pytest.mark.slow
+def test_a_job_whose_machine_is_taken_away_goes_on_where_it_was() -> None:
+    words = (*BASELINE, "trainer.epochs=300", "seed=0", LOCAL, "hydra.sweep.dir=swept")
+    with started(*words, "--json", stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        wait_for(process, "swept/*/metrics.jsonl")
+        warn_job()
+        printed, said = process.communicate(timeout=200)
+    assert process.returncode == 0, said
+    (point,) = json.loads(printed)["points"]
+    assert point["status"] == "completed"
+    assert len(json.loads(Path(point["folder"], "run.json").read_text())["resumed"]) == 1
+
+
+def test_a_limit_that_leaves_no_time_to_save_is_refused(kd) -> None:
+    message = kd(*BASELINE, "seed=0,1", LOCAL, "hydra.launcher.timeout_min=0", code=2).message
+    assert "hydra.launcher.timeout_min: 0 is not possible" in message
+    assert "type hydra.launcher.timeout_min=60" in message
+
+
 def test_options_of_hydras_users_are_there_and_what_is_not_possible_is_said(kd) -> None:
     shown = kd("train-baseline", "--cfg", "hydra", "hydra/launcher=submitit_slurm", "hydra.launcher.partition=gpu").out
     assert "partition: gpu" in shown
@@ -97,6 +150,6 @@ def test_a_missing_extra_says_what_to_install() -> None:
 
 def test_the_cores_are_divided_among_the_points_of_submitit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS")
-    options = {"nodes": 1, "tasks_per_node": 1, "cpus_per_task": None}
+    options = {"nodes": 1, "tasks_per_node": 1, "cpus_per_task": None, "timeout_min": 60}
     assert Submitit("submitit_local", options).divide(4) == (4, max(1, available_cores() // 4))
     assert Submitit("submitit_local", options | {"cpus_per_task": 3}).divide(4) == (4, 3)

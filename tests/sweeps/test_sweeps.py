@@ -6,6 +6,8 @@ import json
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from kd_cli import console
 from kd_cli.sweeps.summary import summarize
 from tests.conftest import HERE, SMALL
@@ -76,6 +78,42 @@ def test_a_sweep_that_holds_other_runs_says_what_differs_and_which_folder_to_cho
     assert "trainer.lr: 0.001 there, 0.5 here" in refused.message
     record = json.loads(Path("swept/sweep.json").read_text())
     assert [point["status"] for point in record["points"]] == ["failed", "failed"]
+
+
+@pytest.mark.parametrize("typed", ["seed=0,0", "seed=choice(0,+0,0)", "seed=sort(0,0)", "params"])
+def test_a_repeated_point_is_one_point_and_is_told(kd, typed: str) -> None:
+    if typed == "params":
+        Path("mine/experiment").mkdir(parents=True)
+        text = "# @package _global_\nhydra: {sweeper: {params: {seed: '0,0'}}}\n"
+        Path("mine/experiment/twice.yaml").write_text(text)
+    words = ("--config-dir", "mine", "experiment=twice") if typed == "params" else (typed,)
+    swept = kd("train-baseline", *RUN[1:2], *SMALL, "trainer.epochs=1", *words, "--json")
+    assert [(point["point"], point["status"]) for point in swept.json["points"]] == [("seed=0", "completed")]
+    assert "seed: 0 stands there more than once; it is one point" in swept.message
+    assert swept.message.count("it is one point") == 1
+
+
+def test_repeated_points_of_a_group_with_a_choice_that_is_not_there_are_one_and_one_failure(kd) -> None:
+    words = ("train-baseline", "-m", HERE, *SMALL, "trainer.epochs=1", "student=mlp,mpl,mlp,mpl", "--json")
+    points = kd(*words, code=1).json["points"]
+    assert [(point["point"], point["status"]) for point in points] == [
+        ("student=mpl", "failed"),
+        ("student=mlp", "completed"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ("seed=range(0,2),5", "seed=range(0,2),5 gives no values"),
+        ("seed=range(0,2,0)", "type seed=1,2,3 or 'seed=range(1,4)'"),
+        ("seed=range(2,2)", "seed=range(2,2) gives no values"),
+        ("trainer.lr=interval(0.1,1)", "trainer.lr=interval(0.1,1): a grid cannot try all numbers of an interval"),
+    ],
+)
+def test_a_sweep_over_no_values_is_refused_with_its_word(kd, typed: str, said: str) -> None:
+    assert said in kd("train-baseline", "-m", HERE, *SMALL, typed, code=2).message
+    assert not list(Path().rglob("run.json"))
 
 
 def test_a_preset_says_what_to_sweep_over_and_what_is_typed_wins(kd) -> None:

@@ -14,8 +14,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.samplers import BaseSampler
+from optuna.study import Study
+from optuna.trial import FrozenTrial
 
-from kd_cli.errors import ConfigError, suggest
+from kd_cli.errors import ConfigError, offer, suggest
 
 _DIGITS = 3  # of a number that is searched in its logarithm, and decimals of an interval's width
 
@@ -51,7 +54,7 @@ class Axis:
         if isinstance(self.distribution, FloatDistribution) and isinstance(example, int) and example is not True:
             raise ConfigError(
                 f"{self.key}: {self.text} has fractions, and {self.key} is a whole number; "
-                f"type {self.key}=int({self.text})"
+                f"type {offer(self.key, f'int({self.text})')}"
             )
 
     def values(self) -> list[Any] | None:
@@ -96,6 +99,32 @@ def short(value: float, kind: FloatDistribution) -> float:
     return rounded if kind.low <= rounded <= kind.high else value
 
 
+class Short(BaseSampler):
+    """A sampler whose numbers have no more digits than matter: what is run, shown and remembered is the same."""
+
+    def __init__(self, sampler: BaseSampler) -> None:
+        self._sampler = sampler
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        return self._sampler.infer_relative_search_space(study, trial)
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        sampled = self._sampler.sample_relative(study, trial, search_space).items()
+        return {key: _shortened(value, search_space[key]) for key, value in sampled}
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        value = self._sampler.sample_independent(study, trial, param_name, param_distribution)
+        return _shortened(value, param_distribution)
+
+
+def _shortened(value: Any, kind: BaseDistribution) -> Any:
+    return short(value, kind) if isinstance(kind, FloatDistribution) else value
+
+
 def size_of(axes: Sequence[Axis]) -> int | None:
     """How many points there are; None: a continuum."""
     sizes = [None if (values := axis.values()) is None else len(values) for axis in axes]
@@ -108,7 +137,7 @@ def grid_of(axes: Sequence[Axis]) -> Mapping[str, list[Any]]:
     for axis in axes:
         if grid[axis.key] is None:
             raise ConfigError(
-                f"{axis.key}: sampler=grid cannot try all of {axis.text}; type {axis.key}=choice(a,b,c), or "
+                f"{axis.key}: sampler=grid cannot try all of {axis.text}; type {offer(axis.key, 'choice(a,b,c)')}, or "
                 "hydra.sweeper.sampler=tpe"
             )
     return {key: values for key, values in grid.items() if values is not None}
@@ -124,12 +153,14 @@ def _axis(override: Any, options: Sequence[str]) -> Axis:
     if override.is_choice_sweep():
         return Axis(key, text, _choice(override, key, text, options))
     if options:
-        raise ConfigError(f"{key}: {text} is not possible, since {key} is a group; type {key}=choice({options[0]},…)")
+        example = offer(key, f"choice({options[0]},…)")
+        raise ConfigError(f"{key}: {text} is not possible, since {key} is a group; type {example}")
     low, high, step = _bounds(override, key, text)
     if "log" in tags and low <= 0:
         raise ConfigError(f"{key}: {text} has no logarithm at {low:g}; let it begin above 0, or leave log out")
     if "log" in tags and step not in (None, 1):
-        raise ConfigError(f"{key}: {text} cannot have steps and a logarithm; type tag(log,interval({low:g},{high:g}))")
+        example = offer(key, f"tag(log,interval({low:g},{high:g}))")
+        raise ConfigError(f"{key}: {text} cannot have steps and a logarithm; type {example}")
     if isinstance(low, int) and isinstance(high, int):
         return Axis(key, text, IntDistribution(low, high, log="log" in tags, step=int(step or 1)))
     return Axis(key, text, FloatDistribution(low, high, log="log" in tags, step=step))
@@ -137,13 +168,12 @@ def _axis(override: Any, options: Sequence[str]) -> Axis:
 
 def _choice(override: Any, key: str, text: str, options: Sequence[str]) -> CategoricalDistribution:
     if "log" in getattr(override.value(), "tags", set()):
-        raise ConfigError(f"{key}: {text} names its values, so log changes nothing; type {key}=tag(log,interval(a,b))")
+        example = offer(key, "tag(log,interval(0.1,1))")
+        raise ConfigError(f"{key}: {text} names its values, so log changes nothing; type {example}")
     choices = list(dict.fromkeys(override.sweep_string_iterator()))
     for choice in choices:
         if options and choice not in options:
             raise ConfigError(f"{key}: there is no {key} {choice!r}{suggest(choice, options)}")
-    if not choices:
-        raise ConfigError(f"{key}: {text} has no values; type {key}=choice(a,b,c)")
     return CategoricalDistribution(choices)
 
 
@@ -152,10 +182,8 @@ def _bounds(override: Any, key: str, text: str) -> tuple[Any, Any, Any]:
     sweep = override.value()
     if override.is_range_sweep():
         values = sorted(override.sweep_iterator())
-        if not values:
-            raise ConfigError(f"{key}: {text} has no values; type {key}=range(first,behind_the_last,step)")
         return values[0], values[-1], abs(sweep.step)
     low, high = sweep.start, sweep.end
     if not (low < high and math.isfinite(low) and math.isfinite(high)):
-        raise ConfigError(f"{key}: {text} is no interval; type {key}=interval(low,high) with low < high")
+        raise ConfigError(f"{key}: {text} is no interval; type {offer(key, 'interval(1,2)')}, the lower one first")
     return low, high, None

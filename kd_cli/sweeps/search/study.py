@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
@@ -28,7 +27,7 @@ from kd_cli.errors import ConfigError
 from kd_cli.seeds import derive_seed
 from kd_cli.sweeps.point import Point, numbers
 from kd_cli.sweeps.search.options import Options
-from kd_cli.sweeps.search.space import Axis, grid_of, override_of, short, size_of
+from kd_cli.sweeps.search.space import Axis, Short, grid_of, override_of, size_of
 from kd_cli.training.trial_pruner import address, make_pruner, without_password
 
 Start = Callable[[Sequence[Sequence[str]]], Sequence[Point]]  # overrides of several points → what came of each
@@ -65,8 +64,9 @@ class Search:
     ) -> None:
         self.study, self.options, self.axes, self.fixed = study, options, axes, list(fixed)
         self._storage, self._folder, self._owner, self._seed = storage, folder, owner, seed
-        self._grid = _shuffled_grid(axes, seed) if options.sampler == "grid" else []
         self._size = size_of(axes)
+        self._whole = self._size is not None and self._size <= options.n_trials  # then there is nothing to choose
+        self._grid = _shuffled_grid(axes, seed) if options.sampler == "grid" or self._whole else []
         self._check_same()
         done = (trial for trial in self._trials() if trial.state in _GOOD)
         self._known: dict[tuple[str, ...], Point] = {self._point(trial): self._record(trial) for trial in done}
@@ -82,6 +82,10 @@ class Search:
         Args:
             at_once: how many of the points that `start` is given run at the same time.
         """
+        if self._whole:
+            asked = f"hydra.sweeper.n_trials={self.options.n_trials}"
+            count = f"{self._size} points in all"
+            console.notice(f"the search has {count}: for {asked} there is nothing to choose; each is tried once")
         for batch in self._batches(at_once):
             statuses = self._evaluate(batch, start)
             if statuses & {"interrupted", "not started"}:
@@ -136,7 +140,7 @@ class Search:
         sampler: BaseSampler = RandomSampler(seed)
         if self.options.sampler == "tpe":
             sampler = TPESampler(seed=seed, n_startup_trials=self.options.n_startup_trials)
-        self.study.sampler, self.study.pruner = _Short(sampler), make_pruner(**self.options.pruning)  # TPE asks it, too
+        self.study.sampler, self.study.pruner = Short(sampler), make_pruner(**self.options.pruning)  # TPE asks it, too
         if not any(trial.state == TrialState.WAITING for trial in trials):
             self._enqueue_next({self._point(trial) for trial in trials})
         trial = self.study.ask({axis.key: axis.distribution for axis in self.axes})
@@ -218,12 +222,15 @@ class Search:
         self.study.set_user_attr("search", mine)
 
     def _say_progress(self) -> None:
-        done, best = sum(trial.state in _GOOD for trial in self._trials()), self._best_trial()
+        tried, best = [self._point(trial) for trial in self._trials() if trial.state in _GOOD], self._best_trial()
         if best is not None:
-            values = " ".join(self._point(best))
-            console.say(
-                f"search     {done} of {self.options.n_trials} trials; best {best.value:.2f} % on validation: {values}"
+            done, again = len(set(tried)), len(tried) - len(set(tried))
+            repeated = f" ({again} of them were of a point that had been tried)" if again else ""
+            count = (
+                f"{done} of {self._size} points" if self._whole else f"{len(tried)} of {self.options.n_trials} trials"
             )
+            values = " ".join(self._point(best))
+            console.say(f"search     {count}{repeated}; best {best.value:.2f} % on validation: {values}")
 
     def _best_trial(self) -> FrozenTrial | None:
         complete = [trial for trial in self._trials() if trial.state == TrialState.COMPLETE]
@@ -264,32 +271,6 @@ def default_name(axes: Sequence[Axis], fixed: Sequence[str]) -> str:
 
 def _what(axes: Sequence[Axis], fixed: Sequence[str]) -> list[str]:
     return sorted([*fixed, *(f"{axis.key}={axis.text}" for axis in axes)])
-
-
-class _Short(BaseSampler):
-    """A sampler whose numbers have no more digits than matter: what is run, shown and remembered is the same."""
-
-    def __init__(self, sampler: BaseSampler) -> None:
-        self._sampler = sampler
-
-    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        return self._sampler.infer_relative_search_space(study, trial)
-
-    def sample_relative(
-        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
-        sampled = self._sampler.sample_relative(study, trial, search_space).items()
-        return {key: _shortened(value, search_space[key]) for key, value in sampled}
-
-    def sample_independent(
-        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
-    ) -> Any:
-        value = self._sampler.sample_independent(study, trial, param_name, param_distribution)
-        return _shortened(value, param_distribution)
-
-
-def _shortened(value: Any, kind: BaseDistribution) -> Any:
-    return short(value, kind) if isinstance(kind, FloatDistribution) else value
 
 
 def _shuffled_grid(axes: Sequence[Axis], seed: int) -> list[Mapping[str, Any]]:
