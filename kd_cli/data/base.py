@@ -11,9 +11,10 @@ from __future__ import annotations
 import copy
 import hashlib
 import inspect
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor
@@ -22,11 +23,13 @@ from kd_cli.data import sampling as order
 from kd_cli.data.common import COMMON, Common
 from kd_cli.data.preprocess import Prepare
 from kd_cli.data.store import Images, Store, digest_of, fits_in_memory, shape_of
-from kd_cli.errors import ConfigError, DataError
+from kd_cli.errors import ConfigError, DataError, listed
 from kd_cli.out_of_memory import needing_memory
 from kd_cli.registry import Registry, bind_options
 from kd_cli.storage.tensors import digest_tensor
 from kd_cli.types import Batch, DataSpec
+
+log = logging.getLogger("kd")
 
 Part = Literal["train", "val", "test"]
 View = Callable[[Tensor, Tensor], Tensor]  # pixels [B, H, W, C], uint8, and ids [B] → pixels, uint8
@@ -44,6 +47,8 @@ class Raw:
         test_labels: as `train_labels`.
         class_names: K names, in label order.
         digest: hex, where the source already knows what identifies its pixels.
+        val_rows: the training images that validate, int64; None: `val_fraction` of each class.
+        unreadable: files that were left out because they cannot be read.
     """
 
     train_images: Images
@@ -52,6 +57,8 @@ class Raw:
     test_labels: Tensor
     class_names: tuple[str, ...]
     digest: str | None = None
+    val_rows: Tensor | None = None
+    unreadable: int = 0
 
 
 DATASETS: Registry[Raw] = Registry("dataset", "kd_cli.data", injected=tuple(COMMON))
@@ -140,8 +147,7 @@ class Data:
 
     def __init__(self, name: str, raw: Raw, common: Common) -> None:
         height, width, channels = _check_raw(name, raw)
-        key = "dataset.val_fraction"
-        kept, taken = order.stratified_split(raw.train_labels, common.val_fraction, common.split_seed, key=key)
+        kept, taken = _divided(raw, common)
         train, test = _stores(raw, common)
         self._parts: dict[Part, _Rows] = {
             "train": _Rows(train, kept, raw.train_labels[kept]),
@@ -153,8 +159,20 @@ class Data:
         self.spec = DataSpec(len(raw.class_names), len(kept), (channels, height, width), raw.class_names)
         self.preprocessing: dict[str, Any] = self._prepare.record()
         self.fingerprint = _fingerprint(raw, taken)
+        self.unreadable = raw.unreadable
         self.augmented = common.augment != "none"  # training images look different in every epoch
         self._view: View | None = None
+        self._say_rare()
+
+    def _say_rare(self) -> None:
+        """A line for the classes that have no validation images, and one for those without test images."""
+        names = self.spec.class_names
+        train, val, test = (self.labels(part).bincount(minlength=len(names)).tolist() for part in get_args(Part))
+        for what, counts in (("validation", val), ("test", test)):
+            there = zip(names, train, counts, strict=True)
+            rare = [f"{name} ({learned} for training)" for name, learned, count in there if learned and not count]
+            if rare and any(counts):
+                log.warning("%s: no %s image shows %s", self.name, what, listed(rare))
 
     def size(self, part: Part) -> int:
         """How many images; 0 for the validation part when `val_fraction` is 0."""
@@ -169,12 +187,29 @@ class Data:
         names = self.spec.class_names
         table = torch.full((len(names),), len(classes))
         table[list(classes)] = torch.arange(len(classes))
-        narrow = copy.copy(self)
-        narrow._parts = {part: replace(rows, labels=table[rows.labels]) for part, rows in self._parts.items()}
-        chosen = tuple(names[label] for label in classes)
-        narrow.spec = replace(self.spec, num_classes=len(chosen) + 1, class_names=(*chosen, "other"))
+        narrow = self._labelled(table, (*(names[label] for label in classes), "other"))
         narrow.fingerprint = hashlib.sha256("\n".join([self.fingerprint, *map(str, classes)]).encode()).hexdigest()
         return narrow
+
+    def known_as(self, names: Sequence[str]) -> Data:
+        """The same images with the labels of a network that knows these classes, found by name.
+
+        Raises:
+            ValueError: it does not know one of the classes, or two of its own have one name.
+        """
+        own = self.spec.class_names
+        if own == tuple(names):
+            return self
+        if not set(own) <= set(names) or len(set(names)) < len(names):
+            raise ValueError("classes differ")
+        return self._labelled(torch.tensor([list(names).index(name) for name in own]), tuple(names))
+
+    def _labelled(self, table: Tensor, names: tuple[str, ...]) -> Data:
+        """With label `table[i]` instead of label i."""
+        other = copy.copy(self)
+        other._parts = {part: replace(rows, labels=table[rows.labels]) for part, rows in self._parts.items()}
+        other.spec = replace(self.spec, num_classes=len(names), class_names=names)
+        return other
 
     def seen_through(self, view: View, prepare: Prepare | None = None) -> Data:
         """The same images as `view` makes them before they are normalised; for evaluation, not for training.
@@ -252,6 +287,16 @@ class Data:
             yield Batch(images, label, number)
 
 
+def _divided(raw: Raw, common: Common) -> tuple[Tensor, Tensor]:
+    """The training images that train, and those that validate."""
+    if raw.val_rows is None:
+        key = "dataset.val_fraction"
+        return order.stratified_split(raw.train_labels, common.val_fraction, common.split_seed, key=key)
+    trains = torch.ones(len(raw.train_labels), dtype=torch.bool)
+    trains[raw.val_rows] = False
+    return trains.nonzero().flatten(), raw.val_rows
+
+
 def _stores(raw: Raw, common: Common) -> tuple[Store, Store]:
     both = (raw.train_images, raw.test_images)
     num_bytes = sum(images.numel() for images in both if isinstance(images, Tensor))
@@ -266,9 +311,16 @@ def _check_raw(name: str, raw: Raw) -> tuple[int, int, int]:
         ("train", raw.train_images, raw.train_labels),
         ("test", raw.test_images, raw.test_labels),
     ):
-        if len(images) != len(labels) or len(labels) == 0:
+        if labels.dim() != 1 or labels.dtype != torch.int64:
+            kind = f"{str(labels.dtype).removeprefix('torch.')} {list(labels.shape)}"
+            raise DataError(
+                f"dataset {name!r}: kd is for single-label classification, one class for each image: labels are [N], "
+                f"int64, 0 … {len(raw.class_names) - 1}; those of {part} are {kind} (several labels, or numbers to be "
+                "predicted, are another task)"
+            )
+        if len(images) != len(labels) or (len(labels) == 0 and part == "test"):
             raise DataError(f"dataset {name!r}: {part} has {len(images)} images and {len(labels)} labels")
-        if labels.min() < 0 or labels.max() >= len(raw.class_names):
+        if len(labels) and (labels.min() < 0 or labels.max() >= len(raw.class_names)):
             given = f"{int(labels.min())} … {int(labels.max())}"
             raise DataError(f"dataset {name!r}: {part} labels {given} do not fit {len(raw.class_names)} classes")
     shapes = shape_of(raw.train_images), shape_of(raw.test_images)
