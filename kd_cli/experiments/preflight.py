@@ -14,7 +14,7 @@ from kd_cli.config.base import Launch, Stage
 from kd_cli.config.plan import Training, check_groups
 from kd_cli.config.recipe import check_possible
 from kd_cli.data.base import Data, load_dataset
-from kd_cli.errors import ConfigError, DataError
+from kd_cli.errors import ConfigError, DataError, listed
 from kd_cli.experiments.build import build_network, build_peer, build_task
 from kd_cli.experiments.setup import Setup
 from kd_cli.runs.identity import is_complete
@@ -189,8 +189,15 @@ def _say_unused(setup: Setup, launch: Launch) -> None:
 
 
 def open_data(setup: Setup) -> Data:
-    """The data of all trainings, with a line that says what they are."""
+    """The data of all trainings, with a line that says what they are.
+
+    Raises:
+        DataError: as `load_dataset`, and where there is nothing to learn from.
+    """
     data = load_dataset(setup.dataset)
     sizes = ", ".join(f"{data.size(part):,} {part}" for part in ("train", "val", "test"))
-    console.say(f"data       {data.name}: {sizes}")
+    names = data.spec.class_names
+    console.say(f"data       {data.name}: {sizes}; {len(names)} classes: {listed(names, 4)}")
+    if not data.size("train"):
+        raise DataError("dataset.test_fraction=1 leaves no image to learn from; type dataset.test_fraction=0.2")
     return data

@@ -15,6 +15,7 @@ from torch import nn
 from kd_cli.data.base import Data
 from kd_cli.errors import ConfigError, DataError
 from kd_cli.losses.base import build_loss
+from kd_cli.metrics.evaluate import check_takes
 from kd_cli.models.base import MODELS, model_shape
 from kd_cli.runs.checkpoint import Checkpoint, load_state, owner
 from kd_cli.runs.metrics import read_metrics
@@ -113,9 +114,10 @@ def recorded_result(path: Path) -> dict[str, Any] | None:
 
 
 def seen_by(source: Source, data: Data) -> Data:
-    """The data as the network was taught them: a specialist knows a few classes and all others as one."""
-    classes = source.record.get("specialist")
-    return data.narrowed(classes) if classes and max(classes) < data.spec.num_classes else data
+    """The data as the network was taught them: a specialist knows a few classes, found by name, and others as one."""
+    own = list(data.spec.class_names)
+    names = source.record.get("data", {}).get("classes", ())[:-1] if source.record.get("specialist") else ()
+    return data.narrowed([own.index(name) for name in names]) if names and set(names) <= set(own) else data
 
 
 def load_weights(network: nn.Module, source: Source) -> None:
@@ -142,7 +144,10 @@ def rebuild(source: Source, options: Mapping[str, Any], spec: DataSpec, *, where
     Raises:
         ConfigError: the network cannot be built, or only the user may name a part of it.
     """
-    return assemble(source, options, graft_of(source.record), spec, where=where)
+    network = assemble(source, options, graft_of(source.record), spec, where=where)
+    learned = source.record.get("data", {}).get("image_shape", [0])
+    check_takes(network, spec, f"{where}={options['name']}", learned[-1] if learned[1:2] == learned[2:] else None)
+    return network
 
 
 def graft_of(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from torch import nn
 from kd_cli import console
 from kd_cli.config.overrides import override_key
 from kd_cli.data.base import Data
-from kd_cli.errors import ConfigError, DataError
+from kd_cli.errors import ConfigError, DataError, listed
 from kd_cli.metrics.evaluate import evaluate
 from kd_cli.metrics.scores import top_k
 from kd_cli.out_of_memory import needing_memory
@@ -195,10 +195,10 @@ def _check_record(source: Source, options: Mapping[str, Any], data: Data) -> Non
     facts = record.get("data", {})
     classes = tuple(facts.get("classes", ()))
     if classes != data.spec.class_names:
-        order = " in this order" if sorted(classes) == sorted(data.spec.class_names) else ""
+        order = " in another order" if sorted(classes) == sorted(data.spec.class_names) else ""
         raise DataError(
-            f"teacher.checkpoint: {source.run} knows {len(classes)} classes ({_names(classes)}){order}, the data have "
-            f"{data.spec.num_classes} ({_names(data.spec.class_names)}); train a teacher on these data"
+            f"teacher.checkpoint: {source.run} knows {len(classes)} classes ({listed(classes)}), the data have "
+            f"{data.spec.num_classes}{order} ({listed(data.spec.class_names)}); train a teacher on these data"
         )
     learned = facts.get("preprocessing", {})
     if _normalisation(learned) != _normalisation(data.preprocessing):
@@ -226,7 +226,7 @@ def _check_accuracy(top1: float, source: Source, data: Data) -> None:
     if top1 <= guess < 100:  # beyond, the images are too few to tell
         raise DataError(
             f"teacher.checkpoint: {source.weights} has {top1:.2f} % on the validation images, and guessing may reach "
-            f"{guess:.2f} %: its weights are random, its classes in another order ({_names(data.spec.class_names)}), "
+            f"{guess:.2f} %: its weights are random, its classes in another order ({listed(data.spec.class_names)}), "
             f"or its images were normalised otherwise than with {_normalisation_text(data.preprocessing)}; "
             "type dataset.mean=… dataset.std=… as it was trained, or name a run of kd, which records all that: "
             "teacher.checkpoint=RUN"
@@ -238,7 +238,3 @@ def _guessing(data: Data) -> float:
     labels = data.labels("val")
     share = float(labels.bincount().max()) / len(labels)
     return 100 * (share + 3 * math.sqrt(share * (1 - share) / len(labels)))
-
-
-def _names(classes: tuple[str, ...]) -> str:
-    return ", ".join(classes[:3]) + (", …" if len(classes) > 3 else "")
