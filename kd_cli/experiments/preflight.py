@@ -1,4 +1,4 @@
-"""Before the first step: everything that can be wrong with a command is looked for, and nothing is written."""
+"""Before the first step: everything that can be wrong with a command is looked for, and no run is written."""
 
 from __future__ import annotations
 
@@ -29,6 +29,8 @@ _UNUSED: dict[Stage, set[str]] = {
     "baseline": {"teacher", "loss", "teacher_trainer", "distill_trainer", "ensemble", *_PROCEDURES},
     "distilled": {"teacher_trainer", "baseline_trainer", "ensemble.size", *_PROCEDURES},
 }
+_LARGE = 64  # pixels, from which on networks for digits are hopeless
+_PAIR = "teacher=torchvision teacher.model=resnet34 student=torchvision student.model=resnet18"
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ def get_ready(setup: Setup, launch: Launch) -> Ready | None:
         return None
     _say_unused(setup, launch)
     data = open_data(setup)
+    _say_small(setup, launch, data)
     teachers, before = (setup.given, None) if setup.stage is None else _teachers(setup, launch, data)
     ready = prepare(setup, data, teachers)
     if before is not None and ready.teacher is not None:
@@ -186,6 +189,17 @@ def _say_unused(setup: Setup, launch: Launch) -> None:
         console.notice(f"teacher.checkpoint has no effect: {setup.loss['name']} trains a teacher of its own")
     if setup.stage in (None, "distilled") and setup.weights and setup.members == 1:
         console.notice("ensemble.weights has no effect: there is one teacher")
+
+
+def _say_small(setup: Setup, launch: Launch, data: Data) -> None:
+    """The pair that stands for MNIST's digits where none is named is no pair for photographs."""
+    _, height, width = data.spec.image_shape
+    named = {key.partition(".")[0] for key in launch.given} & {"teacher", "student", "experiment", "study"}
+    if not named and min(height, width) >= _LARGE and setup.student["name"] == "cnn":
+        console.notice(
+            f"teacher and student are small networks for digits of 28×28 pixels, these images have {width}×{height}; "
+            f"a pair for them: {_PAIR}"
+        )
 
 
 def open_data(setup: Setup) -> Data:

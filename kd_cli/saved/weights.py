@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -114,10 +114,16 @@ def recorded_result(path: Path) -> dict[str, Any] | None:
 
 
 def seen_by(source: Source, data: Data) -> Data:
-    """The data as the network was taught them: a specialist knows a few classes, found by name, and others as one."""
-    own = list(data.spec.class_names)
+    """The data as the network was taught them: a specialist knows a few classes and all others as one."""
+    classes = specialty(source, data.spec.class_names)
+    return data.narrowed(classes) if classes else data
+
+
+def specialty(source: Source, class_names: Sequence[str]) -> list[int]:
+    """The labels of the classes that a specialist tells apart, found by name; none: it is none, or of other classes."""
     names = source.record.get("data", {}).get("classes", ())[:-1] if source.record.get("specialist") else ()
-    return data.narrowed([own.index(name) for name in names]) if names and set(names) <= set(own) else data
+    own = list(class_names)
+    return [own.index(name) for name in names] if set(names) <= set(own) else []
 
 
 def load_weights(network: nn.Module, source: Source) -> None:

@@ -21,7 +21,17 @@ from kd_cli.metrics.evaluate import evaluate
 from kd_cli.metrics.scores import top_k
 from kd_cli.out_of_memory import needing_memory
 from kd_cli.runs.folder import find_records
-from kd_cli.saved.weights import Source, brief, check_nameable, graft_of, load_weights, locate, rebuild, seen_by
+from kd_cli.saved.weights import (
+    Source,
+    brief,
+    check_nameable,
+    graft_of,
+    load_weights,
+    locate,
+    rebuild,
+    seen_by,
+    specialty,
+)
 from kd_cli.teachers.cache import make_entry, network_digest, validation_logits
 
 if TYPE_CHECKING:
@@ -124,7 +134,7 @@ def load_teacher(known: Known, data: Data, *, batch_size: int, device: torch.dev
         DataError: damaged, not what its record says, or for other classes.
     """
     source = locate(known.path)
-    data = seen_by(source, data)
+    specialist, data = specialty(source, data.spec.class_names), seen_by(source, data)
     options = dict(source.record.get("model", {})) if known.model is None else known.model
     if known.model is None:
         check_nameable(source, options)
@@ -132,13 +142,13 @@ def load_teacher(known: Known, data: Data, *, batch_size: int, device: torch.dev
     network = rebuild(source, options, data.spec, where="teacher")
     load_weights(network, source)
     network.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)  # type: ignore[call-overload]
-    facts = {
+    facts: dict[str, Any] = {
         "source": str(known.path.absolute()),
         "sha256": source.sha256,
         "run": str(source.run) if source.run else None,
         "model": dict(options),
         "graft": graft_of(source.record),
-        "specialist": source.record.get("specialist"),
+        "specialist": specialist,
     }
     teacher = Teacher(network, facts)
     remedy = f"Type trainer.eval_batch_size={max(1, batch_size // 4)}: so many images are asked about at a time."
