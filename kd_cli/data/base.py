@@ -11,7 +11,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import inspect
-import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar, get_args
@@ -22,14 +21,12 @@ from torch import Tensor
 from kd_cli.data import sampling as order
 from kd_cli.data.common import COMMON, Common
 from kd_cli.data.preprocess import Prepare
-from kd_cli.data.store import Images, Store, digest_of, fits_in_memory, shape_of
-from kd_cli.errors import ConfigError, DataError, listed
+from kd_cli.data.store import Images, Store, check_part, digest_of, fits_in_memory, shape_of
+from kd_cli.errors import ConfigError, DataError
 from kd_cli.out_of_memory import needing_memory
 from kd_cli.registry import Registry, bind_options
 from kd_cli.storage.tensors import digest_tensor
 from kd_cli.types import Batch, DataSpec
-
-log = logging.getLogger("kd")
 
 Part = Literal["train", "val", "test"]
 View = Callable[[Tensor, Tensor], Tensor]  # pixels [B, H, W, C], uint8, and ids [B] → pixels, uint8
@@ -147,11 +144,14 @@ class Data:
 
     def __init__(self, name: str, raw: Raw, common: Common) -> None:
         height, width, channels = _check_raw(name, raw)
-        kept, taken = _divided(raw, common)
+        taken, labels, key = raw.val_rows, raw.train_labels, "dataset.val_fraction"
+        if taken is None:
+            _, taken = order.stratified_split(labels, common.val_fraction, common.split_seed, key=key)
+        kept = order.others(len(labels), taken)
         train, test = _stores(raw, common)
         self._parts: dict[Part, _Rows] = {
-            "train": _Rows(train, kept, raw.train_labels[kept]),
-            "val": _Rows(train, taken, raw.train_labels[taken]),
+            "train": _Rows(train, kept, labels[kept]),
+            "val": _Rows(train, taken, labels[taken]),
             "test": _Rows(test, torch.arange(len(raw.test_labels)), raw.test_labels),
         }
         self._prepare = Prepare(common.augment, common.mean or (0.0,), common.std or (1.0,), (height, width, channels))
@@ -162,17 +162,7 @@ class Data:
         self.unreadable = raw.unreadable
         self.augmented = common.augment != "none"  # training images look different in every epoch
         self._view: View | None = None
-        self._say_rare()
-
-    def _say_rare(self) -> None:
-        """A line for the classes that have no validation images, and one for those without test images."""
-        names = self.spec.class_names
-        train, val, test = (self.labels(part).bincount(minlength=len(names)).tolist() for part in get_args(Part))
-        for what, counts in (("validation", val), ("test", test)):
-            there = zip(names, train, counts, strict=True)
-            rare = [f"{name} ({learned} for training)" for name, learned, count in there if learned and not count]
-            if rare and any(counts):
-                log.warning("%s: no %s image shows %s", self.name, what, listed(rare))
+        order.tell_rare(name, raw.class_names, *map(self.labels, get_args(Part)))
 
     def size(self, part: Part) -> int:
         """How many images; 0 for the validation part when `val_fraction` is 0."""
@@ -192,11 +182,7 @@ class Data:
         return narrow
 
     def known_as(self, names: Sequence[str]) -> Data:
-        """The same images with the labels of a network that knows these classes, found by name.
-
-        Raises:
-            ValueError: it does not know one of the classes, or two of its own have one name.
-        """
+        """The same images with the labels of a network that knows these classes; ValueError: not by these names."""
         own = self.spec.class_names
         if own == tuple(names):
             return self
@@ -287,16 +273,6 @@ class Data:
             yield Batch(images, label, number)
 
 
-def _divided(raw: Raw, common: Common) -> tuple[Tensor, Tensor]:
-    """The training images that train, and those that validate."""
-    if raw.val_rows is None:
-        key = "dataset.val_fraction"
-        return order.stratified_split(raw.train_labels, common.val_fraction, common.split_seed, key=key)
-    trains = torch.ones(len(raw.train_labels), dtype=torch.bool)
-    trains[raw.val_rows] = False
-    return trains.nonzero().flatten(), raw.val_rows
-
-
 def _stores(raw: Raw, common: Common) -> tuple[Store, Store]:
     both = (raw.train_images, raw.test_images)
     num_bytes = sum(images.numel() for images in both if isinstance(images, Tensor))
@@ -307,22 +283,8 @@ def _stores(raw: Raw, common: Common) -> tuple[Store, Store]:
 
 def _check_raw(name: str, raw: Raw) -> tuple[int, int, int]:
     """The shape (H, W, C) that all images have."""
-    for part, images, labels in (
-        ("train", raw.train_images, raw.train_labels),
-        ("test", raw.test_images, raw.test_labels),
-    ):
-        if labels.dim() != 1 or labels.dtype != torch.int64:
-            kind = f"{str(labels.dtype).removeprefix('torch.')} {list(labels.shape)}"
-            raise DataError(
-                f"dataset {name!r}: kd is for single-label classification, one class for each image: labels are [N], "
-                f"int64, 0 … {len(raw.class_names) - 1}; those of {part} are {kind} (several labels, or numbers to be "
-                "predicted, are another task)"
-            )
-        if len(images) != len(labels) or (len(labels) == 0 and part == "test"):
-            raise DataError(f"dataset {name!r}: {part} has {len(images)} images and {len(labels)} labels")
-        if len(labels) and (labels.min() < 0 or labels.max() >= len(raw.class_names)):
-            given = f"{int(labels.min())} … {int(labels.max())}"
-            raise DataError(f"dataset {name!r}: {part} labels {given} do not fit {len(raw.class_names)} classes")
+    check_part(name, "train", raw.train_images, raw.train_labels, len(raw.class_names), least=0)
+    check_part(name, "test", raw.test_images, raw.test_labels, len(raw.class_names), least=1)
     shapes = shape_of(raw.train_images), shape_of(raw.test_images)
     if shapes[0] != shapes[1]:
         raise DataError(f"dataset {name!r}: training images are {shapes[0]}, test images {shapes[1]} (H, W, C)")

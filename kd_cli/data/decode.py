@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kd_cli.data.resize import square_size
 from kd_cli.data.store import read_all
 from kd_cli.errors import DataError
 from kd_cli.storage.files import open_regular
@@ -147,12 +148,6 @@ def _only_unreadable(errors: Mapping[int, DataError]) -> Mapping[int, DataError]
     if other is not None:
         raise other
     return errors
-
-
-def square_size(height: int, width: int) -> int:
-    """H = W, pixels, that suits images of a size: what most networks can halve five times, and not above ImageNet's."""
-    shorter = min(height, width)
-    return shorter if shorter < 32 else min(224, shorter // 32 * 32)
 
 
 def read_image(path: Path, mode: Mode) -> Tensor:

@@ -42,6 +42,30 @@ def shape_of(images: Images) -> tuple[int, int, int]:
     return height, width, channels
 
 
+def check_part(name: str, part: str, images: Images, labels: Tensor, classes: int, *, least: int) -> None:
+    """Checks that each image of a part has the label of one class.
+
+    Args:
+        name: of the data set.
+        classes: K.
+        least: images that must be there.
+
+    Raises:
+        DataError: several labels for an image, none, or one that is no class.
+    """
+    if labels.dim() != 1 or labels.dtype != torch.int64:
+        kind = f"{str(labels.dtype).removeprefix('torch.')} {list(labels.shape)}"
+        raise DataError(
+            f"dataset {name!r}: kd is for single-label classification, one class for each image: labels are int64 [N], "
+            f"0 … {classes - 1}, and those of {part} are {kind}"
+        )
+    if len(images) != len(labels) or len(labels) < least:
+        raise DataError(f"dataset {name!r}: {part} has {len(images)} images and {len(labels)} labels")
+    if len(labels) and (labels.min() < 0 or labels.max() >= classes):
+        given = f"{int(labels.min())} … {int(labels.max())}"
+        raise DataError(f"dataset {name!r}: {part} labels {given} do not fit {classes} classes")
+
+
 def digest_of(images: Images) -> str:
     """BLAKE2b of shape and pixels, hex; for streamed images what they say of themselves."""
     return digest_tensor(images) if isinstance(images, Tensor) else images.digest

@@ -68,7 +68,7 @@ def check_takes(network: nn.Module, spec: DataSpec, what: str, size: int | None 
         with torch.no_grad():  # no inference mode: what it may keep of this is trained with
             network.eval()(torch.zeros(1, channels, height, width, device=place))
     except Exception as error:  # each network has its own words
-        from kd_cli.data.decode import square_size
+        from kd_cli.data.resize import square_size
 
         role = what.partition("=")[0]
         raise ConfigError(
