@@ -85,21 +85,22 @@ def image_folder(
     held = fits_in_memory(len(files) * height * width * channels, in_memory, memory_limit_gb)
     read = _read(files, tree.files, workers, held=held, refused=unreadable == "refuse")
     tree = tree.without(read.errors)
-    train, val, test = _divide(tree, test_fraction, val_fraction, split_seed)
-    _tell_twins(folder, tree.files, read.stamps, {"training": train, "validation": train[val], "test": test})
+    return _raw(files, tree, read, *_divide(tree, test_fraction, val_fraction, split_seed))
+
+
+def _raw(files: Files, tree: Tree, read: _Read, train: Tensor, val: Tensor, test: Tensor) -> Raw:
+    """The data set of what could be read.
+
+    Args:
+        tree: without the files that could not.
+        train, test: rows of the tree; `val`: places in `train`.
+    """
+    _tell_twins(files.root, tree.files, read.stamps, {"training": train, "validation": train[val], "test": test})
     readable = [row for row in range(len(files)) if row not in read.errors]
     images, labels = files.subset(readable) if read.images is None else read.images, tree.labels
+    parts = (_take(images, train), labels[train], _take(images, test), labels[test])
     division = hashlib.sha256(read.digest.encode() + test.numpy().tobytes()).hexdigest() if read.digest else None
-    return Raw(
-        train_images=_take(images, train),
-        train_labels=labels[train],
-        test_images=_take(images, test),
-        test_labels=labels[test],
-        class_names=tree.class_names,
-        digest=division,
-        val_rows=val,
-        unreadable=len(read.errors),
-    )
+    return Raw(*parts, tree.class_names, division, val_rows=val, unreadable=len(read.errors))
 
 
 def _take(images: Tensor | Files, rows: Tensor) -> Tensor | Files:

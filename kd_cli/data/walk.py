@@ -66,10 +66,8 @@ class LeftOut:
         if self._hidden:
             log.warning("%s: left out as hidden or companions: %s", self._folder, _counted(self._hidden))
         if self._others:
-            formats = ", ".join(FORMATS)
-            log.warning(
-                "%s: passed over, as no images (%s) of a class: %s", self._folder, formats, _counted(self._others)
-            )
+            counts, formats = _counted(self._others), ", ".join(FORMATS)
+            log.warning("%s: passed over: %s (images are %s)", self._folder, counts, formats)
 
 
 def _counted(found: Counter[str]) -> str:
