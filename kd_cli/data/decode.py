@@ -48,7 +48,7 @@ class Files:
         mode: colour or grey.
 
     Raises:
-        Unreadable: none of the files can be read.
+        DataError: none of the files can be read.
     """
 
     def __init__(
@@ -120,7 +120,7 @@ class Files:
             with suppress(Unreadable):
                 height, width, channels = read_image(self.root / name, self.mode).shape
                 return self.root / name, (height, width, channels)
-        raise Unreadable(f"none of the {len(self):,} files below {self.root} can be read as an image: {first}, …")
+        raise DataError(f"none of the {len(self):,} files can be read as an image ({first}, …); mend or remove them")
 
 
 class _Headers:

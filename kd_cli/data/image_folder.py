@@ -16,11 +16,11 @@ from torch import Tensor
 
 from kd_cli.data.base import DATASETS, Raw, checked_by
 from kd_cli.data.common import InMemory
-from kd_cli.data.decode import Files, Mode, Unreadable
+from kd_cli.data.decode import Files, Mode
 from kd_cli.data.sampling import stratified_split
 from kd_cli.data.store import fits_in_memory
 from kd_cli.data.tree import File, Tree, read_tree
-from kd_cli.errors import listed
+from kd_cli.errors import DataError, listed
 from kd_cli.storage.cache import cache_folder, read_cached, write_cached
 from kd_cli.storage.files import file_digest
 from kd_cli.storage.tensors import digest_tensor
@@ -190,12 +190,12 @@ def _tell(errors: Mapping[int, str], count: int, *, refused: bool) -> None:
     if not refused:
         log.warning("%s of %s files cannot be read and are left out (dataset.unreadable=skip)", len(errors), count)
     elif len(errors) == 1:
-        raise Unreadable(f"{next(iter(errors.values()))}, or type dataset.unreadable=skip")
+        raise DataError(f"{next(iter(errors.values()))}, or type dataset.unreadable=skip")
     else:
         lines = "\n".join(list(errors.values())[:_SHOWN])
         rest = f"\nand {len(errors) - _SHOWN:,} more" if len(errors) > _SHOWN else ""
         what = f"{len(errors):,} of {count:,} files cannot be read; type dataset.unreadable=skip to leave them out"
-        raise Unreadable(f"{what}:\n{lines}{rest}")
+        raise DataError(f"{what}:\n{lines}{rest}")
 
 
 def _tell_twins(root: Path, files: Sequence[File], stamps: Tensor, sides: Mapping[str, Tensor]) -> None:

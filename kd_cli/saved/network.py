@@ -117,21 +117,25 @@ class Saved:
 
     def _tested(self) -> Data:
         """The test part of the images of the training, wherever they are now; of others all that may be tested."""
-        known = self.facts.get("fingerprint")
-        try:
-            data = seen_by(self.source, load_dataset(self.dataset))
-        except DataError:  # a single class, or a test/ alone: enough for a test
-            data = None
-        if data is not None and (data.fingerprint == known or "test_fraction" not in self.dataset):
-            return data
+        if "test_fraction" not in self.dataset or self._is_own():
+            return seen_by(self.source, load_dataset(self.dataset))
         whole = seen_by(self.source, load_dataset({**self.dataset, "test_fraction": 1}))
-        if data is not None and data.size("test") < whole.size("test"):
-            log.warning(
-                "%s has no test/: all %s images are tested; if the network has learned some of them, "
-                "type dataset.test_fraction=%s",
-                *(self.dataset["root"], f"{whole.size('test'):,}", self.dataset["test_fraction"]),
-            )
+        log.warning(
+            "%s images of %s are tested (its test/, or all where there is none); if the network has learned some, "
+            "type dataset.test_fraction=%s",
+            *(f"{whole.size('test'):,}", self.dataset["root"], self.dataset["test_fraction"]),
+        )
         return whole
+
+    def _is_own(self) -> bool:
+        """Whether the data are those of the training, divided as they were; notices of them come later."""
+        log.disabled = True
+        try:
+            return seen_by(self.source, load_dataset(self.dataset)).fingerprint == self.facts.get("fingerprint")
+        except DataError:  # a single class, or a test/ alone: enough for a test
+            return False
+        finally:
+            log.disabled = False
 
     def network(self, device: torch.device, spec: DataSpec | None = None) -> nn.Module:
         """The network in eval mode, channels last.

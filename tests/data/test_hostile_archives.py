@@ -11,6 +11,7 @@ import tarfile
 import tracemalloc
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from PIL import Image
 
 from kd_cli.data import decode
 from kd_cli.data.base import load_dataset
-from kd_cli.data.decode import read_image
+from kd_cli.data.decode import Unreadable, is_image, read_header, read_image
 from kd_cli.data.walk import LeftOut, walk_images
 from kd_cli.errors import DataError
 from kd_cli.evaluation.predict import find_images
@@ -267,6 +268,21 @@ def test_a_bad_image_is_named_and_not_unpacked(name: str, tmp_path: Path) -> Non
     assert most < 20_000_000
     assert not Path("ran").exists()
     assert len(BAD) == 26
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_neither_a_header_nor_a_look_at_the_content_unpacks_a_bad_image(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "picture"
+    path.write_bytes(BAD[name])
+    tracemalloc.start()
+    seems = is_image(str(path))
+    with suppress(Unreadable):  # damage behind a header and before a sound end is found when it is decoded
+        read_header(path)
+        assert seems
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 20_000_000
+    assert not Path("ran").exists()
 
 
 def test_a_bomb_is_named_with_its_size(tmp_path: Path) -> None:

@@ -90,9 +90,12 @@ def test_other_folders_are_tested_whole_and_the_own_one_as_it_was_wherever_it_is
     assert (row["images"], row["top1"]) == (12, own)
     whole = kd("evaluate", str(learned), f"dataset.root={others}", "--json")
     assert whole.json["evaluations"][0]["images"] == 60
-    assert "all 60 images are tested" in whole.message
+    assert f"60 images of {others} are tested (" in whole.message
     assert "type dataset.test_fraction=0.2" in whole.message
     assert evaluated(kd, learned, others, "dataset.test_fraction=0.2")["images"] == 12
+    for path in sorted((others / "dog").iterdir())[1:]:
+        path.unlink()
+    assert "no test image shows" not in kd("evaluate", str(learned), f"dataset.root={others}").message  # all are tested
     for part in ("train", "test"):
         shutil.copytree(moved / "dog", others / "parts" / part / "dog")
     assert evaluated(kd, learned, others / "parts")["images"] == 20
