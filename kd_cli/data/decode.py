@@ -180,6 +180,8 @@ def _opened(path: Path) -> Iterator[tuple[Image.Image, BinaryIO]]:
             image = Image.open(file, formats=FORMATS)
             _check_size(image)
             yield image, file
+    except Unreadable:
+        raise
     except UnidentifiedImageError as error:  # whose message names the open file by a number
         raise Unreadable(f"{path} cannot be read as an image (it is of no known format); mend or remove it") from error
     except Exception as error:  # each format has its own kinds

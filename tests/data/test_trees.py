@@ -252,6 +252,7 @@ def test_all_unreadable_files_stand_in_one_list_before_anything_runs(
     lines = str(caught.value).splitlines()
     assert lines[0] == "3 of 30 files cannot be read; type dataset.unreadable=skip to leave them out:"
     assert len(lines) == 4
+    assert all(line.count("cannot be read as an image") == 1 for line in lines[1:])
     assert all(name in line for name, line in zip(sorted(names[:2]) + names[2:], lines[1:], strict=True))
 
 
