@@ -18,7 +18,7 @@ import errno
 import re
 import sys
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -121,6 +121,12 @@ def missing_memory(error: BaseException) -> str | None:
     )
     scale = next((scale for scale in ((1e9, "GB"), (1e6, "MB")) if size >= scale[0]), (1e3, "kB"))
     return f" ({size / scale[0]:.3g} {scale[1]} more were asked for)"
+
+
+def listed(names: Sequence[str], most: int = 8) -> str:
+    """`a, b, c and 97 more`: the first of many names."""
+    rest = len(names) - most
+    return ", ".join(names[:most]) + (f" and {rest:,} more" if rest > 0 else "")
 
 
 def suggest(word: str, known: Iterable[str]) -> str:

@@ -13,7 +13,7 @@ import hashlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from torch import Tensor
 from kd_cli.data import sampling as order
 from kd_cli.data.common import COMMON, Common
 from kd_cli.data.preprocess import Prepare
-from kd_cli.data.store import Images, Store, digest_of, fits_in_memory, shape_of
+from kd_cli.data.store import Images, Store, check_part, digest_of, fits_in_memory, shape_of
 from kd_cli.errors import ConfigError, DataError
 from kd_cli.out_of_memory import needing_memory
 from kd_cli.registry import Registry, bind_options
@@ -44,6 +44,8 @@ class Raw:
         test_labels: as `train_labels`.
         class_names: K names, in label order.
         digest: hex, where the source already knows what identifies its pixels.
+        val_rows: the training images that validate, int64; None: `val_fraction` of each class.
+        unreadable: files that were left out because they cannot be read.
     """
 
     train_images: Images
@@ -52,6 +54,8 @@ class Raw:
     test_labels: Tensor
     class_names: tuple[str, ...]
     digest: str | None = None
+    val_rows: Tensor | None = None
+    unreadable: int = 0
 
 
 DATASETS: Registry[Raw] = Registry("dataset", "kd_cli.data", injected=tuple(COMMON))
@@ -140,14 +144,11 @@ class Data:
 
     def __init__(self, name: str, raw: Raw, common: Common) -> None:
         height, width, channels = _check_raw(name, raw)
-        used = order.draw_per_class(raw.train_labels, common.images_per_class, common.split_seed)
-        key, labels = "dataset.val_fraction", raw.train_labels[used]
-        split = order.stratified_split(labels, common.val_fraction, common.split_seed, key=key)
-        kept, taken = (used[part] for part in split)
+        labels, (kept, taken) = raw.train_labels, _divide(raw, common)
         train, test = _stores(raw, common)
         self._parts: dict[Part, _Rows] = {
-            "train": _Rows(train, kept, raw.train_labels[kept]),
-            "val": _Rows(train, taken, raw.train_labels[taken]),
+            "train": _Rows(train, kept, labels[kept]),
+            "val": _Rows(train, taken, labels[taken]),
             "test": _Rows(test, torch.arange(len(raw.test_labels)), raw.test_labels),
         }
         self._prepare = Prepare(common.augment, common.mean or (0.0,), common.std or (1.0,), (height, width, channels))
@@ -155,8 +156,10 @@ class Data:
         self.spec = DataSpec(len(raw.class_names), len(kept), (channels, height, width), raw.class_names)
         self.preprocessing: dict[str, Any] = self._prepare.record()
         self.fingerprint = _fingerprint(raw, [taken] if common.images_per_class is None else [kept, taken])
+        self.unreadable = raw.unreadable
         self.augmented = common.augment != "none"  # training images look different in every epoch
         self._view: View | None = None
+        order.tell_rare(name, raw.class_names, *map(self.labels, get_args(Part)))
 
     def size(self, part: Part) -> int:
         """How many images; 0 for the validation part when `val_fraction` is 0."""
@@ -171,12 +174,25 @@ class Data:
         names = self.spec.class_names
         table = torch.full((len(names),), len(classes))
         table[list(classes)] = torch.arange(len(classes))
-        narrow = copy.copy(self)
-        narrow._parts = {part: replace(rows, labels=table[rows.labels]) for part, rows in self._parts.items()}
-        chosen = tuple(names[label] for label in classes)
-        narrow.spec = replace(self.spec, num_classes=len(chosen) + 1, class_names=(*chosen, "other"))
+        narrow = self._labelled(table, (*(names[label] for label in classes), "other"))
         narrow.fingerprint = hashlib.sha256("\n".join([self.fingerprint, *map(str, classes)]).encode()).hexdigest()
         return narrow
+
+    def known_as(self, names: Sequence[str]) -> Data:
+        """The same images with the labels of a network that knows these classes; ValueError: not by these names."""
+        own = self.spec.class_names
+        if own == tuple(names):
+            return self
+        if not set(own) <= set(names) or len(set(names)) < len(names):
+            raise ValueError("classes differ")
+        return self._labelled(torch.tensor([list(names).index(name) for name in own]), tuple(names))
+
+    def _labelled(self, table: Tensor, names: tuple[str, ...]) -> Data:
+        """With label `table[i]` instead of label i."""
+        other = copy.copy(self)
+        other._parts = {part: replace(rows, labels=table[rows.labels]) for part, rows in self._parts.items()}
+        other.spec = replace(self.spec, num_classes=len(names), class_names=names)
+        return other
 
     def seen_through(self, view: View, prepare: Prepare | None = None) -> Data:
         """The same images as `view` makes them before they are normalised; for evaluation, not for training.
@@ -254,6 +270,18 @@ class Data:
             yield Batch(images, label, number)
 
 
+def _divide(raw: Raw, common: Common) -> tuple[Tensor, Tensor]:
+    """Positions of the training images that train, and of those that validate."""
+    own = raw.val_rows  # a part of the data set's own; it validates whole
+    pool = torch.arange(len(raw.train_labels)) if own is None else order.others(len(raw.train_labels), own)
+    used = pool[order.draw_per_class(raw.train_labels[pool], common.images_per_class, common.split_seed)]
+    if own is not None:
+        return used, own
+    split = (raw.train_labels[used], common.val_fraction, common.split_seed)
+    kept, taken = order.stratified_split(*split, key="dataset.val_fraction")
+    return used[kept], used[taken]
+
+
 def _stores(raw: Raw, common: Common) -> tuple[Store, Store]:
     both = (raw.train_images, raw.test_images)
     num_bytes = sum(images.numel() for images in both if isinstance(images, Tensor))
@@ -264,15 +292,8 @@ def _stores(raw: Raw, common: Common) -> tuple[Store, Store]:
 
 def _check_raw(name: str, raw: Raw) -> tuple[int, int, int]:
     """The shape (H, W, C) that all images have."""
-    for part, images, labels in (
-        ("train", raw.train_images, raw.train_labels),
-        ("test", raw.test_images, raw.test_labels),
-    ):
-        if len(images) != len(labels) or len(labels) == 0:
-            raise DataError(f"dataset {name!r}: {part} has {len(images)} images and {len(labels)} labels")
-        if labels.min() < 0 or labels.max() >= len(raw.class_names):
-            given = f"{int(labels.min())} … {int(labels.max())}"
-            raise DataError(f"dataset {name!r}: {part} labels {given} do not fit {len(raw.class_names)} classes")
+    check_part(name, "train", raw.train_images, raw.train_labels, len(raw.class_names), least=0)
+    check_part(name, "test", raw.test_images, raw.test_labels, len(raw.class_names), least=1)
     shapes = shape_of(raw.train_images), shape_of(raw.test_images)
     if shapes[0] != shapes[1]:
         raise DataError(f"dataset {name!r}: training images are {shapes[0]}, test images {shapes[1]} (H, W, C)")

@@ -6,17 +6,18 @@ import copy
 import hashlib
 import inspect
 import os
-import stat
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, BinaryIO, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from kd_cli.data.store import Store
+from kd_cli.data.resize import square_size
+from kd_cli.data.store import read_all
 from kd_cli.errors import DataError
 from kd_cli.storage.files import open_regular
 
@@ -25,9 +26,15 @@ if TYPE_CHECKING:
 
 Mode = Literal["rgb", "gray"]
 CHANNELS: dict[Mode, int] = {"rgb": 3, "gray": 1}
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp"})
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")  # PIL knows others, and runs programs for some of them
 MOST_PIXELS = 89_000_000  # of one image; a file of some kB may claim more than there is memory for
+_ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82", "GIF": b";"}  # of a whole file
+_TURNED = range(5, 9)  # EXIF orientations that swap width and height
+_STAMPED = 2**14  # bytes
+
+
+class Unreadable(DataError):
+    """An image file that cannot be read."""
 
 
 class Files:
@@ -42,7 +49,7 @@ class Files:
         mode: colour or grey.
 
     Raises:
-        DataError: the first file cannot be read.
+        DataError: none of the files can be read.
     """
 
     def __init__(
@@ -50,8 +57,7 @@ class Files:
     ) -> None:
         self.root, self.names, self.sizes = root, names, sizes
         self.image_size, self.mode = image_size, mode
-        self._first = root / names[0]
-        self.image_shape = self._first_shape()
+        self._first, self.image_shape = self._first_shape()
 
     def __len__(self) -> int:
         return len(self.names)
@@ -60,18 +66,23 @@ class Files:
         """[H, W, C], uint8. Raises DataError: the file cannot be read, or has another size."""
         path = self.root / self.names[row]
         pixels = read_image(path, self.mode)
-        if pixels.shape != self.image_shape and self.image_size is None:
-            raise DataError(
-                f"{path} has {_pixels(pixels.shape)} pixels, {self._first} {_pixels(self.image_shape)}; "
-                "type dataset.image_size=32 (or another size) to bring all to one"
-            )
+        self.check_size(path, *pixels.shape[:2])
         return pixels if pixels.shape == self.image_shape else resize(pixels, self.image_shape)
+
+    def check_size(self, path: Path, height: int, width: int) -> None:
+        """Raises DataError: all images must have one size, and this one has another."""
+        wanted = self.image_shape
+        if self.image_size is None and (height, width) != wanted[:2]:
+            raise DataError(
+                f"{path} has {width}×{height} pixels, {self._first} {wanted[1]}×{wanted[0]}; "
+                f"type dataset.image_size={square_size(*wanted[:2])} (or another size) to bring all to one"
+            )
 
     @property
     def digest(self) -> str:
         """Of names, file sizes, mode and image size; the files are not read."""
-        listed = [f"{name}\t{size}" for name, size in zip(self.names, self.sizes, strict=True)]
-        return hashlib.sha256("\n".join([self.mode, str(self.image_shape), *listed]).encode()).hexdigest()
+        rows = [f"{name}\t{size}" for name, size in zip(self.names, self.sizes, strict=True)]
+        return hashlib.sha256("\n".join([self.mode, str(self.image_shape), *rows]).encode()).hexdigest()
 
     def subset(self, rows: Sequence[int]) -> Files:
         """Some of them, in the order given."""
@@ -79,20 +90,65 @@ class Files:
         chosen.names, chosen.sizes = [self.names[row] for row in rows], [self.sizes[row] for row in rows]
         return chosen
 
-    def decode(self, workers: int) -> Tensor:
-        """All of them: [N, H, W, C]. Raises DataError: as `__getitem__`."""
-        images = torch.empty((len(self), *self.image_shape), dtype=torch.uint8)
-        chunks = list(torch.arange(len(self)).split(256))
-        pixels = Store(self, streamed=True, workers=workers).batches(chunks, torch.device("cpu"))
-        for chunk, decoded in zip(chunks, pixels, strict=True):
-            images[int(chunk[0]) : int(chunk[-1]) + 1] = decoded
-        return images
+    def decode(self, workers: int) -> tuple[Tensor, dict[int, DataError]]:
+        """All that can be read: [M, H, W, C], and the rows of the others with what is wrong with each.
 
-    def _first_shape(self) -> tuple[int, int, int]:
+        Raises:
+            DataError: a file has another size.
+        """
+        images, done = torch.empty((len(self), *self.image_shape), dtype=torch.uint8), 0
+        errors: dict[int, DataError] = {}
+        for decoded, wrong in read_all(self, workers):
+            images[done : done + len(decoded)] = decoded
+            done += len(decoded)
+            errors |= _only_unreadable(wrong)
+        return images[:done], errors
+
+    def check(self, workers: int) -> tuple[Tensor, dict[int, DataError]]:
+        """As `decode`, by the headers alone: a stamp of each file's first bytes [M]."""
+        stamps: list[Tensor] = []
+        errors: dict[int, DataError] = {}
+        for read, wrong in read_all(_Headers(self), workers):
+            stamps.append(read.view(torch.int64).flatten())
+            errors |= _only_unreadable(wrong)
+        return torch.cat(stamps), errors
+
+    def _first_shape(self) -> tuple[Path, tuple[int, int, int]]:
+        first = self.root / self.names[0]
         if self.image_size is not None:
-            return self.image_size, self.image_size, CHANNELS[self.mode]
-        height, width, channels = read_image(self._first, self.mode).shape
-        return height, width, channels
+            return first, (self.image_size, self.image_size, CHANNELS[self.mode])
+        for name in self.names:
+            with suppress(Unreadable):
+                height, width, channels = read_image(self.root / name, self.mode).shape
+                return self.root / name, (height, width, channels)
+        raise DataError(f"none of the {len(self):,} files can be read as an image ({first}, …); mend or remove them")
+
+
+class _Headers:
+    """The stamps of files that are sound as far as their headers tell, as images of eight bytes."""
+
+    image_shape = (1, 1, 8)
+    digest = ""
+
+    def __init__(self, files: Files) -> None:
+        self._files = files
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, row: int) -> Tensor:
+        path = self._files.root / self._files.names[row]
+        height, width, stamp = read_header(path)
+        self._files.check_size(path, height, width)
+        return torch.tensor([stamp]).view(torch.uint8).view(self.image_shape)
+
+
+def _only_unreadable(errors: Mapping[int, DataError]) -> Mapping[int, DataError]:
+    """Raises what else is wrong, at once: no file that is left out mends that."""
+    other = next((error for error in errors.values() if not isinstance(error, Unreadable)), None)
+    if other is not None:
+        raise other
+    return errors
 
 
 def read_image(path: Path, mode: Mode) -> Tensor:
@@ -108,8 +164,15 @@ def open_image(path: Path) -> tuple[Image.Image, str]:
     the first frame is taken.
 
     Raises:
-        DataError: it cannot be read.
+        Unreadable: it cannot be read.
     """
+    with _opened(path) as (image, _):
+        return _opaque(_eight_bits(_upright(image))), _stored_as(image)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[Image.Image, BinaryIO]]:
+    """An image whose header is read, and its file; all that goes wrong meanwhile makes it unreadable."""
     from PIL import Image, UnidentifiedImageError
 
     try:
@@ -117,49 +180,63 @@ def open_image(path: Path) -> tuple[Image.Image, str]:
             warnings.simplefilter("ignore")  # PIL's remarks on palettes and metadata; what cannot be read is an error
             image = Image.open(file, formats=FORMATS)
             _check_size(image)
-            return _opaque(_eight_bits(_upright(image))), _stored_as(image)
+            yield image, file
+    except Unreadable:
+        raise
     except UnidentifiedImageError as error:  # whose message names the open file by a number
-        raise DataError(f"{path} cannot be read as an image (it is of no known format); mend or remove it") from error
+        raise Unreadable(f"{path} cannot be read as an image (it is of no known format); mend or remove it") from error
     except Exception as error:  # each format has its own kinds
-        raise DataError(
-            f"{path} cannot be read as an image ({' '.join(str(error).split())}); mend or remove it"
-        ) from error
+        reason = " ".join(str(error).split())
+        raise Unreadable(f"{path} cannot be read as an image ({reason}); mend or remove it") from error
+
+
+def is_image(path: str) -> bool:
+    """Whether a file's content begins as an image of one of `FORMATS` does, whatever it is called."""
+    if not os.path.isfile(path):  # noqa: PTH113  (to open a device may do something)
+        return False
+    try:
+        with _opened(Path(path)):
+            return True
+    except Unreadable:
+        return False
+
+
+def read_header(path: Path) -> tuple[int, int, int]:
+    """Height and width, pixels, as it will be seen, and a stamp of its first bytes; decoded only where it may be cut.
+
+    Raises:
+        Unreadable: it cannot be read.
+    """
+    with _opened(path) as (image, file):
+        width, height = image.size[::-1] if _is_turned(image) else image.size
+        if not _ends_whole(image.format, file):
+            image, _ = open_image(path)
+            width, height = image.size
+        file.seek(0)
+        digest = hashlib.blake2b(file.read(_STAMPED), digest_size=8).digest()
+    return height, width, int.from_bytes(digest, "big", signed=True)
+
+
+def _is_turned(image: Image.Image) -> bool:
+    if image.format == "PNG" and "exif" not in image.info:  # to look further PIL would decode it
+        return False
+    try:
+        return image.getexif().get(0x0112) in _TURNED
+    except Exception:  # as in `_upright`
+        return False
+
+
+def _ends_whole(kind: str | None, file: BinaryIO) -> bool:
+    end = _ENDS.get(str(kind))
+    if end is None:  # the format has none
+        return False
+    file.seek(-len(end), os.SEEK_END)
+    return file.read() == end
 
 
 def _check_size(image: Image.Image) -> None:
     if image.width * image.height > MOST_PIXELS:
         raise ValueError(f"it has {image.width}×{image.height} pixels, more than {MOST_PIXELS:,} in all")
-
-
-def walk_images(folder: Path) -> Iterator[str]:
-    """The paths of the files below a folder that are called like images, each folder once however links lead to it."""
-    seen: set[tuple[int, int]] = set()
-    for parent, below, names in os.walk(folder, followlinks=True):
-        status = Path(parent).stat()
-        if (status.st_dev, status.st_ino) in seen:
-            below.clear()
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        yield from (
-            os.path.join(parent, name)  # noqa: PTH118  (60,000 Path objects take longer than all the rest)
-            for name in names
-            if os.path.splitext(name)[1].lower() in SUFFIXES  # noqa: PTH122
-        )
-
-
-def file_status(path: str) -> os.stat_result:
-    """Size and time of an image file; a link is what it leads to, wherever that is.
-
-    Raises:
-        DataError: it is a device, a pipe or a link to nothing.
-    """
-    try:
-        status = os.stat(path)  # noqa: PTH116
-    except OSError as error:
-        raise DataError(f"{path} is no file ({error.strerror}); mend or remove it") from error
-    if not stat.S_ISREG(status.st_mode):
-        raise DataError(f"{path} is a device or a pipe, not a file; remove it")
-    return status
 
 
 def pixels_of(image: Image.Image, mode: Mode) -> Tensor:
@@ -219,10 +296,6 @@ def resize(pixels: Tensor, image_shape: tuple[int, int, int]) -> Tensor:
     image = Image.fromarray(pixels.squeeze(-1).contiguous().numpy())
     resized = image.resize((width, height), Image.Resampling.BILINEAR)
     return torch.from_numpy(np.array(resized)).view(image_shape)
-
-
-def _pixels(shape: Sequence[int]) -> str:
-    return f"{shape[1]}×{shape[0]}"
 
 
 def reading_source() -> str:

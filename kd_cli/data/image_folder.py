@@ -3,49 +3,32 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
-import os
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from kd_cli.data.base import DATASETS, Raw, checked_by
 from kd_cli.data.common import InMemory
-from kd_cli.data.decode import SUFFIXES, Files, Mode, file_status, walk_images
+from kd_cli.data.decode import Files, Mode
 from kd_cli.data.sampling import stratified_split
 from kd_cli.data.store import fits_in_memory
-from kd_cli.errors import DataError
+from kd_cli.data.tree import File, Tree, read_tree
+from kd_cli.errors import DataError, listed
 from kd_cli.storage.cache import cache_folder, read_cached, write_cached
+from kd_cli.storage.files import file_digest
 from kd_cli.storage.tensors import digest_tensor
 
 log = logging.getLogger("kd")
 
-CACHE_FORMAT = 3  # raise it when decoding or resizing changes, or what is kept
-
-
-class _File(NamedTuple):
-    """An image file: its name relative to the data set's root, its label, its bytes, its time in ns."""
-
-    name: str
-    label: int
-    size: int
-    time: int
-
-
-@dataclass(frozen=True)
-class _Listing:
-    """The image files under one folder."""
-
-    class_names: tuple[str, ...]
-    files: list[_File]
-
-    @property
-    def labels(self) -> Tensor:
-        return torch.tensor([file.label for file in self.files])
+CACHE_FORMAT = 4  # raise it when decoding or resizing changes, or what is kept
+_SHOWN = 50  # of many unreadable files
 
 
 def _check(*, root: str, image_size: int | None, test_fraction: float, **_: Any) -> None:
@@ -53,8 +36,8 @@ def _check(*, root: str, image_size: int | None, test_fraction: float, **_: Any)
         raise ValueError("root is empty; type dataset.root=DIR")
     if image_size is not None and image_size < 1:
         raise ValueError(f"image_size={image_size} must be above 0 pixels; type dataset.image_size=32")
-    if not 0 < test_fraction <= 0.9:
-        raise ValueError(f"test_fraction={test_fraction} is outside 0 … 0.9; type dataset.test_fraction=0.2")
+    if not 0 < test_fraction <= 0.9 and test_fraction != 1:
+        raise ValueError(f"test_fraction={test_fraction} is outside 0 … 0.9, and not 1; type dataset.test_fraction=0.2")
 
 
 @DATASETS.register("image_folder")
@@ -63,110 +46,183 @@ def image_folder(
     root: str,
     image_size: int | None = None,
     mode: Mode = "rgb",
+    train_folder: str | None = None,
+    val_folder: str | None = None,
+    test_folder: str | None = None,
     test_fraction: float = 0.2,
+    unreadable: Literal["refuse", "skip"] = "refuse",
+    val_fraction: float = 0.1,
     split_seed: int = 0,
     in_memory: InMemory = "auto",
     memory_limit_gb: float = 4.0,
     workers: int = 2,
 ) -> Raw:
-    """The images of a tree; files that are not images are passed over, and links are followed.
+    """The images of a tree; files that are not images are passed over with a notice, and links are followed.
 
     Args:
-        root: holds `train/` and `test/`, each with a folder for each class, or the class folders themselves.
+        root: holds `train/`, `test/` and, maybe, `val/`, each with a folder for each class, or the class folders
+            themselves.
         image_size: H = W, pixels, to which all are stretched; none: they must all have one size.
         mode: colour or grey.
-        test_fraction: share of each class that becomes the test part, where there is no `test/`; above 0, at most 0.9.
-        split_seed: fixes that share.
+        train_folder: what is `train/`, where it is not called so.
+        val_folder: what is `val/`, `valid/`, `validation/` or `dev/`; its images validate, whatever `val_fraction`
+            above 0.
+        test_folder: what is `test/`.
+        test_fraction: share of each class that becomes the test part, where there is no `test/`; above 0, at most 0.9,
+            or 1: nothing but test images, to evaluate on.
+        unreadable: what becomes of files that cannot be read.
+        val_fraction, split_seed: fix which other images validate, and `split_seed` which are tested.
 
     Raises:
-        DataError: no such tree, an empty or unmatched class folder, or an image that cannot be read.
+        DataError: no such tree, an unclear one, an empty or unmatched class folder, or images that cannot be read.
     """
+    named: Any = {"train": train_folder, "val": val_folder, "test": test_folder}
     folder = Path(root).expanduser().resolve()
-    listing, train, test = _divide(folder, test_fraction, split_seed)
-    names, sizes = [file.name for file in listing.files], [file.size for file in listing.files]
-    files, labels = Files(folder, names, sizes, image_size, mode), listing.labels
+    tree = read_tree(folder, named, validated=val_fraction > 0, only_test=test_fraction == 1)
+    names, sizes = [file.name for file in tree.files], [file.size for file in tree.files]
+    files = Files(folder, names, sizes, image_size, mode)
     height, width, channels = files.image_shape
-    if not fits_in_memory(len(files) * height * width * channels, in_memory, memory_limit_gb):
-        parts = (files.subset(rows.tolist()) for rows in (train, test))
-        return Raw(next(parts), labels[train], next(parts), labels[test], listing.class_names)
-    images, digest = _decoded(files, _key(files, listing), workers)
-    division = hashlib.sha256(digest.encode() + test.numpy().tobytes()).hexdigest()
-    return Raw(_take(images, train), labels[train], _take(images, test), labels[test], listing.class_names, division)
+    held = fits_in_memory(len(files) * height * width * channels, in_memory, memory_limit_gb)
+    read = _read(files, tree.files, workers, held=held, refused=unreadable == "refuse")
+    tree = tree.without(read.errors)
+    return _raw(files, tree, read, *_divide(tree, test_fraction, val_fraction, split_seed))
 
 
-def _take(images: Tensor, rows: Tensor) -> Tensor:
+def _raw(files: Files, tree: Tree, read: _Read, train: Tensor, val: Tensor, test: Tensor) -> Raw:
+    """The data set of what could be read.
+
+    Args:
+        tree: without the files that could not.
+        train, test: rows of the tree; `val`: places in `train`.
+    """
+    _tell_twins(files.root, tree.files, read.stamps, {"training": train, "validation": train[val], "test": test})
+    readable = [row for row in range(len(files)) if row not in read.errors]
+    images, labels = files.subset(readable) if read.images is None else read.images, tree.labels
+    parts = (_take(images, train), labels[train], _take(images, test), labels[test])
+    division = hashlib.sha256(read.digest.encode() + test.numpy().tobytes()).hexdigest() if read.digest else None
+    return Raw(*parts, tree.class_names, division, val_rows=val, unreadable=len(read.errors))
+
+
+def _take(images: Tensor | Files, rows: Tensor) -> Tensor | Files:
     """Rows in ascending order; without a copy where they are neighbours."""
-    first, last = int(rows[0]), int(rows[-1])
-    return images[first : last + 1] if last - first + 1 == len(rows) else images[rows]
+    if isinstance(images, Files):
+        return images.subset(rows.tolist())
+    neighbours = len(rows) == 0 or int(rows[-1] - rows[0]) + 1 == len(rows)
+    first = int(rows[0]) if len(rows) else 0
+    return images[first : first + len(rows)] if neighbours else images[rows]
 
 
-def _divide(folder: Path, test_fraction: float, split_seed: int) -> tuple[_Listing, Tensor, Tensor]:
-    """All files, and the positions of the training and of the test images among them."""
-    there = [name for name in ("train", "test") if (folder / name).is_dir()]
-    if len(there) == 1:
-        absent = "test" if there == ["train"] else "train"
-        raise DataError(
-            f"{folder} has a folder {there[0]}/ but no {absent}/: make it, or remove one level with dataset.root"
-        )
-    if not there:
-        listing = _list(folder, "")
-        return listing, *stratified_split(listing.labels, test_fraction, split_seed, key="dataset.test_fraction")
-    train, test = _list(folder, "train"), _list(folder, "test")
-    _check_same_classes(folder, train, test)
-    rows = torch.arange(len(train.files) + len(test.files))
-    first = len(train.files)
-    return _Listing(train.class_names, train.files + test.files), rows[:first], rows[first:]
+def _divide(tree: Tree, test_fraction: float, val_fraction: float, split_seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The rows of the training and validation images, the places of the latter among them, the rows of the test."""
+    train, val, test = (tree.rows(part) for part in ("train", "val", "test"))
+    if not len(test):
+        labels = tree.labels[train]
+        kept, taken = stratified_split(labels, test_fraction, split_seed, key="dataset.test_fraction")
+        train, test = train[kept], train[taken]
+    if len(val) or not len(train):
+        return torch.cat([train, val]), torch.arange(len(train), len(train) + len(val)), test
+    _, places = stratified_split(tree.labels[train], val_fraction, split_seed, key="dataset.val_fraction")
+    return train, places, test
 
 
-def _check_same_classes(folder: Path, train: _Listing, test: _Listing) -> None:
-    one, other = set(train.class_names), set(test.class_names)
-    if one != other:
-        sides = (("train", one - other), ("test", other - one))
-        only = [f"only in {part}/: {', '.join(sorted(names))}" for part, names in sides if names]
-        raise DataError(f"{folder}: train/ and test/ have different class folders ({'; '.join(only)}); make them equal")
+@dataclass(frozen=True)
+class _Read:
+    """What reading all files has shown.
+
+    Args:
+        stamps: of the readable files [M], int64: equal where the files are, and seldom otherwise.
+        errors: row → why it cannot be read.
+        images: [M, H, W, C], uint8; None: they are streamed, and only the headers were read.
+        digest: of the images, hex.
+    """
+
+    stamps: Tensor
+    errors: Mapping[int, str]
+    images: Tensor | None = None
+    digest: str = ""
 
 
-def _list(root: Path, part: str) -> _Listing:
-    folder = root / part
-    if not folder.is_dir():
-        raise DataError(
-            f"there is no folder {folder}: image_folder wants train/CLASS/*.jpg and test/CLASS/*.jpg, or CLASS/*.jpg, "
-            "under dataset.root; type dataset.root=DIR"
-        )
-    classes = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
-    if len(classes) < 2:
-        raise DataError(
-            f"{folder} has {len(classes)} class folders, two are needed: put each class's images in a folder"
-        )
-    files = [file for label, name in enumerate(classes) for file in _list_class(root, folder / name, label)]
-    return _Listing(tuple(classes), files)
+def _read(files: Files, listing: Sequence[File], workers: int, *, held: bool, refused: bool) -> _Read:
+    """Decodes all files, or reads their headers, unless that is kept since an earlier time.
+
+    Args:
+        refused: whether files that cannot be read are; nothing is kept then, for they will be mended.
+    """
+    kind = "images" if held else "headers"
+    path = cache_folder() / "data" / f"{_key(files, listing, kind)}.safetensors"
+    found = read_cached(path)
+    read = _kept(*found) if found else None
+    if read is None or (read.errors and refused):
+        log.info("%s %s images of %s, once", "decoding" if held else "checking", f"{len(files):,}", files.root)
+        images, wrong = files.decode(workers) if held else (None, {})
+        stamps, wrong = files.check(workers) if images is None else (_stamps(images), wrong)
+        digest = "" if images is None else digest_tensor(images)
+        read = _Read(stamps, {row: str(error) for row, error in wrong.items()}, images, digest)
+        _tell(read.errors, len(files), refused=refused)
+        kept = {"stamps": stamps} if images is None else {"stamps": stamps, "images": images}
+        write_cached(path, kept, {"digest": digest, "errors": json.dumps(read.errors)})
+    else:
+        _tell(read.errors, len(files), refused=refused)
+    return read
 
 
-def _list_class(root: Path, folder: Path, label: int) -> Iterator[_File]:
-    paths = list(walk_images(folder))
-    if not paths:
-        raise DataError(f"{folder} has no image ({', '.join(sorted(SUFFIXES))}); add some or remove the folder")
-    start = len(f"{root}{os.sep}")
-    for path in sorted(paths):
-        status = file_status(path)
-        yield _File(path[start:], label, status.st_size, status.st_mtime_ns)
+def _kept(tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> _Read:
+    errors = {int(row): why for row, why in json.loads(facts["errors"]).items()}
+    return _Read(tensors["stamps"], errors, tensors.get("images"), facts["digest"])
 
 
-def _key(files: Files, listing: _Listing) -> str:
-    """Changes with any file's name, size or time, and with how files become pixels."""
-    times = [file.time for file in listing.files]
-    text = f"{CACHE_FORMAT}\n{files.root}\n{files.image_size}\n{files.digest}\n{times}"
+def _key(files: Files, listing: Sequence[File], kind: str) -> str:
+    """Changes with any file's name, size or time, with how files become pixels, and with what is kept."""
+    times = [file.time for file in listing]
+    text = f"{CACHE_FORMAT}\n{kind}\n{files.root}\n{files.image_size}\n{files.digest}\n{times}"
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def _decoded(files: Files, key: str, workers: int) -> tuple[Tensor, str]:
-    """All images [N, H, W, C], uint8, from the cache if they are there undamaged, and their digest, hex."""
-    path = cache_folder() / "data" / f"{key}.safetensors"
-    found = read_cached(path)
-    if found is not None:
-        return found[0]["images"], found[1]["digest"]
-    log.info("decoding %s images of %s, once", f"{len(files):,}", files.root)
-    images = files.decode(workers)
-    digest = digest_tensor(images)
-    write_cached(path, {"images": images}, {"digest": digest})
-    return images, digest
+def _stamps(images: Tensor) -> Tensor:
+    digests = [hashlib.blake2b(image.numpy(), digest_size=8).digest() for image in images]
+    return torch.tensor([int.from_bytes(each, "big", signed=True) for each in digests], dtype=torch.int64)
+
+
+def _tell(errors: Mapping[int, str], count: int, *, refused: bool) -> None:
+    """Refuses the files that cannot be read, or says how many are left out."""
+    if not errors:
+        return
+    if not refused:
+        log.warning("%s of %s files cannot be read and are left out (dataset.unreadable=skip)", len(errors), count)
+    elif len(errors) == 1:
+        raise DataError(f"{next(iter(errors.values()))}, or type dataset.unreadable=skip")
+    else:
+        lines = "\n".join(list(errors.values())[:_SHOWN])
+        rest = f"\nand {len(errors) - _SHOWN:,} more" if len(errors) > _SHOWN else ""
+        what = f"{len(errors):,} of {count:,} files cannot be read; type dataset.unreadable=skip to leave them out"
+        raise DataError(f"{what}:\n{lines}{rest}")
+
+
+def _tell_twins(root: Path, files: Sequence[File], stamps: Tensor, sides: Mapping[str, Tensor]) -> None:
+    """One notice of the files whose very bytes are on another side of the split, too: those are no test."""
+    seen: dict[tuple[int, int], list[tuple[str, int]]] = defaultdict(list)
+    marks = stamps.tolist()
+    side_of = {row: side for side, rows in sides.items() for row in rows.tolist()}
+    for row, side in side_of.items():
+        seen[files[row].size, marks[row]].append((side, row))
+    groups = [group for group in seen.values() if len({side for side, _ in group}) > 1]
+    twins = [pair for group in groups for pair in _equal(root, files, group)]
+    if twins:
+        examples = listed([f"{files[one].name} = {files[other].name}" for one, other in twins], 3)
+        log.warning(
+            "%s: %s validation or test images are the very bytes of an image on another side of the split, which makes "
+            "accuracies too good; remove the copies: %s",
+            *(root, len(twins), examples),
+        )
+
+
+def _equal(root: Path, files: Sequence[File], group: Sequence[tuple[str, int]]) -> list[tuple[int, int]]:
+    """Of files that seem equal: each that is, and one on a side before its own."""
+    digests = {row: file_digest(root / files[row].name) for _, row in group}
+    order = ["training", "validation", "test"]
+    pairs = []
+    for side, row in group:
+        before = [other for their, other in group if order.index(their) < order.index(side)]
+        same = next((other for other in before if digests[other] == digests[row]), None)
+        pairs += [] if same is None else [(row, same)]
+    return pairs

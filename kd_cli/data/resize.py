@@ -23,6 +23,12 @@ def fitted(pixels: Tensor, image_shape: tuple[int, int, int]) -> Tensor:
     return resized(_recoloured(pixels, channels), height, width, "bilinear")
 
 
+def square_size(height: int, width: int) -> int:
+    """H = W, pixels, that suits images of a size: what most networks can halve five times, and not above ImageNet's."""
+    shorter = min(height, width)
+    return shorter if shorter < 32 else min(224, shorter // 32 * 32)
+
+
 def resized(pixels: Tensor, height: int, width: int, mode: Mode) -> Tensor:
     """Stretched to a size; `bilinear` with antialiasing, which matters where images get smaller."""
     if pixels.shape[1:3] == (height, width):

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from kd_cli.errors import DataError, offer
+from kd_cli.errors import DataError, listed, offer
 from kd_cli.seeds import derive_seed
+
+log = logging.getLogger("kd")
 
 
 def generator(seed: int, *purpose: str | int) -> torch.Generator:
@@ -79,3 +84,25 @@ def stratified_split(labels: Tensor, fraction: float, seed: int, *, key: str) ->
             f"{key}={fraction} takes no image: every class is too small; type a larger {offer(key)} or {offer(key, 0)}"
         )
     return (~taken).nonzero().flatten(), taken.nonzero().flatten()
+
+
+def others(size: int, rows: Tensor) -> Tensor:
+    """The positions 0 … size-1 that are not among `rows`, ascending."""
+    left = torch.ones(size, dtype=torch.bool)
+    left[rows] = False
+    return left.nonzero().flatten()
+
+
+def tell_rare(name: str, class_names: Sequence[str], train: Tensor, val: Tensor, test: Tensor) -> None:
+    """A line for the classes that have no validation images, and one for those without test images.
+
+    Args:
+        name: of the data set.
+        train, val, test: the labels of the parts.
+    """
+    learned, *counts = (labels.bincount(minlength=len(class_names)).tolist() for labels in (train, val, test))
+    for what, shown in zip(("validation", "test"), counts, strict=True):
+        there = zip(class_names, learned, shown, strict=True)
+        rare = [f"{one} ({images} for training)" for one, images, count in there if images and not count]
+        if rare and any(shown):
+            log.warning("%s: no %s image shows %s", name, what, listed(rare))

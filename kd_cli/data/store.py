@@ -29,6 +29,9 @@ class Streamed(Protocol):
     def __getitem__(self, row: int) -> Tensor: ...  # [H, W, C], uint8; DataError if it cannot be read
 
 
+_Read = tuple[Tensor, dict[int, DataError]]
+_CHUNK = 256  # images that a worker hands over at a time
+
 # [N, H, W, C], uint8: channels last, so that a batch needs no copy to be in that memory format.
 Images = Union[Tensor, Streamed]  # noqa: UP007  (a Protocol cannot stand on the right of | at run time in Python 3.10)
 
@@ -37,6 +40,30 @@ def shape_of(images: Images) -> tuple[int, int, int]:
     """(H, W, C)."""
     height, width, channels = images.shape[1:] if isinstance(images, Tensor) else images.image_shape
     return height, width, channels
+
+
+def check_part(name: str, part: str, images: Images, labels: Tensor, classes: int, *, least: int) -> None:
+    """Checks that each image of a part has the label of one class.
+
+    Args:
+        name: of the data set.
+        classes: K.
+        least: images that must be there.
+
+    Raises:
+        DataError: several labels for an image, none, or one that is no class.
+    """
+    if labels.dim() != 1 or labels.dtype != torch.int64:
+        kind = f"{str(labels.dtype).removeprefix('torch.')} {list(labels.shape)}"
+        raise DataError(
+            f"dataset {name!r}: kd is for single-label classification, one class for each image: labels are int64 [N], "
+            f"0 … {classes - 1}, and those of {part} are {kind}"
+        )
+    if len(images) != len(labels) or len(labels) < least:
+        raise DataError(f"dataset {name!r}: {part} has {len(images)} images and {len(labels)} labels")
+    if len(labels) and (labels.min() < 0 or labels.max() >= classes):
+        given = f"{int(labels.min())} … {int(labels.max())}"
+        raise DataError(f"dataset {name!r}: {part} labels {given} do not fit {classes} classes")
 
 
 def digest_of(images: Images) -> str:
@@ -71,7 +98,9 @@ class Store:
             DataError: an image cannot be read.
         """
         if self._streamed:
-            for pixels in _stream(self.images, rows, self._workers, pin=device.type == "cuda"):
+            for pixels, errors in _stream(self.images, rows, self._workers, pin=device.type == "cuda"):
+                for error in errors.values():
+                    raise error
                 yield pixels.to(device, non_blocking=True)
             return
         resident = self._on(device)
@@ -98,20 +127,25 @@ class _Reader(Dataset[Any]):
 
 
 class _Collate:
-    """Items → [B, H, W, C], or the first error."""
+    """Items → those that could be read [B, H, W, C], and by their places what is wrong with the others."""
 
     def __init__(self, image_shape: tuple[int, int, int]) -> None:
         self.image_shape = image_shape
 
-    def __call__(self, items: Sequence[Tensor | DataError]) -> Tensor | DataError:
+    def __call__(self, items: Sequence[Tensor | DataError]) -> _Read:
         pixels = [item for item in items if isinstance(item, Tensor)]
-        for item in items:
-            if isinstance(item, DataError):
-                return item
-        return torch.stack(pixels) if pixels else torch.empty((0, *self.image_shape), dtype=torch.uint8)
+        errors = {place: item for place, item in enumerate(items) if isinstance(item, DataError)}
+        return torch.stack(pixels) if pixels else torch.empty((0, *self.image_shape), dtype=torch.uint8), errors
 
 
-def _stream(images: Images, batches: Sequence[Tensor], workers: int, *, pin: bool) -> Iterator[Tensor]:
+def read_all(images: Streamed, workers: int) -> Iterator[_Read]:
+    """All images once, chunk by chunk: those that can be read [M, H, W, C], and row → what is wrong with another."""
+    chunks = list(torch.arange(len(images)).split(_CHUNK))
+    for chunk, (pixels, errors) in zip(chunks, _stream(images, chunks, workers, pin=False), strict=True):
+        yield pixels, {int(chunk[place]): error for place, error in errors.items()}
+
+
+def _stream(images: Images, batches: Sequence[Tensor], workers: int, *, pin: bool) -> Iterator[_Read]:
     """Decodes batches of rows in worker processes, never more of them than processors; in order."""
     loader: DataLoader[Any] = DataLoader(
         _Reader(images),
@@ -126,9 +160,6 @@ def _stream(images: Images, batches: Sequence[Tensor], workers: int, *, pin: boo
         warnings.filterwarnings("ignore", category=DeprecationWarning, message=".*fork.*")
         iterator = iter(loader)
     try:
-        for pixels in iterator:
-            if isinstance(pixels, DataError):
-                raise pixels
-            yield pixels
+        yield from iterator
     finally:
         del iterator  # now: left to the garbage collector, its workers are waited for, five seconds

@@ -43,7 +43,7 @@ class Assessor:
             ConfigError: as `Saved`.
             DataError: the data do not fit, have no such part, or the network's answers are not finite.
         """
-        data = saved.data()
+        data = saved.data(only_test=self.part == "test")
         if not data.size(self.part):
             raise DataError(f"{data.name} has no {self.part} images; type --part test, or dataset.val_fraction=0.1")
         pair = _Pair(saved, data, self.device)

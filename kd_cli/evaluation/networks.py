@@ -16,6 +16,7 @@ from kd_cli.errors import DataError, KDError
 from kd_cli.runs.folder import expand
 from kd_cli.runs.records import need, run_record
 from kd_cli.saved.network import Saved
+from kd_cli.saved.weights import specialty
 from kd_cli.teachers.ensemble import join_teachers
 
 
@@ -106,8 +107,9 @@ def teacher_of(
             raise DataError(f"{member.path} has changed since it taught {student.path}")
     specs = [replace(member.spec(), image_shape=image_shape or member.spec().image_shape) for member in members]
     networks = [member.network(device, spec) for member, spec in zip(members, specs, strict=True)]
-    groups = [member.source.record.get("specialist") for member in members]
-    network = join_teachers(list(zip(networks, groups, strict=True)), facts.get("weights"), student.spec().num_classes)
+    spec = student.spec()
+    groups = [specialty(member.source, spec.class_names) for member in members]
+    network = join_teachers(list(zip(networks, groups, strict=True)), facts.get("weights"), spec.num_classes)
     return Opened("teacher", members, network.to(device).eval())
 
 

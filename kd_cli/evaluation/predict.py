@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from kd_cli import console
-from kd_cli.data.decode import SUFFIXES, Mode, open_image, pixels_of, resize, walk_images
+from kd_cli.data.decode import Mode, open_image, pixels_of, resize
 from kd_cli.data.preprocess import Prepare
+from kd_cli.data.walk import LeftOut, walk_images
 from kd_cli.errors import ConfigError, DataError
 from kd_cli.evaluation.networks import Opened
 from kd_cli.metrics.evaluate import evaluating
@@ -128,13 +129,16 @@ def _find(word: str) -> list[Path]:
             raise DataError(f"nothing matches {word}" if glob.has_magic(word) else f"there is no picture {word}")
         found = [file for match in matches for file in (_below(match) if match.is_dir() else [match])]
     if not found:
-        raise DataError(f"{word} has no image ({', '.join(sorted(SUFFIXES))})")
+        raise DataError(f"{word} has no image")
     return found
 
 
 def _below(folder: Path) -> list[Path]:
-    """Images in a folder and its folders; hidden files are none (other systems leave their notes in them)."""
-    return sorted(file for file in map(Path, walk_images(folder)) if not file.name.startswith("."))
+    """Images in a folder and its folders."""
+    left_out = LeftOut(folder)
+    found = sorted(map(Path, walk_images(folder, left_out)))
+    left_out.say()
+    return found
 
 
 def tested_pictures(saved: Saved, count: int) -> list[Picture]:

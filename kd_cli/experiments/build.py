@@ -14,6 +14,7 @@ from kd_cli.data.base import Data
 from kd_cli.errors import ConfigError, offer
 from kd_cli.experiments.setup import Setup
 from kd_cli.losses.base import build_loss
+from kd_cli.metrics.evaluate import check_takes
 from kd_cli.models.base import MODELS, model_shape
 from kd_cli.out_of_memory import countable, needing_memory
 from kd_cli.runs.folder import RunDir
@@ -34,7 +35,9 @@ def build_network(options: Mapping[str, Any], role: str, seed: int, data: Data, 
         countable(role),
     ):
         network = MODELS.build(options, where=role, **model_shape(data.spec))
-        return network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+        network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    check_takes(network, data.spec, f"{role}={options['name']}")
+    return network
 
 
 def build_peer(options: Mapping[str, Any], seed: int, data: Data, device: torch.device) -> nn.Module:

@@ -23,7 +23,7 @@ _STAGES: Mapping[str, Stage | None] = {
 
 
 def dry_run(config: Config, launch: Launch) -> dict[str, Any]:
-    """Does what the command does before its first step, writes nothing, and says what would be trained.
+    """Does what the command does before its first step, writes no run, and says what would be trained.
 
     Raises:
         ConfigError, DataError: as the command itself.

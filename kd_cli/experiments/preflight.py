@@ -1,4 +1,4 @@
-"""Before the first step: everything that can be wrong with a command is looked for, and nothing is written."""
+"""Before the first step: everything that can be wrong with a command is looked for, and no run is written."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from kd_cli.config.base import STAGE_TRAINER, Launch, Stage
 from kd_cli.config.plan import Training, check_groups
 from kd_cli.config.recipe import Recipe, check_possible
 from kd_cli.data.base import Data, load_dataset
-from kd_cli.errors import ConfigError, DataError
+from kd_cli.errors import ConfigError, DataError, listed
 from kd_cli.experiments.build import build_network, build_peer, build_task
 from kd_cli.experiments.setup import Setup
 from kd_cli.runs.identity import is_complete
@@ -35,6 +35,8 @@ _UNUSED: dict[Stage, set[str]] = {
     "baseline": {"teacher", "loss", "teacher_trainer", "distill_trainer", "ensemble", *_PROCEDURES},
     "distilled": {"teacher_trainer", "baseline_trainer", "ensemble.size", *_PROCEDURES},
 }
+_LARGE = 64  # pixels, from which on networks for digits are hopeless
+_PAIR = "teacher=torchvision teacher.model=resnet34 student=torchvision student.model=resnet18"
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ def get_ready(setup: Setup, launch: Launch) -> Ready | None:
         check_extension(setup, launch)
     _say_unused(setup, launch)
     data = open_data(setup)
+    _say_small(setup, launch, data)
     teachers, before = (setup.given, None) if setup.stage is None else _teachers(setup, launch, data)
     ready = prepare(setup, data, teachers)
     if before is not None and ready.teacher is not None:
@@ -234,9 +237,27 @@ def _say_unused(setup: Setup, launch: Launch) -> None:
         console.notice("ensemble.weights has no effect: there is one teacher")
 
 
+def _say_small(setup: Setup, launch: Launch, data: Data) -> None:
+    """The pair that stands for MNIST's digits where none is named is no pair for photographs."""
+    _, height, width = data.spec.image_shape
+    named = {key.partition(".")[0] for key in launch.given} & {"teacher", "student", "experiment", "study"}
+    if not named and min(height, width) >= _LARGE and setup.student["name"] == "cnn":
+        console.notice(
+            f"teacher and student are small networks for digits of 28×28 pixels, these images have {width}×{height}; "
+            f"a pair for them: {_PAIR}"
+        )
+
+
 def open_data(setup: Setup) -> Data:
-    """The data of all trainings, with a line that says what they are."""
+    """The data of all trainings, with a line that says what they are.
+
+    Raises:
+        DataError: as `load_dataset`, and where there is nothing to learn from.
+    """
     data = load_dataset(setup.dataset)
     sizes = ", ".join(f"{data.size(part):,} {part}" for part in ("train", "val", "test"))
-    console.say(f"data       {data.name}: {sizes}")
+    names = data.spec.class_names
+    console.say(f"data       {data.name}: {sizes}; {len(names)} classes: {listed(names, 4)}")
+    if not data.size("train"):
+        raise DataError("dataset.test_fraction=1 leaves no image to learn from; type dataset.test_fraction=0.2")
     return data

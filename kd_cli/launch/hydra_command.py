@@ -176,7 +176,9 @@ def present_dry_run(result: Mapping[str, Any]) -> None:
     for training in result["trainings"]:
         console.say(f"{training['name']:<10} {_work(training)}")
     place = console.short_path(result["run"]) if result["run"] else f"a new folder in {result['outputs']}"
-    console.say(f"Nothing speaks against it. It would go into {place}; nothing was trained or written.", style="bold")
+    console.say(
+        f"Nothing speaks against it. It would go into {place}; nothing was trained, no run was written.", style="bold"
+    )
 
 
 def _work(training: Mapping[str, Any]) -> str:

@@ -22,7 +22,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on sta
 DryRun = Annotated[
     bool,
     typer.Option(
-        "--dry-run", help="Look for all that can go wrong, say what would be trained, and stop; nothing is written."
+        "--dry-run", help="Look for all that can go wrong, say what would be trained, and stop; no run is written."
     ),
 ]
 ConfigDir = Annotated[

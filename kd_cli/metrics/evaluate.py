@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from kd_cli.data.base import Data, Part
+from kd_cli.errors import ConfigError
 from kd_cli.metrics.scores import accuracy, confusion
+from kd_cli.types import DataSpec
 
 
 def evaluate(network: nn.Module, data: Data, part: Part, *, batch_size: int, device: torch.device) -> dict[str, Any]:
@@ -45,6 +47,37 @@ def predict(
 def confusion_matrix(network: nn.Module, data: Data, part: Part, *, batch_size: int, device: torch.device) -> Tensor:
     """How often an image of class i was taken for class j: int64 [K, K] on the CPU."""
     return confusion(*predict(network, data, part, batch_size=batch_size, device=device))
+
+
+def check_takes(network: nn.Module, spec: DataSpec, what: str, size: int | None = None) -> None:
+    """Tries a network on one image, where images are no squares: it was told no more than their height.
+
+    Args:
+        what: how the user names it: `student=cnn`.
+        size: H = W, pixels, that suits it; None: one that suits the images.
+
+    Raises:
+        ConfigError: it cannot take them.
+    """
+    channels, height, width = spec.image_shape
+    if height == width:
+        return
+    modes = {module: module.training for module in network.modules()}
+    place = next((tensor.device for tensor in network.parameters()), None)
+    try:
+        with torch.no_grad():  # no inference mode: what it may keep of this is trained with
+            network.eval()(torch.zeros(1, channels, height, width, device=place))
+    except Exception as error:  # each network has its own words
+        from kd_cli.data.resize import square_size
+
+        role = what.partition("=")[0]
+        raise ConfigError(
+            f"{what} cannot take images of {width}×{height} pixels (width × height), it is made for squares; type "
+            f"dataset.image_size={size or square_size(height, width)}, or take a convolutional network: {role}=resnet20"
+        ) from error
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
 
 
 @contextmanager

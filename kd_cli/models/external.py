@@ -133,7 +133,10 @@ def _published(network: nn.Module, what: str, num_classes: int, image_shape: tup
     try:
         logits = _tried(network, images, dict.fromkeys([*candidates, *activations]), seen)
     except Exception as error:  # foreign code: anything can happen in it
-        raise ValueError(f"{what} cannot take images {list(images.shape)}: {type(error).__name__}: {error}") from error
+        own = getattr(network, "image_size", None) or getattr(network, "default_cfg", {}).get("input_size", [0])[-1]
+        typed = f"; type dataset.image_size={own}" if own and own != image_shape[-1] else ""
+        reason = f"{type(error).__name__}: {error}{typed}"
+        raise ValueError(f"{what} cannot take images {list(images.shape)}: {reason}") from error
     shape = list(getattr(logits, "shape", [])) or type(logits).__name__
     if shape != [2, num_classes]:
         raise ValueError(f"{what} gave {shape} for images {list(images.shape)}, not logits {[2, num_classes]}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,12 +16,14 @@ from kd_cli.config.base import Config
 from kd_cli.config.compose import compose
 from kd_cli.config.overrides import override_key
 from kd_cli.data.base import DATASETS, Data, load_dataset
-from kd_cli.errors import ConfigError, DataError, offer
+from kd_cli.errors import ConfigError, DataError, listed, offer
 from kd_cli.models.base import MODELS
 from kd_cli.plugins import load_plugins
 from kd_cli.runs.records import need, read_config
 from kd_cli.saved.weights import Source, load_weights, locate, rebuild, seen_by
 from kd_cli.types import DataSpec
+
+log = logging.getLogger("kd")
 
 _LARGEST = 100_000  # pixels or channels
 
@@ -95,11 +98,44 @@ class Saved:
         """
         return _model(self.source, self.recorded, self._chosen, self._overrides, self.role)
 
-    def data(self) -> Data:
-        """The data, as the network sees them. Raises DataError: they are missing, or do not fit the network."""
-        data = seen_by(self.source, load_dataset(self.dataset))
-        _check_fit(self.source, data)
-        return data
+    def data(self, *, only_test: bool = False) -> Data:
+        """The data, as the network sees them: its own classes, found by name.
+
+        Args:
+            only_test: nothing but test images are wanted; a tree of other images without a `test/` is tested whole.
+
+        Raises:
+            DataError: they are missing, or do not fit the network.
+        """
+        typed = {override_key(override) for override in self._overrides}
+        elsewhere = self.recorded and {"dataset", "dataset.root"} & typed and "dataset.test_fraction" not in typed
+        data = self._tested() if only_test and elsewhere else seen_by(self.source, load_dataset(self.dataset))
+        changed = self.facts.get("fingerprint", data.fingerprint) != data.fingerprint
+        if changed and not any(key.startswith("dataset") for key in typed):
+            log.warning("the images of %s have changed since %s learned: it may have seen some", data.name, self.path)
+        return _fitting(self.source, data)
+
+    def _tested(self) -> Data:
+        """The test part of the images of the training, wherever they are now; of others all that may be tested."""
+        if "test_fraction" not in self.dataset or self._is_own():
+            return seen_by(self.source, load_dataset(self.dataset))
+        whole = seen_by(self.source, load_dataset({**self.dataset, "test_fraction": 1}))
+        log.warning(
+            "%s images of %s are tested (its test/, or all where there is none); if the network has learned some, "
+            "type dataset.test_fraction=%s",
+            *(f"{whole.size('test'):,}", self.dataset["root"], self.dataset["test_fraction"]),
+        )
+        return whole
+
+    def _is_own(self) -> bool:
+        """Whether the data are those of the training, divided as they were; notices of them come later."""
+        log.disabled = True
+        try:
+            return seen_by(self.source, load_dataset(self.dataset)).fingerprint == self.facts.get("fingerprint")
+        except DataError:  # a single class, or a test/ alone: enough for a test
+            return False
+        finally:
+            log.disabled = False
 
     def network(self, device: torch.device, spec: DataSpec | None = None) -> nn.Module:
         """The network in eval mode, channels last.
@@ -173,21 +209,36 @@ def _dataset(recorded: Config, chosen: Config, overrides: Sequence[str]) -> dict
     return _patched(options, overrides, "dataset")
 
 
-def _check_fit(source: Source, data: Data) -> None:
-    recorded = source.record.get("data", {})
-    if not recorded:
-        return
-    classes = len(need(recorded, "classes", source.run))
-    if classes != data.spec.num_classes:
+def _fitting(source: Source, data: Data) -> Data:
+    """The data with the labels of the network, found by the names of the classes."""
+    recorded, own, run = source.record.get("data", {}), data.spec.class_names, source.run
+    if "classes" not in recorded:
+        where = source.run or source.weights
+        log.warning("%s does not say which classes it knows; taken for them, in this order: %s", where, listed(own))
+        return data
+    names, shape = tuple(need(recorded, "classes", run)), recorded.get("image_shape")
+    try:
+        data = data.known_as(names)
+    except ValueError:
         raise DataError(
-            f"{source.run} knows {classes} classes, {data.name} has {data.spec.num_classes}: they do not fit"
+            f"{run} knows {len(names)} classes ({listed(names)}), {data.name} has {len(own)} ({listed(own)}); unknown "
+            f"to it: {listed(sorted(set(own) - set(names)))}. Classes are matched by name: rename the folders, type "
+            "another dataset.root=DIR, or say with kd transfer which classes are the same"
+        ) from None
+    if len(own) < len(names):
+        log.warning("%s has %s of the %s classes of %s: %s", data.name, len(own), len(names), run, listed(own))
+    if shape and shape[1:] != list(data.spec.image_shape[1:]):
+        (_, height, width), (_, was_height, was_width) = data.spec.image_shape, shape
+        log.warning(
+            "%s learned from images of %s×%s pixels (width × height), those of %s have %s×%s",
+            *(run, was_width, was_height, data.name, width, height),
         )
-    shape = recorded.get("image_shape")
     if shape and shape[0] != data.spec.image_shape[0]:
         raise DataError(
-            f"{source.run} was trained on {shape[0]}-channel images, those of {data.name} have "
+            f"{run} was trained on {shape[0]}-channel images, those of {data.name} have "
             f"{data.spec.image_shape[0]}: they do not fit"
         )
+    return data
 
 
 def _model(source: Source, recorded: Config, chosen: Config, overrides: Sequence[str], role: str) -> dict[str, Any]:

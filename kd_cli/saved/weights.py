@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +16,7 @@ from torch import nn
 from kd_cli.data.base import Data
 from kd_cli.errors import ConfigError, DataError
 from kd_cli.losses.base import build_loss
+from kd_cli.metrics.evaluate import check_takes
 from kd_cli.models.base import MODELS, model_shape
 from kd_cli.runs.checkpoint import Checkpoint, damage_by_averaging, load_state, owner
 from kd_cli.runs.metrics import read_metrics
@@ -117,8 +118,15 @@ def recorded_result(path: Path) -> dict[str, Any] | None:
 
 def seen_by(source: Source, data: Data) -> Data:
     """The data as the network was taught them: a specialist knows a few classes and all others as one."""
-    classes = source.record.get("specialist")
-    return data.narrowed(classes) if classes and max(classes) < data.spec.num_classes else data
+    classes = specialty(source, data.spec.class_names)
+    return data.narrowed(classes) if classes else data
+
+
+def specialty(source: Source, class_names: Sequence[str]) -> list[int]:
+    """The labels of the classes that a specialist tells apart, found by name; none: it is none, or of other classes."""
+    names = source.record.get("data", {}).get("classes", ())[:-1] if source.record.get("specialist") else ()
+    own = list(class_names)
+    return [own.index(name) for name in names] if set(names) <= set(own) else []
 
 
 def load_weights(network: nn.Module, source: Source) -> None:
@@ -147,7 +155,10 @@ def rebuild(source: Source, options: Mapping[str, Any], spec: DataSpec, *, where
     Raises:
         ConfigError: the network cannot be built, or only the user may name a part of it.
     """
-    return assemble(source, options, graft_of(source.record), spec, where=where)
+    network = assemble(source, options, graft_of(source.record), spec, where=where)
+    learned = source.record.get("data", {}).get("image_shape", [0])
+    check_takes(network, spec, f"{where}={options['name']}", learned[-1] if learned[1:2] == learned[2:] else None)
+    return network
 
 
 def graft_of(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -29,7 +29,7 @@ _untouched = False
 
 @contextmanager
 def untouched() -> Iterator[None]:
-    """While this is open, what is kept on the disk is read, and nothing is added or removed."""
+    """While this is open, no runs and no answers of teachers are kept; decoded images are, for the run that follows."""
     global _untouched
     _untouched = True
     try:
@@ -39,7 +39,7 @@ def untouched() -> Iterator[None]:
 
 
 def is_untouched() -> bool:
-    """Whether nothing may be kept now."""
+    """Whether no answers of teachers may be kept now."""
     return _untouched
 
 
@@ -66,8 +66,6 @@ def write_cached(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, 
 
     Where that is not possible there is a notice, and next time the tensors are made again.
     """
-    if _untouched:
-        return
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with guard_disk(path, sum(tensor.nbytes for tensor in tensors.values())):

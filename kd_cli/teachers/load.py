@@ -16,12 +16,22 @@ from torch import nn
 from kd_cli import console
 from kd_cli.config.overrides import override_key
 from kd_cli.data.base import Data
-from kd_cli.errors import ConfigError, DataError
+from kd_cli.errors import ConfigError, DataError, listed
 from kd_cli.metrics.evaluate import evaluate
 from kd_cli.metrics.scores import top_k
 from kd_cli.out_of_memory import needing_memory
 from kd_cli.runs.folder import find_records
-from kd_cli.saved.weights import Source, brief, check_nameable, graft_of, load_weights, locate, rebuild, seen_by
+from kd_cli.saved.weights import (
+    Source,
+    brief,
+    check_nameable,
+    graft_of,
+    load_weights,
+    locate,
+    rebuild,
+    seen_by,
+    specialty,
+)
 from kd_cli.teachers.cache import make_entry, network_digest, validation_logits
 
 if TYPE_CHECKING:
@@ -124,7 +134,7 @@ def load_teacher(known: Known, data: Data, *, batch_size: int, device: torch.dev
         DataError: damaged, not what its record says, or for other classes.
     """
     source = locate(known.path)
-    data = seen_by(source, data)
+    specialist, data = specialty(source, data.spec.class_names), seen_by(source, data)
     options = dict(source.record.get("model", {})) if known.model is None else known.model
     if known.model is None:
         check_nameable(source, options)
@@ -132,13 +142,13 @@ def load_teacher(known: Known, data: Data, *, batch_size: int, device: torch.dev
     network = rebuild(source, options, data.spec, where="teacher")
     load_weights(network, source)
     network.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)  # type: ignore[call-overload]
-    facts = {
+    facts: dict[str, Any] = {
         "source": str(known.path.absolute()),
         "sha256": source.sha256,
         "run": str(source.run) if source.run else None,
         "model": dict(options),
         "graft": graft_of(source.record),
-        "specialist": source.record.get("specialist"),
+        "specialist": specialist,
     }
     teacher = Teacher(network, facts)
     remedy = f"Type trainer.eval_batch_size={max(1, batch_size // 4)}: so many images are asked about at a time."
@@ -195,10 +205,10 @@ def _check_record(source: Source, options: Mapping[str, Any], data: Data) -> Non
     facts = record.get("data", {})
     classes = tuple(facts.get("classes", ()))
     if classes != data.spec.class_names:
-        order = " in this order" if sorted(classes) == sorted(data.spec.class_names) else ""
+        order = " in another order" if sorted(classes) == sorted(data.spec.class_names) else ""
         raise DataError(
-            f"teacher.checkpoint: {source.run} knows {len(classes)} classes ({_names(classes)}){order}, the data have "
-            f"{data.spec.num_classes} ({_names(data.spec.class_names)}); train a teacher on these data"
+            f"teacher.checkpoint: {source.run} knows {len(classes)} classes ({listed(classes)}), the data have "
+            f"{data.spec.num_classes}{order} ({listed(data.spec.class_names)}); train a teacher on these data"
         )
     learned = facts.get("preprocessing", {})
     if _normalisation(learned) != _normalisation(data.preprocessing):
@@ -226,7 +236,7 @@ def _check_accuracy(top1: float, source: Source, data: Data) -> None:
     if top1 <= guess < 100:  # beyond, the images are too few to tell
         raise DataError(
             f"teacher.checkpoint: {source.weights} has {top1:.2f} % on the validation images, and guessing may reach "
-            f"{guess:.2f} %: its weights are random, its classes in another order ({_names(data.spec.class_names)}), "
+            f"{guess:.2f} %: its weights are random, its classes in another order ({listed(data.spec.class_names)}), "
             f"or its images were normalised otherwise than with {_normalisation_text(data.preprocessing)}; "
             "type dataset.mean=… dataset.std=… as it was trained, or name a run of kd, which records all that: "
             "teacher.checkpoint=RUN"
@@ -238,7 +248,3 @@ def _guessing(data: Data) -> float:
     labels = data.labels("val")
     share = float(labels.bincount().max()) / len(labels)
     return 100 * (share + 3 * math.sqrt(share * (1 - share) / len(labels)))
-
-
-def _names(classes: tuple[str, ...]) -> str:
-    return ", ".join(classes[:3]) + (", …" if len(classes) > 3 else "")

@@ -247,4 +247,4 @@ def _data_facts(data: Data) -> dict[str, Any]:
         "classes": list(data.spec.class_names),
         "image_shape": list(data.spec.image_shape),
         "num_train": data.spec.num_train,
-    }
+    } | ({"unreadable": data.unreadable} if data.unreadable else {})

@@ -356,7 +356,7 @@ def refused(options: dict[str, Any]) -> str:
         ({"channels": 2}, "dataset.channels=3"),
         ({"noise": -1}, "noise: -1 is not possible; it must be ≥ 0"),
         ({"name": "image_folder", "root": "x", "image_size": 0}, "dataset.image_size=32"),
-        ({"name": "image_folder", "root": "x", "test_fraction": 1.0}, "dataset.test_fraction=0.2"),
+        ({"name": "image_folder", "root": "x", "test_fraction": 0.95}, "dataset.test_fraction=0.2"),
         ({"name": "image_folder", "root": "x", "mode": "grey"}, "did you mean 'gray'"),
         ({"name": "image_folder", "root": ""}, "dataset.root=DIR"),
         ({"name": "image_folder"}, "dataset.root"),

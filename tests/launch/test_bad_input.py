@@ -118,7 +118,7 @@ def parts_of(result: dict) -> set[str]:
 def test_a_dry_run_says_what_would_be_trained_and_where(kd, trained: Path) -> None:
     said = kd("run", "--dry-run", *SMALL, "hydra.run.dir=here").out
     assert "distilled  mlp: 2 epochs of 6 batches of 50 images, taught by teacher" in said
-    assert "It would go into here; nothing was trained or written" in said
+    assert "It would go into here; nothing was trained, no run was written" in said
     result = kd("distill", "--dry-run", *SMALL, f"teacher.checkpoint={trained}", "--json").json
     assert result["teachers"] == [str(trained)]
     assert [each["name"] for each in result["trainings"]] == ["distilled"]

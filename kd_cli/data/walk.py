@@ -1,0 +1,125 @@
+"""Which files below a folder are images; what else lies there is left out, counted, and told once."""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from kd_cli.data.decode import FORMATS, is_image
+from kd_cli.errors import DataError, listed
+
+log = logging.getLogger("kd")
+
+# Files that are called so are meant as images: one that cannot be read is told, not passed over.
+SUFFIXES = (  # of decode.FORMATS
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".bmp", ".gif", ".webp"}
+    | {".ppm", ".pgm", ".pbm", ".pnm", ".tif", ".tiff"}
+)
+# What systems and programs leave in people's folders, besides names that begin with a dot.
+_COMPANIONS = frozenset(
+    {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "lost+found"}
+    | {"system volume information"}
+)
+
+
+class LeftOut:
+    """What is below a folder and is not taken for an image, counted while it is walked.
+
+    Args:
+        folder: as messages name it.
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        self._folder = folder
+        self._hidden: Counter[str] = Counter()
+        self._others: Counter[str] = Counter()
+
+    def hides(self, name: str, kind: str = "") -> bool:
+        """Whether a name is hidden or a companion's, at any depth; it is counted then.
+
+        Args:
+            kind: `/` for a folder.
+        """
+        hidden = name.startswith(".") or name.lower() in _COMPANIONS
+        if hidden:
+            self._hidden["._*" if name.startswith("._") else name + kind] += 1
+        return hidden
+
+    def passes_over(self, path: str) -> bool:
+        """Whether a file is no image, by its name or else by its content; it is counted then."""
+        suffix = os.path.splitext(path)[1].lower()  # noqa: PTH122  (60,000 Path objects take longer than all the rest)
+        if suffix in SUFFIXES or is_image(path):
+            return False
+        self.pass_over(suffix or "without suffix")
+        return True
+
+    def pass_over(self, what: str) -> None:
+        """Counts something that is not read: a suffix, or a folder's name with `/`."""
+        self._others[what] += 1
+
+    def say(self) -> None:
+        """One notice of what is hidden, one of all else; nothing where there is nothing."""
+        if self._hidden:
+            log.warning("%s: left out as hidden or companions: %s", self._folder, _counted(self._hidden))
+        if self._others:
+            counts, formats = _counted(self._others), ", ".join(FORMATS)
+            log.warning("%s: passed over: %s (images are %s)", self._folder, counts, formats)
+
+
+def _counted(found: Counter[str]) -> str:
+    return listed([f"{count:,} {name}" for name, count in found.most_common()])
+
+
+def folders_in(folder: Path, left_out: LeftOut) -> list[str]:
+    """The names of the folders in a folder, sorted, without the hidden ones. Raises DataError: it cannot be read."""
+    try:
+        with os.scandir(folder) as entries:
+            names = sorted(entry.name for entry in entries if entry.is_dir())
+    except OSError as error:
+        raise DataError(f"{folder} cannot be read ({error.strerror}); type dataset.root=DIR") from error
+    return [name for name in names if not left_out.hides(name, "/")]
+
+
+def images_in(folder: Path, left_out: LeftOut) -> Iterator[str]:
+    """The images that lie in a folder itself, not in its folders."""
+    _, _, names = next(os.walk(folder), ("", [], []))
+    return (path for path in _images(str(folder), names, left_out))
+
+
+def walk_images(folder: Path, left_out: LeftOut) -> Iterator[str]:
+    """The paths of all images below a folder, each folder once however links lead to it."""
+    seen: set[tuple[int, int]] = set()
+    for parent, below, names in os.walk(folder, followlinks=True):
+        status = os.stat(parent)  # noqa: PTH116
+        if (status.st_dev, status.st_ino) in seen:
+            below.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        below[:] = [name for name in below if not left_out.hides(name, "/")]
+        yield from _images(parent, names, left_out)
+
+
+def _images(parent: str, names: list[str], left_out: LeftOut) -> Iterator[str]:
+    for name in names:
+        path = os.path.join(parent, name)  # noqa: PTH118
+        if not left_out.hides(name) and not left_out.passes_over(path):
+            yield path
+
+
+def file_status(path: str) -> os.stat_result:
+    """Size and time of an image file; a link is what it leads to, wherever that is.
+
+    Raises:
+        DataError: it is a device, a pipe or a link to nothing.
+    """
+    try:
+        status = os.stat(path)  # noqa: PTH116
+    except OSError as error:
+        raise DataError(f"{path} is no file ({error.strerror}); mend or remove it") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise DataError(f"{path} is a device or a pipe, not a file; remove it")
+    return status
