@@ -144,7 +144,8 @@ class Data:
 
     def __init__(self, name: str, raw: Raw, common: Common) -> None:
         height, width, channels = _check_raw(name, raw)
-        labels, (kept, taken) = raw.train_labels, _divide(raw, common)
+        labels = raw.train_labels
+        kept, taken = order.divide(labels, raw.val_rows, common)
         train, test = _stores(raw, common)
         self._parts: dict[Part, _Rows] = {
             "train": _Rows(train, kept, labels[kept]),
@@ -268,18 +269,6 @@ class Data:
         pixels = self._parts[part].store.batches(device_rows, device)
         for images, label, number in zip(pixels, device_labels, device_ids, strict=True):
             yield Batch(images, label, number)
-
-
-def _divide(raw: Raw, common: Common) -> tuple[Tensor, Tensor]:
-    """Positions of the training images that train, and of those that validate."""
-    own = raw.val_rows  # a part of the data set's own; it validates whole
-    pool = torch.arange(len(raw.train_labels)) if own is None else order.others(len(raw.train_labels), own)
-    used = pool[order.draw_per_class(raw.train_labels[pool], common.images_per_class, common.split_seed)]
-    if own is not None:
-        return used, own
-    split = (raw.train_labels[used], common.val_fraction, common.split_seed)
-    kept, taken = order.stratified_split(*split, key="dataset.val_fraction")
-    return used[kept], used[taken]
 
 
 def _stores(raw: Raw, common: Common) -> tuple[Store, Store]:

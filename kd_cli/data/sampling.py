@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from kd_cli.data.common import Common
 from kd_cli.errors import DataError, listed, offer
 from kd_cli.seeds import derive_seed
 
@@ -40,6 +41,25 @@ def cut(order: Tensor, batch_size: int, steps: range, shard: tuple[int, int] = (
     """
     rank, world = shard
     return [order[step * batch_size : (step + 1) * batch_size][rank::world] for step in steps]
+
+
+def divide(labels: Tensor, own: Tensor | None, common: Common) -> tuple[Tensor, Tensor]:
+    """Positions of the training images that train, and of those that validate.
+
+    Args:
+        labels: [N], int64.
+        own: those that validate, where the data set itself says so.
+
+    Raises:
+        DataError: as `stratified_split`.
+    """
+    pool = torch.arange(len(labels)) if own is None else others(len(labels), own)
+    used = pool[draw_per_class(labels[pool], common.images_per_class, common.split_seed)]
+    if own is not None:
+        return used, own
+    key = "dataset.val_fraction"
+    kept, taken = stratified_split(labels[used], common.val_fraction, common.split_seed, key=key)
+    return used[kept], used[taken]
 
 
 def draw_per_class(labels: Tensor, count: int | None, seed: int) -> Tensor:
