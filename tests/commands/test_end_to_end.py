@@ -239,7 +239,7 @@ def test_evaluate_repeats_the_recorded_accuracy_and_takes_other_data(kd, compari
     assert "is one checkpoint; leave it out" in kd("evaluate", one, "--which", "best", code=2).message
     other = kd("evaluate", run, "dataset.seed=7", "--json").json["evaluations"][0]
     assert other["images"] == 100
-    assert "do not fit" in kd("evaluate", run, "dataset.num_classes=3", code=3).message
+    assert "unknown to it: pattern 10, pattern 11" in kd("evaluate", run, "dataset.num_classes=12", code=3).message
     assert "does not fit this network" in kd("evaluate", run, "student.hidden=[9]", code=3).message
     assert "there is no run r9/seed=1" in kd("evaluate", "r9/seed=1", code=2).message
 

@@ -233,7 +233,7 @@ FILES = (
     Bad(
         ("dataset=image_folder", "dataset.root=tree"),
         "a.png",
-        "remove it",
+        "remove them",
         3,
         ("run",),
         {f"tree/{part}/{label}/a.png": b"no image" for part in ("train", "test") for label in "01"},
