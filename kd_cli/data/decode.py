@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kd_cli.data.resize import square_size
+from kd_cli.data.resize import resize_as_pil, square_size
 from kd_cli.data.store import read_all
 from kd_cli.errors import DataError
 from kd_cli.storage.files import open_regular
@@ -67,7 +67,7 @@ class Files:
         path = self.root / self.names[row]
         pixels = read_image(path, self.mode)
         self.check_size(path, *pixels.shape[:2])
-        return pixels if pixels.shape == self.image_shape else resize(pixels, self.image_shape)
+        return pixels if pixels.shape == self.image_shape else resize_as_pil(pixels, self.image_shape)
 
     def check_size(self, path: Path, height: int, width: int) -> None:
         """Raises DataError: all images must have one size, and this one has another."""
@@ -286,16 +286,6 @@ def _stored_as(image: Image.Image) -> str:
     kinds = {"1": "black and white", "L": "grey", "LA": "grey", "La": "grey", "P": "palette", "PA": "palette"}
     kind = kinds.get(image.mode, "CMYK" if image.mode == "CMYK" else "colour")
     return f"{kind} with transparency" if _is_transparent(image) else kind
-
-
-def resize(pixels: Tensor, image_shape: tuple[int, int, int]) -> Tensor:
-    """[H, W, C] → `image_shape`, stretched, bilinear with antialiasing."""
-    from PIL import Image
-
-    height, width, _ = image_shape
-    image = Image.fromarray(pixels.squeeze(-1).contiguous().numpy())
-    resized = image.resize((width, height), Image.Resampling.BILINEAR)
-    return torch.from_numpy(np.array(resized)).view(image_shape)
 
 
 def reading_source() -> str:

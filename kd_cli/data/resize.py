@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -39,6 +40,15 @@ def resized(pixels: Tensor, height: int, width: int, mode: Mode) -> Tensor:
     else:
         stretched = functional.interpolate(planes, size=(height, width), mode="bilinear", antialias=True)
     return stretched.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+
+def resize_as_pil(pixels: Tensor, image_shape: tuple[int, int, int]) -> Tensor:
+    """[H, W, C] → `image_shape`, stretched, bilinear with antialiasing: one image, as files of data sets are."""
+    from PIL import Image
+
+    height, width, _ = image_shape
+    image = Image.fromarray(pixels.squeeze(-1).contiguous().numpy())
+    return torch.from_numpy(np.array(image.resize((width, height), Image.Resampling.BILINEAR))).view(image_shape)
 
 
 def _recoloured(pixels: Tensor, channels: int) -> Tensor:

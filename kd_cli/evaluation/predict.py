@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from kd_cli import console
-from kd_cli.data.decode import Mode, open_image, pixels_of, resize
+from kd_cli.data.decode import Mode, open_image, pixels_of
 from kd_cli.data.preprocess import Prepare
+from kd_cli.data.resize import resize_as_pil
 from kd_cli.data.walk import LeftOut, walk_images
 from kd_cli.errors import ConfigError, DataError
 from kd_cli.evaluation.networks import Opened
@@ -104,7 +105,7 @@ class Reader:
         pixels = pixels_of(image, self._mode)
         if pixels.shape != self._shape or stored != _STORED[self._mode]:
             self._changed[f"{image.width}×{image.height} {stored}"] += 1
-        return pixels if pixels.shape == self._shape else resize(pixels, self._shape)
+        return pixels if pixels.shape == self._shape else resize_as_pil(pixels, self._shape)
 
 
 def find_images(words: Iterable[str]) -> list[Path]:

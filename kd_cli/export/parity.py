@@ -14,8 +14,9 @@ import torch
 from PIL import ExifTags, Image
 from torch import Tensor
 
-from kd_cli.data.decode import Mode, read_image, resize
+from kd_cli.data.decode import Mode, read_image
 from kd_cli.data.preprocess import Prepare
+from kd_cli.data.resize import resize_as_pil
 from kd_cli.errors import KDError
 from kd_cli.export.deployed import CPU, Subject
 from kd_cli.metrics.evaluate import evaluating
@@ -121,6 +122,6 @@ def _draw_pictures(folder: Path, pixels: Tensor) -> list[str]:
 
 def _check_reading(path: Path, read: Any, like: Tensor) -> None:
     height, width, channels = like.shape
-    own = resize(read_image(path, _MODES[channels]), (height, width, channels))
+    own = resize_as_pil(read_image(path, _MODES[channels]), (height, width, channels))
     if not np.array_equal(own.numpy(), read):
         raise KDError(f"the exported infer.py does not read {path.name} as kd does; nothing was written")
