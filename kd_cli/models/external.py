@@ -94,7 +94,7 @@ def ready(
     if taps:
         network.taps = named_taps(network, taps)  # type: ignore[assignment]
     if pretrained is not None:
-        load_pretrained(network, pretrained)
+        load_pretrained(network, pretrained, num_classes)
     return network
 
 
