@@ -40,7 +40,7 @@ def command(
 
 def _tensors(file: Path) -> dict[str, Tensor]:
     """Under the names of the network; what wrapped it in PyTorch is taken off."""
-    from kd_cli.storage.state_dict import WRAPPERS, read_state_dict, without_prefixes
+    from kd_cli.models.state_dict import WRAPPERS, read_state_dict, without_prefixes
 
     tensors = read_state_dict(file)
     while (shorter := without_prefixes(tensors, WRAPPERS)).keys() != tensors.keys():

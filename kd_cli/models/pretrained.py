@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from kd_cli.errors import DataError, listed
-from kd_cli.storage.state_dict import read_state_dict, without_prefixes
+from kd_cli.models.state_dict import read_state_dict, without_prefixes
 from kd_cli.storage.tensors import check_names, check_numbers
 
 log = logging.getLogger("kd")

@@ -156,15 +156,26 @@ def _is_data(value: Any) -> bool:
         return False
     seen = value.get("preprocessing")
     normal = isinstance(seen, dict) and is_numbers(seen.get("mean")) and is_numbers(seen.get("std"))
+    sized = isinstance(seen, dict) and is_sides(seen.get("image_size", [1, 1]))
     named = is_texts(value.get("classes")) and is_text(value.get("name")) and is_text(value.get("fingerprint"))
-    return normal and named and is_sides(value.get("image_shape"), 3) and is_count(value.get("num_train", 1))
+    return normal and sized and named and is_sides(value.get("image_shape"), 3) and is_count(value.get("num_train", 1))
 
 
 def _is_teacher(value: Any) -> bool:
     if not isinstance(value, dict) or not is_texts(value.get("sources")) or not is_texts(value.get("sha256")):
         return False
     lists = [value.get(key) for key in ("models", "grafts")]
-    return all(isinstance(each, list) and len(each) == len(value["sources"]) for each in (value["sha256"], *lists))
+    lists += [value["views"]] if "views" in value else []
+    whole = all(isinstance(each, list) and len(each) == len(value["sources"]) for each in (value["sha256"], *lists))
+    return whole and all(map(_is_view, value.get("views", [])))
+
+
+def _is_view(value: Any) -> bool:
+    """How a teacher is shown the student's images."""
+    if value is None:
+        return True
+    named = isinstance(value, dict) and value.keys() == {"mean", "std", "image_size"}
+    return named and all(each is None or is_numbers(each) for each in value.values())
 
 
 def _is_rows(value: Any) -> bool:

@@ -25,9 +25,9 @@ from PIL import Image
 from safetensors.torch import load_file, save, save_file
 
 from kd_cli.errors import ConfigError, DataError, KDError
+from kd_cli.models.state_dict import read_state_dict
 from kd_cli.runs.predictions import FILE, read_predictions
 from kd_cli.saved.network import Saved
-from kd_cli.storage.state_dict import read_state_dict
 from kd_cli.storage.tensors import read_tensors
 from kd_cli.types import DataSpec
 from tests.conftest import SMALL, Outcome
