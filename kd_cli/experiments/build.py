@@ -34,6 +34,8 @@ def build_network(options: Mapping[str, Any], role: str, seed: int, data: Data, 
         countable(role),
     ):
         network = MODELS.build(options, where=role, **model_shape(data.spec))
+        if not any(parameter.requires_grad for parameter in network.parameters()):
+            raise ConfigError(f"{role}={options['name']} has nothing to learn; it can only teach: teacher.ready=true")
         return network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from kd_cli.errors import suggest
 from tests.conftest import HERE, SMALL
 
 # what is typed → what the message must hold. All of these are found before torch is imported.
@@ -157,3 +158,22 @@ def test_a_bad_point_of_a_sweep_is_reported_and_the_others_run(kd) -> None:
     }
     assert "did you mean" in points["loss=nope"]["error"] or "Known" in points["loss=nope"]["error"]
     assert "trainer.lr: -1" in points["loss=kd trainer.lr=-1"]["error"]
+
+
+@pytest.mark.parametrize(
+    ("word", "known", "near"),
+    [
+        ("temprature", "temperature weight", "temperature"),
+        ("mpl", "mlp cnn", "mlp"),
+        ("ResNet18", "resnet18 resnet34", "resnet18"),
+        ("loss.wieght", "loss.weight loss.name", "loss.weight"),
+        ("width", "dropout hidden", None),
+        ("at", "kd ft", "ft"),
+        ("at", "kd", None),
+        ("depth", "path", None),
+        ("anything", "", None),
+    ],
+)
+def test_what_is_suggested_is_within_two_edits(word: str, known: str, near: str | None) -> None:
+    said = suggest(word, known.split())
+    assert said.startswith(f"; did you mean {near!r}? Known: " if near else ". Known: ")
