@@ -6,6 +6,7 @@ It is data: nothing in it is resolved, imported or called.
 from __future__ import annotations
 
 import math
+import re
 import reprlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -70,6 +71,20 @@ def read_config(run: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise DataError(f"{path} is no configuration: it is damaged or not kd's")
     return {str(key): value for key, value in config.items()}
+
+
+def network_name(model: Any) -> Any:
+    """A network's own name, by its options on record: `mobilenet_v3_small`, not the `torchvision` that made it."""
+    match model:
+        case {"name": "torchvision", "model": str(own)} | {"name": "external", "kwargs": {"model_name": str(own)}}:
+            return own
+        case {"name": "external", "callable": str(function)}:
+            return re.split(r"[.:]", function)[-1]
+        case {"name": "onnx", "file": str(file)}:
+            return Path(file).name
+        case {"name": name}:
+            return name
+    return None
 
 
 def need(facts: Mapping[str, Any], key: str, where: object) -> Any:

@@ -15,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from kd_cli.config.compose import compose
 from kd_cli.config.plan import View
 from kd_cli.data.base import load_dataset
 from kd_cli.errors import ConfigError
@@ -188,18 +189,15 @@ def onnx_file(weights: Sequence[Any], *, batch: Any = "batch", bytes_in: bool = 
 @pytest.fixture
 def layers(trained: Path) -> list[Tensor]:
     state = load_file(best(trained))
-    first, second = sorted(
-        {name.rpartition(".")[0] for name in state}, key=lambda layer: -state[f"{layer}.weight"].shape[1]
-    )
-    return [state[f"{layer}.{kind}"] for layer in (first, second) for kind in ("weight", "bias")]
+    wide = sorted({name.rpartition(".")[0] for name in state}, key=lambda layer: -state[f"{layer}.weight"].shape[1])
+    return [state[f"{layer}.{kind}"] for layer in wide for kind in ("weight", "bias")]
 
 
 @pytest.mark.parametrize(("batch", "bytes_in"), [("batch", False), (1, False), ("batch", True)])
 def test_an_onnx_file_says_what_the_network_says(
     trained: Path, layers: list[Tensor], batch: Any, bytes_in: bool
 ) -> None:
-    given = {word.partition("=")[0].removeprefix("dataset."): int(word.partition("=")[2]) for word in SMALL[1:3]}
-    data = load_dataset({"name": "synthetic", **given})
+    data = load_dataset(compose(SMALL)["dataset"])
     view = View([0], [1]) if bytes_in else View()
     options = {"name": "onnx", "file": onnx_file(layers, batch=batch, bytes_in=bytes_in)}
     asked = load_teacher(Known(None, options, view), data, batch_size=50, device=CPU)
