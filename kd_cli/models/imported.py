@@ -62,7 +62,7 @@ def check_arguments(path: str, arguments: Mapping[str, Any]) -> None:
 
 
 def look_here_if_unreachable(path: str, arguments: Mapping[str, Any]) -> None:
-    """Lets timm look for weights on this machine alone where their host cannot be reached, for it would try a minute."""
+    """Lets timm look for weights on this machine alone where their host cannot be reached, or it tries for a minute."""
     if not (path.startswith("timm.") and arguments.get("pretrained")) or getproxies():
         return
     from huggingface_hub import constants

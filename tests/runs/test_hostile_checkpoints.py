@@ -463,6 +463,14 @@ RECORDS: dict[str, tuple[str, Callable[[dict[str, Any]], object]]] = {
     "a mean that is text": ("run.json", lambda run: run["data"]["preprocessing"].update(mean="0.5")),
     "a loss that is a list": ("run.json", lambda run: run.update(loss=[])),
     "a teacher without weights": ("run.json", lambda run: run.update(teacher={"sources": ["/etc/passwd"]})),
+    "a teacher that saw text": (
+        "run.json",
+        lambda run: run.update(
+            teacher={key: [{}] for key in ("models", "grafts")}
+            | {"sources": ["x"], "sha256": ["x"], "views": [{"mean": "0.5", "std": None, "image_size": [10**9]}]}
+        ),
+    ),
+    "image sizes that are text": ("run.json", lambda run: run["data"]["preprocessing"].update(image_size="16")),
     "a teacher of no kind": ("run.json", lambda run: run.update(teacher=7)),
     "specialised in text": ("run.json", lambda run: run.update(specialist="0,1")),
 }
@@ -569,8 +577,10 @@ def test_no_command_takes_a_file_of_torch(command: str, kd: Callable[..., Outcom
     Image.new("L", (16, 16)).save("x.png")
     for suffix in (".pt", ".pth", ".ckpt", ".bin", ".pt2"):
         Path(f"hostile{suffix}").write_bytes(torch_saved())
-        check(kd, command, f"hostile{suffix}", *(["x.png"] if command == "predict" else []), code=2)
-    check(kd, "distill", *SMALL, "teacher.checkpoint=hostile.pt", code=2)
+        typed = WORDS if command == "evaluate" else []  # the others need to know its classes first
+        words = [f"hostile{suffix}", *(["x.png"] if command == "predict" else []), *typed]
+        check(kd, command, *words, code=3 if typed else 2)
+    check(kd, "distill", *SMALL, "teacher.checkpoint=hostile.pt")
 
 
 @pytest.mark.slow  # likewise
