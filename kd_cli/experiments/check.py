@@ -69,7 +69,7 @@ def try_pair(config: Config, _: Launch) -> dict[str, Any]:
 def _teacher(setup: Setup, data: Data) -> nn.Module | None:
     if setup.kind == "none":
         return None
-    build = build_peer if setup.kind == "trained" else partial(build_network, role="teacher")
+    build = build_peer if setup.kind == "trained" else partial(build_network, role="teacher", learns=False)
     return build(setup.teacher, seed=setup.seed, data=data, device=setup.device)
 
 

@@ -221,6 +221,8 @@ def test_an_onnx_file_teaches(kd: Run, layers: list[Tensor]) -> None:
     assert "there is no file None; type teacher.file=" in kd(*words, code=2).message
     Path("text.onnx").write_text("no network")
     assert "no network that ONNX Runtime can read" in kd(*words, "teacher.file=text.onnx", code=2).message
+    checked = kd("check", *(word for word in words[1:] if word != "--json"), f"teacher.file={file}", "--json").json
+    assert checked["networks"]["teacher"]["name"] == "t.onnx"
     assert "nothing to learn" in kd("train-teacher", *SMALL, "teacher=onnx", f"teacher.file={file}", code=2).message
 
 
