@@ -127,8 +127,8 @@ def suggest(word: str, known: Iterable[str]) -> str:
     names = sorted(str(name) for name in known)
     # Of a key's last part: what stands before it is right. Two edits make any short word of any other.
     allowed = min(2, max(1, len(str(word).rpartition(".")[2]) // 3))
-    found = ((_edits(str(word).lower(), name.lower()), name) for name in names)
-    distance, close = min(found, default=(allowed + 1, ""))
+    found = ((_edits(str(word).lower(), name.lower()), name[:1] != str(word)[:1], name) for name in names)
+    distance, _, close = min(found, default=(allowed + 1, True, ""))
     hint = f"; did you mean {close!r}?" if distance <= allowed else "."
     return f"{hint} Known: {', '.join(names) or 'none'}"
 

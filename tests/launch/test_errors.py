@@ -165,6 +165,7 @@ def test_a_bad_point_of_a_sweep_is_reported_and_the_others_run(kd) -> None:
     [
         ("temprature", "temperature weight", "temperature"),
         ("mpl", "mlp cnn", "mlp"),
+        ("kdd", "dkd kd", "kd"),
         ("ResNet18", "resnet18 resnet34", "resnet18"),
         ("loss.wieght", "loss.weight loss.name", "loss.weight"),
         ("width", "dropout hidden", None),
