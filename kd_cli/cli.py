@@ -65,8 +65,8 @@ def make_app(words: Sequence[str]) -> typer.Typer:
 
 
 def _typed(module: str) -> str:
-    """A command as it is typed: `train_teacher` → `train-teacher`."""
-    return module.replace("_", "-")
+    """A command as it is typed: `train_teacher` → `train-teacher`, `import_` → `import`."""
+    return module.rstrip("_").replace("_", "-")
 
 
 def main() -> None:

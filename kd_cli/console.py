@@ -23,6 +23,7 @@ _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u
 
 _json = False
 _emitted = False
+_noticed: set[str] = set()
 _live_console: Console | None = None  # while a live line is drawn, everything else must be printed through its console
 _live_line: Status | None = None
 
@@ -31,6 +32,7 @@ def setup(*, as_json: bool) -> None:
     """Says where things go: people's text to standard output, or to standard error beside JSON."""
     global _json, _emitted
     _json, _emitted = as_json, False
+    _noticed.clear()
     logger = logging.getLogger("kd")
     logger.setLevel(logging.INFO)
     logger.propagate = False
@@ -56,7 +58,10 @@ def live(text: str) -> None:
 
 
 def notice(text: str) -> None:
-    """One line on standard error about something that the user should know and that does not stop the run."""
+    """One line on standard error, once: what the user should know and does not stop the run."""
+    if text in _noticed:  # several networks may meet the same file
+        return
+    _noticed.add(text)
     _console(sys.stderr).print(
         f"note: {printable(text)}", style="yellow", markup=False, highlight=False, soft_wrap=True
     )
@@ -197,17 +202,8 @@ def live_line(text: str) -> Iterator[None]:
 
 
 class _Notices(logging.Handler):
-    """Shows each text once: several networks may meet the same file."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._shown: set[str] = set()
-
     def emit(self, record: logging.LogRecord) -> None:
-        text = record.getMessage()
-        if text not in self._shown:
-            self._shown.add(text)
-            notice(text)
+        notice(record.getMessage())
 
 
 def _people() -> Console:

@@ -13,7 +13,6 @@ KDError            1  the run failed
 
 from __future__ import annotations
 
-import difflib
 import errno
 import re
 import sys
@@ -132,8 +131,11 @@ def listed(names: Sequence[str], most: int = 8) -> str:
 def suggest(word: str, known: Iterable[str]) -> str:
     """`; did you mean 'x'? Known: x, y, z`, as the end of a message about an unknown `word`."""
     names = sorted(str(name) for name in known)
-    close = difflib.get_close_matches(str(word), names, n=1, cutoff=0.5)
-    hint = f"; did you mean {close[0]!r}?" if close else "."
+    # Of a key's last part: what stands before it is right. Two edits make any short word of any other.
+    allowed = min(2, max(1, len(str(word).rpartition(".")[2]) // 3))
+    found = ((_edits(str(word).lower(), name.lower()), name[:1] != str(word)[:1], name) for name in names)
+    distance, _, close = min(found, default=(allowed + 1, True, ""))
+    hint = f"; did you mean {close!r}?" if distance <= allowed else "."
     return f"{hint} Known: {', '.join(names) or 'none'}"
 
 
@@ -151,6 +153,21 @@ def offer(key: str, value: object = "…") -> str:
         text = f"[{text}]" if part.startswith("[") else f"{{{name}{part}: {text}}}"
     word = f"{whole}={text}"
     return f"'{word}'" if re.search(r"[\s(){}$&|;<>*?]", word) else word
+
+
+def _edits(word: str, other: str) -> int:
+    """Letters to insert, remove, replace or exchange with their neighbour (optimal string alignment)."""
+    if abs(len(word) - len(other)) > 2:  # more than are asked for
+        return 3
+    rows = [list(range(len(other) + 1))]
+    for i, letter in enumerate(word, 1):
+        row = [i]
+        for j, its in enumerate(other, 1):
+            row.append(min(rows[-1][j] + 1, row[-1] + 1, rows[-1][j - 1] + (letter != its)))
+            if i > 1 and j > 1 and (letter, its) == (other[j - 2], word[i - 2]):
+                row[j] = min(row[j], rows[-2][j - 2] + 1)
+        rows.append(row)
+    return rows[-1][-1]
 
 
 @dataclass(frozen=True)

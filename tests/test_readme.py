@@ -49,7 +49,9 @@ def test_every_command_of_the_documents_composes(kd, command: str) -> None:
 
 def test_the_commands_it_lists_are_those_that_exist(kd) -> None:
     listed = set(re.findall(r"`kd ([a-z][a-z-]+)", README.partition("## The configuration")[0]))
-    assert listed == {path.stem.replace("_", "-") for path in (ROOT / "kd_cli" / "commands").glob("[a-z]*.py")}
+    assert listed == {
+        path.stem.rstrip("_").replace("_", "-") for path in (ROOT / "kd_cli" / "commands").glob("[a-z]*.py")
+    }
 
 
 def test_the_page_of_methods_names_every_loss() -> None:

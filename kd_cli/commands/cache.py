@@ -57,6 +57,7 @@ def command(
 
 def _row(path: Path) -> dict[str, Any]:
     from kd_cli.report.records import mapping
+    from kd_cli.runs.records import network_name
     from kd_cli.storage.cache import folder_size, last_used
     from kd_cli.storage.files import read_json
 
@@ -66,7 +67,7 @@ def _row(path: Path) -> dict[str, Any]:
     return {
         "entry": path.stem[:16],
         "kind": "teacher's answers" if path.is_dir() else "decoded images",
-        "of": mapping(about.get("teacher")).get("name"),
+        "of": network_name(about.get("teacher")),
         "data": mapping(about.get("data")).get("name"),
         "taps": ", ".join(["logits", *map(str, taps)]) if isinstance(taps, list) else None,
         "answers": _answers(path),

@@ -69,9 +69,11 @@ def _one(path: Path) -> Path:
 
 
 def _present(report: Mapping[str, Any]) -> None:
+    from kd_cli.runs.records import network_name
+
     results, checks = report["results"], report["checks"]
     test = "" if results["test_top1"] is None else f", {results['test_top1']:.2f} % on test"
-    console.say(f"network  {report['stage']} {report['model']['name']}, epoch {report['epoch']}{test}")
+    console.say(f"network  {report['stage']} {network_name(report['model'])}, epoch {report['epoch']}{test}")
     console.say(f"input    {report['input']}{'' if report['format'] == 'safetensors' else ', normalised inside'}")
     parity = checks["parity"]["max_abs_difference"].items()
     differences = ", ".join(f"{each:.1e} (batch {size})" for size, each in parity)

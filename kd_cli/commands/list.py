@@ -94,13 +94,14 @@ def _runs(outputs: Path, status: Status | None, stage: Stage | None, limit: int 
 def _standing(path: Path, record: Mapping[str, Any]) -> dict[str, Any]:
     from kd_cli.report.records import mapping
     from kd_cli.runs.folder import status_of
+    from kd_cli.runs.records import network_name
 
     return {
         "run": str(path),
         "status": status_of(path, record) if record else "damaged",
         "stage": record.get("stage") or "comparison",
         "data": mapping(record.get("data")).get("name"),
-        "network": mapping(record.get("model")).get("name"),
+        "network": network_name(record.get("model")),
         "loss": mapping(record.get("loss")).get("name"),
         "started": str(record.get("started", ""))[:19],
     }

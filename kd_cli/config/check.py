@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from kd_cli.config.base import Config, stage_recipes
+from kd_cli.config.base import OPEN, Config, stage_recipes
 from kd_cli.config.plan import check_numbers
 from kd_cli.config.recipe import check_possible, make_recipe
 from kd_cli.data.common import COMMON, Common
@@ -74,7 +74,7 @@ def _problems(config: Mapping[str, Any], reference: Mapping[str, Any], prefix: s
             )
             found.append(f"{full}: {owner} has no option {key!r}{suggest(str(key), reference)}")
         elif isinstance(reference[key], Mapping) and isinstance(value, Mapping):
-            found += _problems(value, reference[key], f"{full}.") if reference[key] else []
+            found += _problems(value, reference[key], f"{full}.") if reference[key] and key != OPEN else []
         elif value != reference[key] or type(value) is not type(reference[key]):
             found += _type_problem(value, reference[key], full, strict=not prefix)
     return found

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from kd_cli.config.base import Config, Stage
 from kd_cli.errors import ConfigError
-from kd_cli.registry import convert
+from kd_cli.ranges import Positive, check_ranges
+from kd_cli.registry import bind_options, convert
 from kd_cli.seeds import derive_seed
 
 
@@ -152,9 +153,57 @@ def check_groups(count: int, size: int, classes: int) -> None:
         )
 
 
+@dataclass(frozen=True)
+class View:
+    """How a given teacher saw its training images; None: as the student sees them.
+
+    Args:
+        mean, std: per channel, of values 0 … 1; one number serves all channels.
+        image_size: pixels of a side, or height and width.
+
+    Raises:
+        ValueError: a number outside its range.
+    """
+
+    mean: Sequence[float] | None = None
+    std: Sequence[Positive] | None = None
+    image_size: int | Sequence[int] | None = None
+
+    def __post_init__(self) -> None:
+        check_ranges(View, vars(self))
+        if self.sides is not None and (len(self.sides) != 2 or min(self.sides) < 1):
+            raise ValueError(f"image_size: {self.image_size} is not possible; type a number ≥ 1 or [height,width]")
+
+    def __bool__(self) -> bool:
+        return any(value is not None for value in vars(self).values())
+
+    @property
+    def is_whole(self) -> bool:
+        """Nothing is left to guess."""
+        return all(value is not None for value in vars(self).values())
+
+    @property
+    def sides(self) -> tuple[int, ...] | None:
+        """Height and width."""
+        size = self.image_size
+        return None if size is None else (size, size) if isinstance(size, int) else tuple(size)
+
+
+GIVEN = ("checkpoint", "ready", *(field.name for field in fields(View)))
+
+
+def view_of(config: Config) -> View:
+    """`teacher.mean`, `teacher.std`, `teacher.image_size`. Raises ConfigError: of a wrong type or outside its range."""
+    options = {field.name: config["teacher"].get(field.name) for field in fields(View)}
+    try:
+        return View(**bind_options(View, options, where="teacher", what="a given teacher"))
+    except ValueError as error:
+        raise ConfigError(f"teacher.{error}") from error
+
+
 def model_options(config: Config, role: str) -> dict[str, Any]:
-    """The network's own options; where its weights come from is not one of them."""
-    return {key: value for key, value in config[role].items() if key != "checkpoint"}
+    """The network's own options; where its weights come from, and what they learned from, are not among them."""
+    return {key: value for key, value in config[role].items() if role == "student" or key not in GIVEN}
 
 
 def procedures(config: Config) -> list[str]:

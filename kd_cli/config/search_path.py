@@ -14,8 +14,9 @@ from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
+from kd_cli.config.base import OPEN
 from kd_cli.config.compose import conf_dir
 from kd_cli.errors import ConfigError
 from kd_cli.plugins import plugin_conf_dirs
@@ -39,7 +40,17 @@ class Folder(FileConfigSource):
             from kd_cli.storage.yaml import check_file
 
             check_file(path)
-        return super().load_config(config_path)
+        result = super().load_config(config_path)
+        _open(result.config)
+        return result
+
+
+def _open(config: Any) -> None:
+    """Lets mappings that hold whatever somebody's function takes have new keys without Hydra's `+`."""
+    for key in config if isinstance(config, DictConfig) else ():
+        node = config._get_node(key)
+        if isinstance(node, DictConfig) and not node._is_none() and (not len(node) or key == OPEN):
+            OmegaConf.set_struct(node, False)
 
 
 class Package(ImportlibResourcesConfigSource):

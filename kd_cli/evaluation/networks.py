@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from kd_cli import console
-from kd_cli.errors import DataError, KDError
+from kd_cli.errors import ConfigError, DataError, KDError
 from kd_cli.runs.folder import expand
 from kd_cli.runs.records import need, run_record
 from kd_cli.saved.network import Saved
@@ -100,17 +100,34 @@ def teacher_of(
     if not facts:
         return None
     saved = partial(Saved, overrides=overrides, config_dirs=config_dirs)
+    if facts.get("ready"):
+        raise ConfigError(f"{facts['sources'][0]} was ready as it stood, and kd builds no such network from a record")
     sources, digests = (need(facts, key, student.source.run) for key in ("sources", "sha256"))
     members = tuple(saved(_found(student, Path(source))) for source in sources)
     for place, member in enumerate(members):
         if member.source.sha256 not in digests[place : place + 1]:
             raise DataError(f"{member.path} has changed since it taught {student.path}")
-    specs = [replace(member.spec(), image_shape=image_shape or member.spec().image_shape) for member in members]
-    networks = [member.network(device, spec) for member, spec in zip(members, specs, strict=True)]
+    shape, seen = image_shape or student.spec().image_shape, student.facts["preprocessing"]
+    views = facts.get("views") or [None] * len(members)
+    networks = [_shown(member, view or {}, shape, seen, device) for member, view in zip(members, views, strict=True)]
     spec = student.spec()
     groups = [specialty(member.source, spec.class_names) for member in members]
     network = join_teachers(list(zip(networks, groups, strict=True)), facts.get("weights"), spec.num_classes)
     return Opened("teacher", members, network.to(device).eval())
+
+
+def _shown(
+    member: Saved, view: Mapping[str, Any], shape: Sequence[int], seen: Mapping[str, Any], device: torch.device
+) -> nn.Module:
+    """A teacher that is shown a student's images, as it was when it taught."""
+    channels, height, width = shape
+    height, width = view.get("image_size") or (height, width)
+    network = member.network(device, replace(member.spec(), image_shape=(channels, height, width)))
+    if not view:
+        return network
+    from kd_cli.teachers.view import SeenAs
+
+    return SeenAs(network, seen, view, view["image_size"])
 
 
 def _found(student: Saved, source: Path) -> Path:

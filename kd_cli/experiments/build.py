@@ -25,8 +25,14 @@ from kd_cli.teachers.load import Teacher
 from kd_cli.training.task import Distillation
 
 
-def build_network(options: Mapping[str, Any], role: str, seed: int, data: Data, device: torch.device) -> nn.Module:
-    """A network with its first weights: a pure function of the seed and the network's options."""
+def build_network(
+    options: Mapping[str, Any], role: str, seed: int, data: Data, device: torch.device, *, learns: bool = True
+) -> nn.Module:
+    """A network with its first weights: a pure function of the seed and the network's options.
+
+    Raises:
+        ConfigError: it cannot be built, or has nothing to learn and shall.
+    """
     seed_dropout(derive_seed(seed, "weights"), device)
     with (
         needing_memory(
@@ -35,6 +41,8 @@ def build_network(options: Mapping[str, Any], role: str, seed: int, data: Data, 
         countable(role),
     ):
         network = MODELS.build(options, where=role, **model_shape(data.spec))
+        if learns and not any(parameter.requires_grad for parameter in network.parameters()):
+            raise ConfigError(f"{role}={options['name']} has nothing to learn; it can only teach: teacher.ready=true")
         network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     check_takes(network, data.spec, f"{role}={options['name']}")
     return network

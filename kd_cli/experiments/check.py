@@ -17,6 +17,7 @@ from kd_cli.experiments.preflight import open_data, prepare
 from kd_cli.experiments.setup import Setup, make_setup
 from kd_cli.metrics.cost import count_flops
 from kd_cli.models.base import count_parameters
+from kd_cli.runs.records import network_name
 from kd_cli.seeds import derive_seed, seed_dropout
 from kd_cli.training.task import Distillation, Supervised, Task
 from kd_cli.types import Batch
@@ -50,7 +51,7 @@ def try_pair(config: Config, _: Launch) -> dict[str, Any]:
         "teacher": task.method.teacher,
         "images": size,
         "networks": {
-            role: _facts(options["name"], network, batch.images)
+            role: _facts(network_name(options), network, batch.images)
             for role, options, network in (("student", setup.student, student), ("teacher", setup.teacher, teacher))
             if network is not None
         },
@@ -68,7 +69,7 @@ def try_pair(config: Config, _: Launch) -> dict[str, Any]:
 def _teacher(setup: Setup, data: Data) -> nn.Module | None:
     if setup.kind == "none":
         return None
-    build = build_peer if setup.kind == "trained" else partial(build_network, role="teacher")
+    build = build_peer if setup.kind == "trained" else partial(build_network, role="teacher", learns=False)
     return build(setup.teacher, seed=setup.seed, data=data, device=setup.device)
 
 
@@ -93,7 +94,7 @@ def _shape(role: str, names: list[str], features: Mapping[str, Tensor], back: in
     return {role: names[back], f"{role}_shape": list(features[names[back]].shape[1:])}
 
 
-def _facts(name: str, network: nn.Module, images: Tensor) -> dict[str, Any]:
+def _facts(name: str | None, network: nn.Module, images: Tensor) -> dict[str, Any]:
     return {
         "name": name,
         "parameters": count_parameters(network),

@@ -11,7 +11,7 @@ from kd_cli.data.base import Data, Part
 from kd_cli.experiments.preflight import Ready, get_ready
 from kd_cli.experiments.setup import Setup, make_setup
 from kd_cli.runs.metrics import read_metrics
-from kd_cli.runs.records import sound_result
+from kd_cli.runs.records import network_name, sound_result
 from kd_cli.storage.cache import untouched
 
 _STAGES: Mapping[str, Stage | None] = {
@@ -52,7 +52,7 @@ def _described(setup: Setup, launch: Launch, training: Training, data: Data) -> 
     folder = launch.folder / training.name if setup.stage is None else launch.folder
     return {
         "name": training.name,
-        "network": training.model["name"],
+        "network": network_name(training.model),
         "epochs": recipe.epochs,
         "epochs_done": len(read_metrics(folder)) if launch.exact else 0,
         "steps": data.steps(recipe.batch_size, recipe.limit_train_batches),

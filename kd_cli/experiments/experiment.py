@@ -64,8 +64,8 @@ def compare(config: Config, launch: Launch) -> Result:
     with _opened(setup, launch) as (run, identity):
         if ready is None or run.result is not None:
             return _already(run)
-        used = len(ready.teachers) == 1 and setup.kind != "trained"
-        recorded = recorded_result(ready.teachers[0].path) if used else None
+        path = ready.teachers[0].path if len(ready.teachers) == 1 and setup.kind != "trained" else None
+        recorded = recorded_result(path) if path else None
         results: dict[str, Result] = {"teacher": recorded} if recorded else {}
         loggers = make_loggers(setup.logger, run)
         with watched_by(loggers, ()):
@@ -163,19 +163,19 @@ def _distillation(
         student = _network(setup, training, ready)
         teacher = frozen_teacher(setup, teachers, ready.data)
         task = build_task(setup.loss, student, teacher.network, ready.data, setup.recipes["distilled"])
-    taught = {} if teacher is None else {"teacher": _take_teacher(teacher, run, teachers)}
+    taught = {} if teacher is None else {"teacher": _take_teacher(teacher, run)}
     note_model(run, training.model, **taught, loss=setup.loss, grafted=task.grafted)
     if teacher is not None:
         remember_teacher(setup, task, teacher, ready.data, training.seed)
     return task
 
 
-def _take_teacher(teacher: Teacher, run: RunDir, teachers: Sequence[Known]) -> Mapping[str, Any]:
+def _take_teacher(teacher: Teacher, run: RunDir) -> Mapping[str, Any]:
     before, facts = run.record.get("teacher"), teacher.facts
     if before is not None:
         check_unchanged(before, facts, run.path)
     accuracy = "" if facts["val_top1"] is None else f", {facts['val_top1']:.2f} % on validation (checked now)"
-    console.say(f"teacher    {', '.join(console.short_path(known.path) for known in teachers)}{accuracy}")
+    console.say(f"teacher    {', '.join(map(console.short_path, facts['sources']))}{accuracy}")
     return facts
 
 

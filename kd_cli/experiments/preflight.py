@@ -14,7 +14,7 @@ from torch import nn
 
 from kd_cli import console
 from kd_cli.config.base import STAGE_TRAINER, Launch, Stage
-from kd_cli.config.plan import Training, check_groups
+from kd_cli.config.plan import GIVEN, Training, check_groups
 from kd_cli.config.recipe import Recipe, check_possible
 from kd_cli.data.base import Data, load_dataset
 from kd_cli.errors import ConfigError, DataError, listed
@@ -30,8 +30,9 @@ log = logging.getLogger("kd")
 
 _SLOW = 0.5  # of a moving average: less than half of it is the training
 _PROCEDURES = {"specialists", "assistants", "generations"}
+_OF_GIVEN = {f"teacher.{key}" for key in GIVEN}
 _UNUSED: dict[Stage, set[str]] = {
-    "teacher": {"student", "loss", "baseline_trainer", "distill_trainer", "ensemble", *_PROCEDURES},
+    "teacher": {"student", "loss", "baseline_trainer", "distill_trainer", "ensemble", *_PROCEDURES, *_OF_GIVEN},
     "baseline": {"teacher", "loss", "teacher_trainer", "distill_trainer", "ensemble", *_PROCEDURES},
     "distilled": {"teacher_trainer", "baseline_trainer", "ensemble.size", *_PROCEDURES},
 }
@@ -206,13 +207,13 @@ def _teachers(setup: Setup, launch: Launch, data: Data) -> tuple[Sequence[Known]
     """The teachers of the only training, and what is on record of them where it goes on."""
     if setup.stage != "distilled" or setup.kind != "frozen":
         return setup.given if setup.stage == "distilled" else (), None
-    before = _record(launch, launch.folder).get("teacher")
-    if before is not None:  # a resumed run keeps its teacher, whatever was trained since
+    before, view = _record(launch, launch.folder).get("teacher"), setup.view
+    if before is not None and not before.get("ready"):  # a resumed run keeps its teacher, whatever was trained since
         models = [known.model for known in setup.given] or [setup.teacher]
-        return [Known(Path(path), model) for path, model in zip(before["sources"], models, strict=True)], before
+        return [Known(Path(path), model, view) for path, model in zip(before["sources"], models, strict=True)], before
     if not setup.given:
-        return [Known(find_teacher(setup.outputs, setup.teacher, data, launch.arguments), setup.teacher)], None
-    return setup.given, None
+        return [Known(find_teacher(setup.outputs, setup.teacher, data, launch.arguments), setup.teacher, view)], None
+    return setup.given, before
 
 
 def check_unchanged(before: Mapping[str, Any], facts: Mapping[str, Any], run: Path) -> None:
@@ -231,8 +232,11 @@ def _say_unused(setup: Setup, launch: Launch) -> None:
     unused = _UNUSED[setup.stage] if setup.stage else set()
     for key in sorted(key for key in asked if {key, key.partition(".")[0]} & unused):
         console.notice(f"{key} has no effect on kd {launch.command}")
-    if setup.stage in (None, "distilled") and setup.given and setup.kind == "trained":
-        console.notice(f"teacher.checkpoint has no effect: {setup.loss['name']} trains a teacher of its own")
+    for key in sorted(_OF_GIVEN & set(launch.given)) if setup.stage in (None, "distilled") else ():
+        if setup.kind == "trained":
+            console.notice(f"{key} has no effect: {setup.loss['name']} trains a teacher of its own")
+        elif setup.stage is None and not setup.given:
+            console.notice(f"{key} has no effect: kd run trains the teacher")
     if setup.stage in (None, "distilled") and setup.weights and setup.members == 1:
         console.notice("ensemble.weights has no effect: there is one teacher")
 

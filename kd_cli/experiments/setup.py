@@ -10,9 +10,21 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from kd_cli.config.base import Config, Stage, stage_recipes
-from kd_cli.config.plan import Training, check_procedure, given_paths, members, model_options, plan, procedures, single
+from kd_cli.config.plan import (
+    Training,
+    View,
+    check_procedure,
+    given_paths,
+    members,
+    model_options,
+    plan,
+    procedures,
+    single,
+    view_of,
+)
 from kd_cli.config.recipe import Recipe
 from kd_cli.data.base import check_dataset
+from kd_cli.errors import ConfigError
 from kd_cli.losses.base import build_loss
 from kd_cli.machine import pick_device
 from kd_cli.models.base import MODELS
@@ -37,6 +49,7 @@ class Setup:
         dataset, loss, logger, teacher, student: each component's name and options.
         kind: what the loss asks of a teacher: a `frozen` one, one that is `trained` beside the student, or `none`.
         given: the teachers that are trained already; one alone is the network that `teacher` describes.
+        view: how given teachers saw their training images, where they differ from the student's.
         members: of an ensemble of teachers.
         weights: of their logits.
         trainings: in their order.
@@ -59,6 +72,7 @@ class Setup:
     student: Mapping[str, Any]
     kind: str
     given: Sequence[Known]
+    view: View
     members: int
     weights: Weights
     trainings: Sequence[Training]
@@ -91,7 +105,7 @@ def make_setup(config: Config, stage: Stage | None) -> Setup:
     method, mix = build_loss(config["loss"])
     kind = method.teacher if mix.weight else "none"
     check_procedure(config, teacher=kind)
-    paths = given_paths(config)
+    given = _given(config, teacher)
     return Setup(
         recorded=config,
         stage=stage,
@@ -104,10 +118,11 @@ def make_setup(config: Config, stage: Stage | None) -> Setup:
         teacher=teacher,
         student=student,
         kind=kind,
-        given=[Known(path, teacher if len(paths) == 1 else None) for path in paths],
-        members=members(config, paths),
+        given=given,
+        view=view_of(config),
+        members=members(config, given),
         weights=config["ensemble"]["weights"],
-        trainings=[single(config, stage)] if stage else plan(config, teacher=kind, given=bool(paths)),
+        trainings=[single(config, stage)] if stage else plan(config, teacher=kind, given=bool(given)),
         procedures=procedures(config),
         groups=config["specialists"]["groups"],
         group_size=config["specialists"]["classes"],
@@ -115,3 +130,15 @@ def make_setup(config: Config, stage: Stage | None) -> Setup:
         eval_batch_size=config["trainer"]["eval_batch_size"],
         cache_limit=int(config["teacher_cache_gb"] * 1e9) if config["teacher_cache"] and not is_untouched() else 0,
     )
+
+
+def _given(config: Config, teacher: Mapping[str, Any]) -> list[Known]:
+    """The finished teachers that the configuration names: by their paths, or one that its options make ready."""
+    paths, view = given_paths(config), view_of(config)
+    ready = config["teacher"]["ready"] or getattr(MODELS.component(str(teacher["name"])), "ready", False)
+    if not ready:
+        return [Known(path, teacher if len(paths) == 1 else None, view) for path in paths]
+    if paths or config["ensemble"]["size"] > 1 or config["specialists"]["groups"]:
+        other = "teacher.checkpoint" if paths else "ensemble.size and specialists.groups"
+        raise ConfigError(f"teacher.ready: the teacher is the network as it stands, and {other} name others; give one")
+    return [Known(None, teacher, view)]

@@ -17,6 +17,7 @@ from kd_cli.config.base import STAGE_TRAINER
 from kd_cli.data.decode import reading_source
 from kd_cli.export.deployed import Subject
 from kd_cli.runs.provenance import rerun_line
+from kd_cli.runs.records import network_name
 
 Facts = Mapping[str, Any]
 
@@ -51,7 +52,8 @@ def model_card(subject: Subject, report: Facts, results: Facts) -> str:
         report=report,
         results=results,
         record=record,
-        title=f"{report['model']['name']} on {report['dataset']} ({how})",
+        title=f"{network_name(report['model'])} on {report['dataset']} ({how})",
+        network=network_name(report["model"]),
         tags=["image-classification", *(["knowledge-distillation", report["loss"]] if report["loss"] else [])],
         top1=report["checks"].get("int8", {}).get("int8_test_top1", results["test_top1"]),
         size="{} × {}".format(*report["image_size"]),

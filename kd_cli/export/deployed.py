@@ -14,6 +14,7 @@ from kd_cli.data.base import Data
 from kd_cli.data.preprocess import Prepare
 from kd_cli.errors import DataError
 from kd_cli.models.base import count_parameters
+from kd_cli.runs.records import network_name
 from kd_cli.saved.network import Saved
 from kd_cli.saved.weights import graft_of
 
@@ -69,7 +70,7 @@ class Subject:
     @property
     def name(self) -> str:
         """`distilled resnet8`."""
-        return f"{self.facts['stage']} {self.facts['model']['name']}"
+        return f"{self.facts['stage']} {network_name(self.facts['model'])}"
 
 
 def subject_of(saved: Saved) -> Subject:

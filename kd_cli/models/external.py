@@ -13,7 +13,7 @@ from torch import nn
 
 from kd_cli.errors import suggest
 from kd_cli.models.base import MODELS
-from kd_cli.models.imported import check_arguments, find_callable
+from kd_cli.models.imported import check_arguments, find_callable, look_here_if_unreachable
 from kd_cli.models.pretrained import load_pretrained
 from kd_cli.taps import GROUPS
 
@@ -55,6 +55,7 @@ def external(
         )
     function = find_callable(callable)
     check_arguments(callable, kwargs)
+    look_here_if_unreachable(callable, kwargs)
     injected = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
     network = called(function, callable, {**_taken(function, injected), **kwargs})
     return ready(network, callable, num_classes, (in_channels, image_size, image_size), pretrained, taps)
@@ -76,6 +77,12 @@ def called(function: Callable[..., Any], what: str, arguments: Mapping[str, Any]
         raise ValueError(
             f"kwargs: {what} cannot be called with {', '.join(arguments) or 'nothing'}: {error}"
         ) from error
+    except OSError as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+        raise ValueError(
+            f"kwargs: {what} cannot get its weights ({reason}); download their file where there is a network, and type "
+            "student.pretrained=FILE (teacher.pretrained=FILE for a teacher) instead"
+        ) from error
     if not isinstance(network, nn.Module):
         raise ValueError(f"{what} returned a {type(network).__name__}, not an nn.Module")
     return network
@@ -94,7 +101,7 @@ def ready(
     if taps:
         network.taps = named_taps(network, taps)  # type: ignore[assignment]
     if pretrained is not None:
-        load_pretrained(network, pretrained)
+        load_pretrained(network, pretrained, num_classes)
     return network
 
 

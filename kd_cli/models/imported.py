@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import pkgutil
+import socket
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from torch import nn
 
@@ -56,6 +59,19 @@ def check_arguments(path: str, arguments: Mapping[str, Any]) -> None:
             f"kwargs: {path} would read {arguments[named[0]]!r} for {named[0]}, and such files may hold code; name a "
             "file of weights with pretrained=FILE instead, which is read without running anything"
         )
+
+
+def look_here_if_unreachable(path: str, arguments: Mapping[str, Any]) -> None:
+    """Lets timm look for weights on this machine alone where their host cannot be reached, or it tries for a minute."""
+    if not (path.startswith("timm.") and arguments.get("pretrained")) or getproxies():
+        return
+    from huggingface_hub import constants
+
+    host = urlsplit(constants.ENDPOINT)
+    try:
+        socket.create_connection((str(host.hostname), host.port or 443), timeout=3).close()
+    except OSError:
+        constants.HF_HUB_OFFLINE = True
 
 
 def _check_home(path: str, found: Any) -> None:

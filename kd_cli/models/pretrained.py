@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import logging
-import zipfile
+import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from kd_cli.errors import DataError, suggest
-from kd_cli.storage.files import open_regular
-from kd_cli.storage.tensors import check_numbers, read_tensors
+from kd_cli.errors import DataError, listed
+from kd_cli.models.state_dict import read_state_dict, without_prefixes
+from kd_cli.storage.tensors import check_names, check_numbers
 
 log = logging.getLogger("kd")
 
-_WRAPPINGS = ("state_dict", "model_state_dict", "model")  # what training scripts put a state dict into
-_PREFIXES = ("module.", "_orig_mod.")  # of DataParallel and torch.compile
+_COUNTER = ".num_batches_tracked"  # files from before PyTorch 0.4.1 have none
+_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12])\.")  # as published: norm.1 is norm1 now
+_VIT = "encoder.pos_embedding"  # torchvision's
+_FILTERS = ("checkpoint_filter_fn", "_filter_fn")  # by which timm reads published files of its networks
+
+Tensors = dict[str, Tensor]
 
 
-def load_pretrained(network: nn.Module, path: str) -> None:
+def load_pretrained(network: nn.Module, path: str, num_classes: int) -> None:
     """Puts the weights of a file into a network, but for layers whose shapes depend on the data.
 
     A classifier for another number of classes and a first convolution for other channels keep their random weights; a
@@ -29,71 +33,127 @@ def load_pretrained(network: nn.Module, path: str) -> None:
 
     Args:
         path: of a .safetensors file, or of one by `torch.save` that holds nothing but tensors.
+        num_classes: K.
 
     Raises:
         ValueError: it is missing, cannot be read safely, or belongs to another network.
     """
-    loaded, own = _read(Path(path).expanduser()), network.state_dict()
-    missing, unknown = sorted(own.keys() - loaded.keys()), sorted(loaded.keys() - own.keys())
-    missing = [name for name in missing if not name.endswith("num_batches_tracked")]  # older files have none
-    if missing or unknown:
-        first = f"it has no {missing[0]!r}" if missing else f"it has {unknown[0]!r}{suggest(unknown[0], own)}"
-        raise ValueError(f"pretrained: {path} is of another network: {first}")
     try:
+        own, loaded = network.state_dict(), read_for(network, Path(path).expanduser())
+        kept = _depending_on_data(network, own, loaded, num_classes)
+        fitting = {name: tensor for name, tensor in loaded.items() if _module(name) not in kept}
+        check_names(fitting, {name: tensor for name, tensor in own.items() if _module(name) not in kept}, Path(path))
         check_numbers(loaded, own, Path(path))
     except DataError as error:
         raise ValueError(f"pretrained: {error}") from error
-    differing = [name for name, tensor in loaded.items() if tensor.shape != own[name].shape]
-    kept = {name.rpartition(".")[0] for name in differing}
-    if kept - _ends(network):
-        name = next(name for name in differing if name.rpartition(".")[0] not in _ends(network))
-        raise ValueError(
-            f"pretrained: {path} is of another network: {name} is {list(loaded[name].shape)} there, "
-            f"{list(own[name].shape)} here"
-        )
-    network.load_state_dict({k: v for k, v in loaded.items() if k.rpartition(".")[0] not in kept}, strict=False)
+    network.load_state_dict(fitting, strict=False)
     if kept:
         log.warning("%s: %s learned on other data; random weights are kept there", path, ", ".join(sorted(kept)))
 
 
-def _read(path: Path) -> dict[str, Tensor]:
-    if not path.exists():
-        raise ValueError(f"pretrained: there is no file {path}; download it, then type its path")
+def read_for(network: nn.Module, path: Path) -> Tensors:
+    """The weights of a file under the names, and on the grid, of this network; a notice says what was done to them.
+
+    As torchvision and timm load what they publish: names of an older version, auxiliary heads that the network does
+    not have, position embeddings of another grid, counters of batches that are missing. Names and shapes may still be
+    those of another network.
+
+    Raises:
+        DataError: it is missing, or cannot be read safely.
+    """
+    tensors, own = read_state_dict(path), network.state_dict()
+    tensors = _plainly_named(tensors, own)
+    steps = () if _fits(tensors, own) else (_renamed, _by_timm, _resampled, _without_heads)
+    notes = []
+    for step in steps:
+        tensors, note = step(network, tensors, own)
+        notes += [note] if note else []
+    if notes:
+        log.warning("%s: %s", path, "; ".join(notes))
+    return tensors | {name: own[name].new_zeros(()) for name in own.keys() - tensors.keys() if name.endswith(_COUNTER)}
+
+
+def _plainly_named(tensors: Tensors, own: Mapping[str, Tensor]) -> Tensors:
+    """Without what scripts put before all names, as far as the network does not have that itself."""
+    variants = [tensors]
+    while (shorter := without_prefixes(variants[-1])).keys() != variants[-1].keys():
+        variants.append(shorter)
+    return max(variants, key=lambda each: len(each.keys() & own.keys()))
+
+
+def _renamed(network: nn.Module, tensors: Tensors, own: Mapping[str, Tensor]) -> tuple[Tensors, str]:
+    del network
+    new = {name: _DENSENET.sub(r"\1\2.", name) for name in tensors if name not in own}
+    new = {name: to for name, to in new.items() if to in own}
+    note = f"{len(new)} names of an older version were renamed (such as {min(new)})" if new else ""
+    return {new.get(name, name): tensor for name, tensor in tensors.items()}, note
+
+
+def _by_timm(network: nn.Module, tensors: Tensors, own: Mapping[str, Tensor]) -> tuple[Tensors, str]:
+    """What timm does to published files of this family."""
+    home = type(network).__module__
+    known = [getattr(sys.modules[home], name, None) for name in _FILTERS] if home.startswith("timm.") else []
+    change: Any = next(filter(callable, known), None)
+    if change is None:
+        return tensors, ""
     try:
-        found = read_tensors(path)[0] if path.suffix == ".safetensors" else _read_torch(path)
-    except Exception as error:  # what is no state dict fails in PyTorch's reader in any way
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ValueError(
-            f"pretrained: {path} cannot be read as tensors alone ({reason}); save its state_dict() as .safetensors"
-        ) from error
-    return _unwrapped(found, path)
+        made = dict(change({name: _single(tensor) for name, tensor in tensors.items()}, network))
+    except Exception:  # it is made for files of that family, and this may be any
+        return tensors, ""
+    resampled = [name for name in made if name in tensors and made[name].shape != tensors[name].shape]
+    renamed = [name for name in made if name not in tensors and name in own]
+    dropped = [name for name in tensors if name not in made and not renamed]
+    done = {"resampled": resampled, "renamed": renamed, "left out": dropped}
+    return made, "; ".join(f"{listed(sorted(names))} {what}, as timm does" for what, names in done.items() if names)
 
 
-def _read_torch(path: Path) -> Any:
-    with open_regular(path) as file:
-        if zipfile.is_zipfile(file):
-            with zipfile.ZipFile(file) as archive:
-                if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
-                    raise ValueError("it is compressed, which files of torch.save are not")
-        file.seek(0)
-        return torch.load(file, "cpu", weights_only=True)
+def _resampled(network: nn.Module, tensors: Tensors, own: Mapping[str, Tensor]) -> tuple[Tensors, str]:
+    there, here = tensors.get(_VIT), own.get(_VIT)
+    if there is None or here is None or there.shape == here.shape or not hasattr(network, "patch_size"):
+        return tensors, ""
+    from torchvision.models.vision_transformer import interpolate_embeddings
+
+    sizes = int(network.image_size), int(network.patch_size)  # type: ignore[arg-type]
+    try:
+        made = interpolate_embeddings(*sizes, {_VIT: _single(there)})[_VIT]
+    except (ValueError, RuntimeError):  # no square grid: it is refused by its shape
+        return tensors, ""
+    counts = f"{there.shape[1] - 1} to {here.shape[1] - 1} patches"
+    return tensors | {_VIT: made}, f"the position embeddings were resampled from {counts}, as torchvision does"
 
 
-def _unwrapped(found: Any, path: Path) -> dict[str, Tensor]:
-    for key in _WRAPPINGS:
-        if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
-            found = found[key]
-    if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
-        raise ValueError(f"pretrained: {path} holds no state dict (name → tensor); save its state_dict()")
-    for prefix in _PREFIXES:
-        if all(name.startswith(prefix) for name in found):
-            found = {name.removeprefix(prefix): value for name, value in found.items()}
-    return dict(found)
+def _without_heads(network: nn.Module, tensors: Tensors, own: Mapping[str, Tensor]) -> tuple[Tensors, str]:
+    """Without the auxiliary heads of GoogLeNet, Inception and their like, which only help in training."""
+    tops = {name.partition(".")[0] for name in tensors.keys() - own.keys()}
+    heads = sorted(top for top in tops if top.lower().startswith("aux"))
+    if not heads:
+        return tensors, ""
+    note = f"{listed(heads)}: auxiliary heads, which this network does not have, were left out"
+    if getattr(network, "transform_input", True) is False:
+        note += "; with the weights that torchvision publishes, type student.kwargs.transform_input=true (or teacher.…)"
+    return {name: tensor for name, tensor in tensors.items() if name.partition(".")[0] not in heads}, note
 
 
-def _ends(network: nn.Module) -> set[str]:
-    """The first convolution and the last linear layer, which fit the data."""
-    named = list(network.named_modules())
-    first = [name for name, module in named if isinstance(module, nn.Conv2d)][:1]
-    last = [name for name, module in named if isinstance(module, nn.Linear)][-1:]
-    return {*first, *last}
+def _depending_on_data(network: nn.Module, own: Mapping[str, Tensor], loaded: Tensors, num_classes: int) -> set[str]:
+    """The first convolution, and what has a row for each class, where theirs are of other shapes here and there."""
+    differing = {name for name in loaded.keys() & own.keys() if loaded[name].shape != own[name].shape}
+    first = next((name for name, module in network.named_modules() if isinstance(module, nn.Conv2d)), None)
+    by_class = {name for name in differing if _differs_in_classes(loaded[name], own[name], num_classes)}
+    classifiers = set(map(_module, by_class)) if len({len(loaded[name]) for name in by_class}) == 1 else set()
+    return {_module(name) for name in differing if _module(name) in classifiers | {first}}
+
+
+def _differs_in_classes(there: Tensor, here: Tensor, num_classes: int) -> bool:
+    return here.dim() > 0 and here.shape[0] == num_classes and there.shape[1:] == here.shape[1:]
+
+
+def _fits(tensors: Tensors, own: Mapping[str, Tensor]) -> bool:
+    return tensors.keys() == own.keys() and all(tensors[name].shape == own[name].shape for name in own)
+
+
+def _single(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.is_floating_point() else tensor
+
+
+def _module(name: str) -> str:
+    return name.rpartition(".")[0]

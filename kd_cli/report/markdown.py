@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from kd_cli.console import printable
-from kd_cli.report.readable import listed
+from kd_cli.errors import listed
 from kd_cli.report.tables import Table, tables
 
 _LISTED = 8  # runs named for one value of an option; more are counted

@@ -10,11 +10,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from kd_cli.errors import listed
 from kd_cli.report.charts import Chart, charts_of
 from kd_cli.report.charts.families import value_text
 from kd_cli.report.charts.theme import TOKENS
 from kd_cli.report.plots.files import save_file
-from kd_cli.report.readable import listed, readable
+from kd_cli.report.readable import readable
 from kd_cli.report.tables import transfer_table
 
 _HERE = Path(__file__).parent

@@ -12,7 +12,7 @@ from kd_cli.report.compare import Comparison
 from kd_cli.report.records import Run, mapping, number
 from kd_cli.report.settings import brief, facts, label, told, value
 from kd_cli.runs.provenance import rerun_line
-from kd_cli.runs.records import sound_record
+from kd_cli.runs.records import network_name, sound_record
 from kd_cli.storage.files import read_json
 
 _RESULTS = (
@@ -47,7 +47,7 @@ def run_row(run: Run, stage: str, shared: Sequence[Comparison], axes: Sequence[s
         "rerun": rerun_line(run.record),
         "log": _log(run.path),
         "data": run.data.get("name"),
-        "network": mapping(run.record.get("model")).get("name"),
+        "network": network_name(run.record.get("model")),
         "loss": mapping(run.record.get("loss")).get("name"),
         "seed": run.seed,
         "settings": settings,

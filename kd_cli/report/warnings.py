@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from kd_cli.errors import listed
 from kd_cli.metrics.significance import accuracy_error
 from kd_cli.report.collect import teacher_digests
 from kd_cli.report.compare import Comparison, test_images
 from kd_cli.report.groups import Group, confounded
-from kd_cli.report.readable import listed
 from kd_cli.report.records import Run, mapping
 from kd_cli.report.settings import brief
 from kd_cli.runs.checkpoint import damage_by_averaging

@@ -6,6 +6,7 @@ It is data: nothing in it is resolved, imported or called.
 from __future__ import annotations
 
 import math
+import re
 import reprlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -70,6 +71,20 @@ def read_config(run: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise DataError(f"{path} is no configuration: it is damaged or not kd's")
     return {str(key): value for key, value in config.items()}
+
+
+def network_name(model: Any) -> Any:
+    """A network's own name, by its options on record: `mobilenet_v3_small`, not the `torchvision` that made it."""
+    match model:
+        case {"name": "torchvision", "model": str(own)} | {"name": "external", "kwargs": {"model_name": str(own)}}:
+            return own
+        case {"name": "external", "callable": str(function)}:
+            return re.split(r"[.:]", function)[-1]
+        case {"name": "onnx", "file": str(file)}:
+            return Path(file).name
+        case {"name": name}:
+            return name
+    return None
 
 
 def need(facts: Mapping[str, Any], key: str, where: object) -> Any:
@@ -156,15 +171,26 @@ def _is_data(value: Any) -> bool:
         return False
     seen = value.get("preprocessing")
     normal = isinstance(seen, dict) and is_numbers(seen.get("mean")) and is_numbers(seen.get("std"))
+    sized = isinstance(seen, dict) and is_sides(seen.get("image_size", [1, 1]))
     named = is_texts(value.get("classes")) and is_text(value.get("name")) and is_text(value.get("fingerprint"))
-    return normal and named and is_sides(value.get("image_shape"), 3) and is_count(value.get("num_train", 1))
+    return normal and sized and named and is_sides(value.get("image_shape"), 3) and is_count(value.get("num_train", 1))
 
 
 def _is_teacher(value: Any) -> bool:
     if not isinstance(value, dict) or not is_texts(value.get("sources")) or not is_texts(value.get("sha256")):
         return False
     lists = [value.get(key) for key in ("models", "grafts")]
-    return all(isinstance(each, list) and len(each) == len(value["sources"]) for each in (value["sha256"], *lists))
+    lists += [value["views"]] if "views" in value else []
+    whole = all(isinstance(each, list) and len(each) == len(value["sources"]) for each in (value["sha256"], *lists))
+    return whole and all(map(_is_view, value.get("views", [])))
+
+
+def _is_view(value: Any) -> bool:
+    """How a teacher is shown the student's images."""
+    if value is None:
+        return True
+    named = isinstance(value, dict) and value.keys() == {"mean", "std", "image_size"}
+    return named and all(each is None or is_numbers(each) for each in value.values())
 
 
 def _is_rows(value: Any) -> bool:

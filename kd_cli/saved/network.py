@@ -15,6 +15,7 @@ from torch import nn
 from kd_cli.config.base import Config
 from kd_cli.config.compose import compose
 from kd_cli.config.overrides import override_key
+from kd_cli.config.plan import model_options
 from kd_cli.data.base import DATASETS, Data, load_dataset
 from kd_cli.errors import ConfigError, DataError, listed, offer
 from kd_cli.models.base import MODELS
@@ -243,8 +244,8 @@ def _fitting(source: Source, data: Data) -> Data:
 
 def _model(source: Source, recorded: Config, chosen: Config, overrides: Sequence[str], role: str) -> dict[str, Any]:
     named = any(override_key(override) == role for override in overrides)
-    options = dict(chosen[role]) if named or not recorded else _patched(source.record["model"], overrides, role)
-    options.pop("checkpoint", None)
+    fresh = named or not recorded
+    options = model_options(chosen, role) if fresh else _patched(source.record["model"], overrides, role)
     if options["name"] == "external" and not named:
         raise ConfigError(
             f"{source.run} holds an external network, and kd never imports code because a record names it; "

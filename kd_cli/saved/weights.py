@@ -22,14 +22,13 @@ from kd_cli.runs.checkpoint import Checkpoint, damage_by_averaging, load_state, 
 from kd_cli.runs.metrics import read_metrics
 from kd_cli.runs.records import need, run_record, run_result
 from kd_cli.storage.files import file_digest
-from kd_cli.storage.tensors import check_numbers, conversion, read_tensors
+from kd_cli.storage.tensors import check_names, check_numbers, read_tensors
 from kd_cli.training.task import Distillation
 from kd_cli.types import DataSpec
 
 log = logging.getLogger("kd")
 
 _LARGEST = 2**32  # bytes of a network that need no weights file of that order
-_PICKLED = {".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle", ".tar"}
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ class Source:
     """Where a network's weights are, and what is on record about them.
 
     Args:
-        weights: the .safetensors file.
+        weights: the file: .safetensors, or one by torch.save where it is none of kd's.
         run: the run's folder, or None for a file without one.
         epoch: of the checkpoint, or None.
         sha256: of the weights file.
@@ -61,7 +60,7 @@ class Source:
 
 
 def locate(path: Path, which: str | None = None) -> Source:
-    """The weights behind a run's folder, a checkpoint's folder or a .safetensors file.
+    """The weights behind a run's folder, a checkpoint's folder or a file of weights.
 
     Args:
         which: `best` on validation or `last`, where `path` is a run; None: best.
@@ -83,7 +82,7 @@ def locate(path: Path, which: str | None = None) -> Source:
         stages = [stage.name for stage in (path / "teacher", path / "distilled") if (stage / "run.json").exists()]
         hint = f"; it is a comparison, name one of its runs: {path / stages[0]}" if stages else ""
         raise DataError(
-            f"{path} is not a completed run, a checkpoint or a .safetensors file{hint}; kd list runs shows all"
+            f"{path} is not a completed run, a checkpoint or a file of weights{hint}; kd list runs shows all"
         )
     epoch = result["epochs"] if which == "last" else result["best_epoch"]
     source = _from_checkpoint(Checkpoint(path / "checkpoints" / f"epoch-{epoch:04d}"))
@@ -99,14 +98,7 @@ def locate(path: Path, which: str | None = None) -> Source:
 def _from_file(path: Path) -> Source:
     if path.suffix == ".safetensors" and (path.parent / "manifest.json").exists():
         return locate(path.parent)
-    if path.suffix == ".safetensors":
-        return Source(path, None, None, file_digest(path))
-    if path.suffix.lower() in _PICKLED:
-        raise ConfigError(
-            f"{path}: a file by torch.save can run code when it is read, and kd reads none; if it is a state dict, "
-            f"type this and then give the .safetensors file:\n{conversion(path)}"
-        )
-    raise ConfigError(f"{path} is not a file of weights; give a run's folder, a checkpoint's or a .safetensors file")
+    return Source(path, None, None, file_digest(path))
 
 
 def recorded_result(path: Path) -> dict[str, Any] | None:
@@ -131,17 +123,18 @@ def specialty(source: Source, class_names: Sequence[str]) -> list[int]:
 
 def load_weights(network: nn.Module, source: Source) -> None:
     """Puts a source's weights into a network. Raises DataError: they belong to another architecture."""
-    tensors, _ = read_tensors(source.weights)
-    if damage := damage_by_averaging(source.weights.parent):
-        log.warning("%s", damage)
-    check_numbers(tensors, network.state_dict(), source.weights)
-    try:
-        load_state(network, tensors)
-    except RuntimeError as error:
-        reason = str(error).splitlines()
-        raise DataError(
-            f"{source.weights} does not fit this network: {' '.join(line.strip() for line in reason[:2])}"
-        ) from error
+    own = network.state_dict()
+    if source.run is None:
+        from kd_cli.models.pretrained import read_for
+
+        tensors = read_for(network, source.weights)
+    else:
+        tensors, _ = read_tensors(source.weights)
+        if damage := damage_by_averaging(source.weights.parent):
+            log.warning("%s", damage)
+    check_names(tensors, own, source.weights)
+    check_numbers(tensors, own, source.weights)
+    load_state(network, tensors)
 
 
 def rebuild(source: Source, options: Mapping[str, Any], spec: DataSpec, *, where: str) -> nn.Module:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kd_cli.errors import DataError
+from kd_cli.errors import DataError, listed
 from kd_cli.storage.files import open_regular
 
 if TYPE_CHECKING:
@@ -23,11 +22,6 @@ _LARGEST_HEADER = 2**24  # bytes; a network of 100,000 tensors has less
 _MOST_TENSORS = 100_000
 _SEALED = "kd"  # the header's entry with all facts
 _PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")  # how files of torch.save begin
-
-_CONVERT = (
-    "import sys, torch, safetensors.torch as s; d = torch.load(sys.argv[1], 'cpu', weights_only=True); "
-    "s.save_file({k: v.clone().contiguous() for k, v in d.items()}, sys.argv[2])"
-)
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -67,6 +61,24 @@ def _opened(path: Path, framework: str) -> Iterator[Any]:
         raise DataError(f"{path} is damaged or no safetensors file ({reason[:200]}){_hint(path)}") from error
 
 
+def check_names(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], path: Path) -> None:
+    """Refuses tensors of other names or shapes than the network's own.
+
+    Raises:
+        DataError: with the first of them, and how many more there are.
+    """
+    missing, unknown = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
+    other = [
+        f"{name} is {list(tensors[name].shape)} there, {list(own.shape)} here"
+        for name, own in wanted.items()
+        if name in tensors and tensors[name].shape != own.shape
+    ]
+    found = {"it has no": missing, "it has, and the network has not,": unknown, "": other}
+    reasons = [f"{what} {listed(names)}".strip() for what, names in found.items() if names]
+    if reasons:
+        raise DataError(f"{path} does not fit this network, it is of another network: {'; '.join(reasons)}")
+
+
 def check_numbers(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], path: Path) -> None:
     """Refuses what loading would turn into other numbers, or into nothing of use, and say nothing.
 
@@ -87,12 +99,6 @@ def check_numbers(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], p
     kinds = {_kind(tensor) for name, tensor in common.items() if wanted[name].dtype != tensor.dtype}
     if kinds:
         log.warning("%s has numbers of type %s; the network computes in its own type", path, ", ".join(sorted(kinds)))
-
-
-def conversion(path: Path) -> str:
-    """The line that makes a safetensors file of one by `torch.save`, running nothing that is in it."""
-    words = ("python", "-c", _CONVERT, str(path), str(path.with_suffix(".safetensors")))
-    return " ".join(map(shlex.quote, words))
 
 
 def digest_tensor(tensor: Tensor) -> str:
@@ -179,8 +185,8 @@ def _hint(path: Path) -> str:
         return ""
     if not begins.startswith(_PICKLES):
         return ""
-    other = path.with_suffix(".pt")
+    other = path.with_suffix(".pt").name
     return (
-        f"; it begins as a pickle or a zip file does, and pickles can run code. If it is a state dict by torch.save, "
-        f"name it {other.name} and type\n{conversion(other)}"
+        "; it begins as a pickle or a zip file does, and pickles can run code. If it is a state dict by torch.save, "
+        f"name it {other}: kd reads tensors of such a file and nothing else"
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,10 +15,12 @@ from torch import nn
 
 from kd_cli import console
 from kd_cli.config.overrides import override_key
+from kd_cli.config.plan import View
 from kd_cli.data.base import Data
 from kd_cli.errors import ConfigError, DataError, listed
 from kd_cli.metrics.evaluate import evaluate
 from kd_cli.metrics.scores import top_k
+from kd_cli.models.base import MODELS, model_shape
 from kd_cli.out_of_memory import needing_memory
 from kd_cli.runs.folder import find_records
 from kd_cli.saved.weights import (
@@ -32,6 +34,7 @@ from kd_cli.saved.weights import (
     seen_by,
     specialty,
 )
+from kd_cli.storage.files import file_digest
 from kd_cli.teachers.cache import make_entry, network_digest, validation_logits
 
 if TYPE_CHECKING:
@@ -40,6 +43,7 @@ if TYPE_CHECKING:
 # Another number of threads or another processor may move a few borderline images; wrong weights or a wrong
 # normalisation move far more.
 _TOLERANCE = 0.5  # percentage points
+_AS_GIVEN = View()
 
 
 @dataclass(frozen=True)
@@ -47,12 +51,14 @@ class Known:
     """A teacher that is trained already.
 
     Args:
-        path: a run's folder, a checkpoint's folder or a .safetensors file.
+        path: a run's folder, a checkpoint's folder or a file of weights; None: `model` makes it with its weights.
         model: the network's options; None: those of its record.
+        view: how it saw its training images, where the user says so.
     """
 
-    path: Path
+    path: Path | None
     model: Mapping[str, Any] | None
+    view: View = _AS_GIVEN
 
 
 def find_teacher(outputs: Path, options: Mapping[str, Any], data: Data, arguments: Sequence[str]) -> Path:
@@ -72,7 +78,7 @@ def find_teacher(outputs: Path, options: Mapping[str, Any], data: Data, argument
     command = " ".join(["kd train-teacher", *map(shlex.quote, kept)])
     raise ConfigError(
         f"there is no completed teacher {brief(options)} on {data.name} in {outputs}; train one:\n\n    {command}\n\n"
-        "or name one: teacher.checkpoint=DIR, a run's folder or a .safetensors file"
+        "or name one: teacher.checkpoint=DIR, a run's folder or a file of weights"
     )
 
 
@@ -115,6 +121,8 @@ def load_teachers(
     }
     facts |= {"runs": [fact["run"] for fact in records], "models": [fact["model"] for fact in records]}
     facts |= {"grafts": [fact["graft"] for fact in records], "weights": weights}
+    facts |= {"views": [fact["view"] for fact in records]} if any(fact["view"] for fact in records) else {}
+    facts |= {"ready": True} if any(known.path is None for known in teachers) else {}
     if len(loaded) == 1 and not records[0]["specialist"]:
         loaded[0].facts = facts | {"val_top1": records[0]["val_top1"]}
         return loaded[0]
@@ -133,32 +141,61 @@ def load_teacher(known: Known, data: Data, *, batch_size: int, device: torch.dev
         ConfigError: the run trained another network than `known` describes.
         DataError: damaged, not what its record says, or for other classes.
     """
-    source = locate(known.path)
-    specialist, data = specialty(source, data.spec.class_names), seen_by(source, data)
-    options = dict(source.record.get("model", {})) if known.model is None else known.model
-    if known.model is None:
-        check_nameable(source, options)
-    _check_record(source, options, data)
-    network = rebuild(source, options, data.spec, where="teacher")
-    load_weights(network, source)
+    source, options, network = _opened(known, data)
+    facts = _facts(source, options, known.view, data)
+    if source is not None:
+        data = seen_by(source, data)
+    if known.view:
+        from kd_cli.teachers.view import SeenAs
+
+        network = SeenAs(network, data.preprocessing, vars(known.view), known.view.sides)
     network.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)  # type: ignore[call-overload]
-    facts: dict[str, Any] = {
-        "source": str(known.path.absolute()),
-        "sha256": source.sha256,
-        "run": str(source.run) if source.run else None,
-        "model": dict(options),
-        "graft": graft_of(source.record),
-        "specialist": specialist,
-    }
     teacher = Teacher(network, facts)
+    if known.path is not None:
+        teacher.facts["source"] = str(known.path.absolute())
+    else:
+        file = options.get("file") or options.get("pretrained")
+        teacher.facts["sha256"] = file_digest(Path(file).expanduser()) if file else f"blake2b:{teacher.digest}"
     remedy = f"Type trainer.eval_batch_size={max(1, batch_size // 4)}: so many images are asked about at a time."
     with needing_memory(f"a teacher that is asked about {batch_size} images", remedy):
-        facts["val_top1"] = _measure(teacher, source, data, batch_size, device, limit)
+        teacher.facts["val_top1"] = _measure(teacher, source, known.view, data, batch_size, device, limit)
     return teacher
 
 
+def _opened(known: Known, data: Data) -> tuple[Source | None, Mapping[str, Any], nn.Module]:
+    """Where its weights are, the network's options, and the network with its weights."""
+    channels, *sides = data.spec.image_shape
+    height, width = known.view.sides or sides
+    spec = replace(data.spec, image_shape=(channels, height, width))
+    if known.path is None:
+        assert known.model is not None
+        return None, known.model, MODELS.build(known.model, where="teacher", **model_shape(spec))
+    source = locate(known.path)
+    options = dict(source.record.get("model", {})) if known.model is None else known.model
+    if known.model is None:
+        check_nameable(source, options)
+    data = seen_by(source, data)
+    _check_record(source, options, known.view, data)
+    network = rebuild(source, options, replace(spec, num_classes=data.spec.num_classes), where="teacher")
+    load_weights(network, source)
+    return source, options, network
+
+
+def _facts(source: Source | None, options: Mapping[str, Any], view: View, data: Data) -> dict[str, Any]:
+    run = source.run if source else None
+    return {
+        "source": brief(options),
+        "sha256": source.sha256 if source else None,
+        "run": str(run) if run else None,
+        "model": dict(options),
+        "graft": graft_of(source.record) if source else {},
+        "specialist": specialty(source, data.spec.class_names) if source else None,
+        "view": {"mean": view.mean, "std": view.std, "image_size": view.sides} if view else None,
+    }
+
+
 def _measure(
-    teacher: Teacher, source: Source, data: Data, batch_size: int, device: torch.device, limit: int
+    teacher: Teacher, source: Source | None, view: View, data: Data, batch_size: int, device: torch.device, limit: int
 ) -> float | None:
     """Its accuracy on the validation images, percent; None where there are none."""
     if not data.size("val"):
@@ -171,7 +208,7 @@ def _measure(
         top1 = top_k(logits, data.labels("val"), 1)
     else:
         top1 = evaluate(teacher.network, data, "val", batch_size=batch_size, device=device)["top1"]
-    _check_accuracy(top1, source, data)
+    _check_accuracy(top1, source, view, data)
     return top1
 
 
@@ -186,12 +223,7 @@ def _normalisation(preprocessing: Mapping[str, Any]) -> Any:
     return [list(preprocessing.get(key, [])) for key in ("mean", "std")]
 
 
-def _normalisation_text(preprocessing: Mapping[str, Any]) -> str:
-    mean, std = (str(values).replace(" ", "") for values in _normalisation(preprocessing))
-    return f"dataset.mean={mean} dataset.std={std}"
-
-
-def _check_record(source: Source, options: Mapping[str, Any], data: Data) -> None:
+def _check_record(source: Source, options: Mapping[str, Any], view: View, data: Data) -> None:
     if source.run is None:
         console.notice(f"{source.weights} has no run.json beside it: its classes and accuracy cannot be checked")
         return
@@ -203,6 +235,7 @@ def _check_record(source: Source, options: Mapping[str, Any], data: Data) -> Non
             f"type teacher={model.get('name')} with the options of that run (kd show {shlex.quote(str(source.run))})"
         )
     facts = record.get("data", {})
+    _check_view(source, facts.get("preprocessing", {}), view, data)
     classes = tuple(facts.get("classes", ()))
     if classes != data.spec.class_names:
         order = " in another order" if sorted(classes) == sorted(data.spec.class_names) else ""
@@ -210,41 +243,50 @@ def _check_record(source: Source, options: Mapping[str, Any], data: Data) -> Non
             f"teacher.checkpoint: {source.run} knows {len(classes)} classes ({listed(classes)}), the data have "
             f"{data.spec.num_classes}{order} ({listed(data.spec.class_names)}); train a teacher on these data"
         )
-    learned = facts.get("preprocessing", {})
-    if _normalisation(learned) != _normalisation(data.preprocessing):
-        learned, now = (_normalisation_text(each) for each in (learned, data.preprocessing))
+
+
+def _check_view(source: Source, learned: Mapping[str, Any], view: View, data: Data) -> None:
+    """Refuses images of another size or normalisation than on record; what the user says of them is not doubted."""
+    asked = [key for key in learned if key in vars(view) and vars(view)[key] is None]
+    other = [key for key in asked if learned[key] != data.preprocessing[key]]
+    other = [key for key in asked if key in other or (key != "image_size" and {"mean", "std"} & set(other))]
+    if other:
+        from kd_cli.teachers.view import difference
+
         raise DataError(
-            f"teacher.checkpoint: {source.run} was trained with {learned}, and the images now have {now}; "
-            f"type {learned}, or train a teacher on these data"
+            f"teacher.checkpoint: {source.run} was trained with {difference(learned, data.preprocessing, other)}, or "
+            "train a teacher on these data"
         )
 
 
-def _check_accuracy(top1: float, source: Source, data: Data) -> None:
-    known = source.val_top1
-    same_images = source.record.get("data", {}).get("fingerprint") == data.fingerprint
-    if source.run and not same_images:
+def _check_accuracy(top1: float, source: Source | None, view: View, data: Data) -> None:
+    known, run = (source.val_top1, source.run) if source else (None, None)
+    same_images = source is not None and source.record.get("data", {}).get("fingerprint") == data.fingerprint
+    if run and not same_images:
         console.notice("the teacher was trained on another data set or split: it may have seen these validation images")
     slack = max(_TOLERANCE, 200 / data.size("val"))
     if known is not None and abs(top1 - known) <= slack:
         return
+    who = f"teacher.checkpoint: {source.weights}" if source else "teacher.ready: the teacher as it stands"
     if known is not None and same_images:
         raise DataError(
-            f"teacher.checkpoint: {source.weights} has {top1:.2f} % on the validation images, its record says "
+            f"{who} has {top1:.2f} % on the validation images, its record says "
             f"{known:.2f} %: these are other weights, or another run's record; train it again"
         )
-    guess = _guessing(data)
-    if top1 <= guess < 100:  # beyond, the images are too few to tell
-        raise DataError(
-            f"teacher.checkpoint: {source.weights} has {top1:.2f} % on the validation images, and guessing may reach "
-            f"{guess:.2f} %: its weights are random, its classes in another order ({listed(data.spec.class_names)}), "
-            f"or its images were normalised otherwise than with {_normalisation_text(data.preprocessing)}; "
-            "type dataset.mean=… dataset.std=… as it was trained, or name a run of kd, which records all that: "
-            "teacher.checkpoint=RUN"
-        )
+    share, guess = _guessing(data)
+    guessed = top1 <= guess < 100  # beyond, the images are too few to tell
+    told = f"{who} has {top1:.2f} % on the validation images, and guessing may reach {guess:.2f} %: "
+    if run is None and (guessed or (not view.is_whole and top1 < (share + 100) / 2)):
+        from kd_cli.teachers.view import unsaid
+
+        raise DataError(told + unsaid(view, data))
+    if guessed:
+        order = f"its classes are in another order ({listed(data.spec.class_names)})"
+        raise DataError(f"{told}its weights are random, or {order}")
 
 
-def _guessing(data: Data) -> float:
-    """What guessing may reach on the validation images, percent: the largest class's share and 3 standard errors."""
+def _guessing(data: Data) -> tuple[float, float]:
+    """The largest class's share of the validation images and what guessing may reach (3 standard errors more)."""
     labels = data.labels("val")
     share = float(labels.bincount().max()) / len(labels)
-    return 100 * (share + 3 * math.sqrt(share * (1 - share) / len(labels)))
+    return 100 * share, 100 * (share + 3 * math.sqrt(share * (1 - share) / len(labels)))

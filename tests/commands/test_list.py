@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from kd_cli.runs.folder import RunDir
+from kd_cli.runs.records import network_name
 
 
 def make_run(path: Path, stage: str | None) -> None:
@@ -56,3 +59,31 @@ def test_runs_are_listed_without_torch(sweep) -> None:
     done = subprocess.run([sys.executable, "-c", code, "list", "runs"], capture_output=True, text=True, check=True)
     assert done.stdout.endswith("False\n")
     assert "parts/teacher-1" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"name": "resnet8"}, "resnet8"),
+        ({"name": "torchvision", "model": "mobilenet_v3_small"}, "mobilenet_v3_small"),
+        ({"name": "external", "callable": "timm.create_model", "kwargs": {"model_name": "resnet10t"}}, "resnet10t"),
+        ({"name": "external", "callable": "mine.models:build", "kwargs": {}}, "build"),
+        ({"name": "onnx", "file": "some/where/teacher.onnx"}, "teacher.onnx"),
+        ({"name": "external", "callable": None}, "external"),
+        ({"name": "torchvision", "model": ["x"]}, "torchvision"),
+        ({"name": ["x"]}, ["x"]),
+        (None, None),
+    ],
+)
+def test_a_network_is_called_by_its_own_name(options: Any, name: Any) -> None:
+    assert network_name(options) == name
+
+
+def test_runs_are_listed_with_the_networks_own_name(kd) -> None:
+    make_run(Path("outputs/a"), "teacher")
+    record = json.loads(Path("outputs/a/run.json").read_text())
+    record["model"] = {"name": "torchvision", "model": "mobilenet_v3_small"}
+    Path("outputs/a/run.json").write_text(json.dumps(record))
+    assert [run["network"] for run in kd("list", "runs", "--json").json["runs"]] == ["mobilenet_v3_small"]
+    kd("report", "outputs/a", "--out", "page")
+    assert "mobilenet_v3_small" in Path("page/report.md").read_text() + Path("page/report.html").read_text()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from kd_cli.errors import offer
+from kd_cli.errors import offer, suggest
 from tests.conftest import HERE, ROOT, SMALL
 from tests.support.advice import offered, unreadable
 
@@ -205,3 +205,23 @@ def test_what_hydra_cannot_read_is_seen() -> None:
     said = "trainer.x[0]: a=b; type trainer.x[0]=1, loss.y=a=b or 'hydra.z=f(1' (not seed=2, seed=…)."
     assert offered(said) == ["trainer.x[0]=1", "loss.y=a=b", "'hydra.z=f(1'", "seed=2", "seed=…"]
     assert unreadable(said) == offered(said)[:3]
+
+
+@pytest.mark.parametrize(
+    ("word", "known", "near"),
+    [
+        ("temprature", "temperature weight", "temperature"),
+        ("mpl", "mlp cnn", "mlp"),
+        ("kdd", "dkd kd", "kd"),
+        ("ResNet18", "resnet18 resnet34", "resnet18"),
+        ("loss.wieght", "loss.weight loss.name", "loss.weight"),
+        ("width", "dropout hidden", None),
+        ("at", "kd ft", "ft"),
+        ("at", "kd", None),
+        ("depth", "path", None),
+        ("anything", "", None),
+    ],
+)
+def test_what_is_suggested_is_within_two_edits(word: str, known: str, near: str | None) -> None:
+    said = suggest(word, known.split())
+    assert said.startswith(f"; did you mean {near!r}? Known: " if near else ". Known: ")

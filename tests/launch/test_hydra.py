@@ -279,3 +279,16 @@ def test_a_single_copy_trains_wherever_it_runs(kd, monkeypatch: pytest.MonkeyPat
     for name, value in ALONE[place].items():
         monkeypatch.setenv(name, value)
     kd("train-baseline", "--dry-run", *SMALL)
+
+
+def test_mappings_for_functions_of_others_take_keys_without_a_plus(kd, tmp_path: Path) -> None:
+    (tmp_path / "mine" / "student").mkdir(parents=True)
+    yaml = "name: external\ncallable: torchvision.models.resnet18\nkwargs: {width_per_group: 32}\n"
+    (tmp_path / "mine" / "student" / "my.yaml").write_text(f"{yaml}pretrained: null\ntaps: null\n")
+    words = ("distill", "--config-dir", "mine", "--cfg", "job", "-p", "student")
+    for typed in ("student.kwargs.groups=2", "+student.kwargs.groups=2", "student.kwargs={groups: 2}"):
+        assert "groups: 2" in kd(*words, "student=external", typed).out
+        assert "width_per_group: 32\n  groups: 2" in kd(*words, "student=my", typed).out
+    wrong = ("student=my", "student.kwargs.depth=3", "--dry-run")
+    assert "student.kwargs: " in kd("train-baseline", "--config-dir", "mine", *wrong, code=2).message
+    assert "did you mean 'student.kwargs'" in kd(*words, "student=my", "student.kwarg.a=1", code=2).message

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import socket
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -183,3 +185,37 @@ def test_foreign_networks_that_cannot_be_used_are_refused(given: dict[str, Any],
 def test_no_network_file_imports_torchvision_before_it_is_asked_for() -> None:
     for path in (CONF.parent / "kd_cli" / "models").glob("*.py"):
         assert not re.search(r"^(import|from) torchvision", path.read_text(encoding="utf-8"), re.MULTILINE), path
+
+
+OFFLINE = {
+    "timm's": {
+        "name": "external",
+        "callable": "timm.create_model",
+        "kwargs": {"model_name": "resnet10t", "pretrained": True},
+    },
+    "torchvision's": {"name": "torchvision", "kwargs": {"weights": "DEFAULT", "num_classes": 1000}},
+}
+
+
+@pytest.mark.parametrize("options", OFFLINE.values(), ids=OFFLINE)
+def test_weights_that_cannot_be_downloaded_are_told_at_once_with_what_to_type(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from huggingface_hub import constants
+
+    def unreachable(*_: Any, **__: Any) -> Any:
+        asked.append(1)
+        raise socket.gaierror(-2, "Name or service not known")
+
+    asked: list[int] = []
+    for name in ("socket.create_connection", "socket.getaddrinfo", "socket.socket.connect"):
+        monkeypatch.setattr(name, unreachable)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    for proxy in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(proxy, raising=False)
+        monkeypatch.delenv(proxy.upper(), raising=False)
+    with pytest.raises(ConfigError, match=r"student\.kwargs: .* cannot get its weights .*student\.pretrained=FILE"):
+        build(options)
+    assert len(asked) == 1  # and not for half a minute

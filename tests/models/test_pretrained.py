@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import re
+from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
-from kd_cli.errors import ConfigError
+from kd_cli.errors import ConfigError, DataError
+from kd_cli.models.pretrained import read_for
+from kd_cli.plugins import trust
+from kd_cli.storage.tensors import check_names
 from kd_cli.taps import Tapped
-from tests.conftest import SMALL
+from tests.conftest import ROOT, SMALL
 from tests.support.networks import CIFAR, MNIST, build
 
 
@@ -38,8 +44,19 @@ def test_a_network_starts_from_the_weights_of_a_file(weights: Path) -> None:
     assert not differing(resnet18(seed=2, pretrained=str(weights)), resnet18(seed=1))
 
 
-@pytest.mark.parametrize("wrap", [lambda x: x, lambda x: {"state_dict": x}, lambda x: {"model": x, "epoch": 3}])
-@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod."])
+WRAPPINGS: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "bare": lambda state: state,
+    **{key: lambda state, key=key: {key: state, "epoch": 3} for key in ("state_dict", "model", "ema", "net", "params")},
+    "the average first": lambda state: {"state_dict": {"w": torch.zeros(1)}, "state_dict_ema": state},
+    "two deep": lambda state: {"model": {"state_dict": state, "epoch": 3}, "args": Namespace(lr=0.1)},
+    "of a name of its own": lambda state: {"my_network": state, "optimizer": {"state": {}, "param_groups": []}},
+    "an average of torch": lambda state: {"model_ema": {"n_averaged": ONE} | {f"module.{k}": state[k] for k in state}},
+}
+ONE = torch.ones((), dtype=torch.long)
+
+
+@pytest.mark.parametrize("wrap", WRAPPINGS.values(), ids=WRAPPINGS)
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.module.", "model._orig_mod."])
 def test_files_of_torch_are_read_in_the_forms_that_scripts_write(tmp_path: Path, wrap: Any, prefix: str) -> None:
     state = {f"{prefix}{name}": value for name, value in resnet18(seed=1).state_dict().items()}
     torch.save(wrap(state), tmp_path / "w.pth")
@@ -62,6 +79,168 @@ class Payload:
 
     def __reduce__(self) -> Any:
         return (Path.touch, (Path("executed"),))
+
+
+def test_half_precision_and_files_without_counters_are_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    state = resnet18(seed=1).state_dict()
+    half = {name: value.half() for name, value in state.items() if value.is_floating_point()}
+    torch.save(half, tmp_path / "half.pth")
+    network = resnet18(seed=2, pretrained=str(tmp_path / "half.pth"))
+    assert all(torch.equal(value, half[name].float()) for name, value in network.named_parameters())
+    assert network.bn1.num_batches_tracked == 0
+    assert "has numbers of type float16" in caplog.text
+
+
+def test_a_file_with_two_networks_says_which_is_taken(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    one, two = (resnet18(seed=seed).state_dict() for seed in (1, 2))
+    torch.save({"state_dict": one, "state_dict_ema": two}, tmp_path / "w.pth")
+    assert not differing(resnet18(seed=3, pretrained=str(tmp_path / "w.pth")), resnet18(seed=2))
+    assert "holds state_dict_ema, state_dict; state_dict_ema is taken" in caplog.text
+
+
+def test_names_of_an_older_densenet_are_renamed_as_torchvision_does(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trust(__name__)
+    options = {"name": "external", "callable": f"{__name__}.small_densenet"}
+    published = build(options, seed=1).state_dict()
+    inner = re.compile(r"(denselayer\d+\.(?:norm|conv))([12])\.")
+    torch.save({inner.sub(r"\1.\2.", name): value for name, value in published.items()}, tmp_path / "w.pth")
+    network = build({**options, "pretrained": str(tmp_path / "w.pth")}, seed=2)
+    assert all(torch.equal(value, published[name]) for name, value in network.state_dict().items())
+    assert "names of an older version were renamed (such as features.denseblock1.denselayer1.conv.1" in caplog.text
+
+
+@pytest.mark.parametrize("model", ["googlenet", "inception_v3"])
+def test_auxiliary_heads_that_the_network_does_not_have_are_left_out(
+    model: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    options = {"name": "torchvision", "model": model, "kwargs": {"init_weights": False, "aux_logits": False}}
+    shape = (3, 96, 96)
+    plain = build(options, shape, seed=1).state_dict()
+    heads = ["aux1.conv.weight", "aux2.fc2.bias"] if model == "googlenet" else ["AuxLogits.conv0.bn.bias"]
+    torch.save(plain | {name: torch.ones(3) for name in heads}, tmp_path / "w.pth")
+    network = build({**options, "pretrained": str(tmp_path / "w.pth")}, shape, seed=2)
+    assert all(torch.equal(value, plain[name]) for name, value in network.state_dict().items())
+    assert "auxiliary heads, which this network does not have, were left out" in caplog.text
+    assert "kwargs.transform_input=true" in caplog.text
+
+
+def test_a_classifier_that_is_a_convolution_keeps_random_weights_for_other_classes(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    options = {"name": "torchvision", "model": "squeezenet1_1"}
+    source = build(options, num_classes=7, seed=1)
+    torch.save(source.state_dict(), tmp_path / "w.pth")
+    network = build({**options, "pretrained": str(tmp_path / "w.pth")}, seed=2)
+    fresh, other = build(options, seed=2).state_dict(), source.state_dict()
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, fresh[name] if name.startswith("classifier") else other[name])
+    assert "classifier.1 learned on other data" in caplog.text
+
+
+def small_densenet(num_classes: int) -> nn.Module:
+    from torchvision.models import DenseNet
+
+    return DenseNet(8, (1, 2, 1, 1), 16, num_classes=num_classes)
+
+
+def small_vit(num_classes: int, image_size: int) -> nn.Module:
+    from torchvision.models import VisionTransformer
+
+    network = VisionTransformer(image_size, 8, 1, 2, 16, 32, num_classes=num_classes)
+    nn.init.normal_(network.encoder.pos_embedding)
+    return network
+
+
+def test_position_embeddings_of_another_grid_are_resampled_as_torchvision_does(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from torchvision.models.vision_transformer import interpolate_embeddings
+
+    torch.manual_seed(1)
+    source = small_vit(10, 64)
+    torch.save({"model": source.state_dict()}, tmp_path / "w.pth")
+    trust(__name__)
+    network = build({"name": "external", "callable": f"{__name__}.small_vit", "pretrained": str(tmp_path / "w.pth")})
+    expected = interpolate_embeddings(32, 8, source.state_dict())
+    assert all(torch.equal(value, expected[name]) for name, value in network.state_dict().items())
+    assert "resampled from 64 to 16 patches" in caplog.text
+
+
+def test_position_embeddings_of_another_grid_are_resampled_as_timm_does(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    import timm
+    from timm.models.vision_transformer import checkpoint_filter_fn
+
+    small = {"model_name": "vit_tiny_patch16_224", "depth": 1, "embed_dim": 24, "num_heads": 2, "patch_size": 8}
+    torch.manual_seed(1)
+    source = timm.create_model(**small, img_size=64, num_classes=7)
+    torch.save({"model": source.state_dict()}, tmp_path / "w.pth")
+    options = {"name": "external", "callable": "timm.create_model", "kwargs": {**small, "img_size": 32}}
+    network = build({**options, "pretrained": str(tmp_path / "w.pth")})
+    expected = checkpoint_filter_fn(source.state_dict(), network)
+    loaded = {name: value for name, value in network.state_dict().items() if not name.startswith("head.")}
+    assert all(torch.equal(value, expected[name]) for name, value in loaded.items())
+    assert "pos_embed resampled, as timm does" in caplog.text
+    assert "head learned on other data" in caplog.text
+
+
+def test_a_refusal_names_five_at_the_most_and_how_many_more(tmp_path: Path) -> None:
+    state = resnet18().state_dict()
+    torch.save({name.replace("layer", "stage"): value for name, value in state.items()}, tmp_path / "w.pth")
+    with pytest.raises(ConfigError) as refusal:
+        resnet18(pretrained=str(tmp_path / "w.pth"))
+    assert str(refusal.value).count("layer") == str(refusal.value).count("stage") == 5
+    assert len(re.findall(r"and \d+ more", str(refusal.value))) == 2
+
+
+PUBLISHED = ROOT.parent / "shared" / "data" / "pretrained"
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("file", ["resnet20-12fca82f.th", "resnet56-4bfd9763.th"])
+def test_published_cifar_networks_are_read_as_far_as_their_architecture(file: str) -> None:
+    if not (PUBLISHED / file).exists():
+        pytest.skip(f"needs {PUBLISHED / file}")
+    trust(__name__)
+    depth = int(file.partition("-")[0].removeprefix("resnet"))
+    network = build({"name": "external", "callable": f"{__name__}.published_cifar", "kwargs": {"depth": depth}})
+    network.load_state_dict(read_for(network, PUBLISHED / file))  # nothing is missing, nothing is left over
+    assert network(torch.zeros(2, *CIFAR)).shape == (2, 10)
+    ours = build({"name": f"resnet{depth}"})
+    with pytest.raises(DataError, match=r"it has no fc\.bias, fc\.weight, layer2.*has not, linear\.bias, linear\.w"):
+        check_names(read_for(ours, PUBLISHED / file), ours.state_dict(), Path(file))
+
+
+def published_cifar(num_classes: int, in_channels: int, depth: int) -> nn.Module:
+    """A residual network for CIFAR with shortcuts that have no parameters."""
+    network = build({"name": f"resnet{depth}"}, num_classes=num_classes)
+    for name, module in list(network.named_modules()):
+        if name.endswith("downsample") and len(module):
+            network.set_submodule(name, Padded())
+    network.add_module("linear", network.fc)
+    network.fc = nn.Identity()
+    network.pool = nn.Sequential(network.pool, nn.Flatten(), Last(network.linear))
+    network.taps = {}
+    return network
+
+
+class Padded(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, x.shape[1] // 2, x.shape[1] // 2))
+
+
+class Last(nn.Module):
+    """Calls a layer that is another module's."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = (layer,)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer[0](x)
 
 
 def other_network(path: Path) -> None:

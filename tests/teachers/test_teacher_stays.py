@@ -187,7 +187,7 @@ def test_a_file_without_a_record_must_know_more_than_a_guess(kd: Run, run: Path)
         refused(kd, Path("as it was.safetensors"), *normalised),
     ):
         assert "and guessing may reach 15.20 %" in said  # 10 % and three times √(0.1 · 0.9 / 300)
-        assert "type dataset.mean=… dataset.std=… as it was trained" in said
+        assert "Type teacher.mean=[…] teacher.std=[…] teacher.image_size=… as it was trained" in said
     kd("distill", *STUDENT, "teacher.checkpoint='as it was.safetensors'")
 
 
