@@ -122,7 +122,7 @@ def missing_memory(error: BaseException) -> str | None:
     return f" ({size / scale[0]:.3g} {scale[1]} more were asked for)"
 
 
-def listed(names: Sequence[str], most: int = 8) -> str:
+def listed(names: Sequence[str], most: int = 5) -> str:
     """`a, b, c and 97 more`: the first of many names."""
     rest = len(names) - most
     return ", ".join(names[:most]) + (f" and {rest:,} more" if rest > 0 else "")

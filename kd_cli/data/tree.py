@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kd_cli.data.base import Part
 from kd_cli.data.walk import LeftOut, file_status, folders_in, images_in, walk_images
-from kd_cli.errors import DataError, listed
+from kd_cli.errors import DataError, listed, offer
 
 log = logging.getLogger("kd")
 
@@ -128,7 +128,7 @@ def _holds_folders(folder: Path) -> bool:
 def _check_one(root: Path, part: Part, found: Sequence[str]) -> None:
     if len(found) > 1:
         names = " and ".join(f"{name}/" for name in found)
-        raise DataError(f"{root} has {names}; type dataset.{part}_folder={found[0]}, or another one of them")
+        raise DataError(f"{root} has {names}; type {offer(f'dataset.{part}_folder', found[0])}, or another one")
 
 
 def _check_like(root: Path, parts: Mapping[Part, str], called: Sequence[str]) -> None:
@@ -139,7 +139,7 @@ def _check_like(root: Path, parts: Mapping[Part, str], called: Sequence[str]) ->
     if "test" not in parts and "test" not in like and "val" in {**parts, **like}:
         like["test"] = {**parts, **like}["val"]
         like.pop("val", None)
-    typed = " ".join(f"dataset.{part}_folder={like[part]}" for part in _NAMES if part in like)
+    typed = " ".join(offer(f"dataset.{part}_folder", like[part]) for part in _NAMES if part in like)
     names = " and ".join(f"{like[part]}/" for part in _NAMES if part in like)
     raise DataError(f"{root} has {names}, called like parts of a data set and not train/, val/ or test/; type {typed}")
 

@@ -71,7 +71,7 @@ class LeftOut:
 
 
 def _counted(found: Counter[str]) -> str:
-    return listed([f"{count:,} {name}" for name, count in found.most_common()])
+    return listed([f"{count:,} {name}" for name, count in found.most_common()], most=8)
 
 
 def folders_in(folder: Path, left_out: LeftOut) -> list[str]:

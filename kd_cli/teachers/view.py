@@ -84,7 +84,7 @@ def unsaid(view: View, data: Data) -> str:
     now = " ".join(_typed(data.preprocessing, "teacher", [key for key, value in vars(view).items() if value is None]))
     return (
         f"{wrong}, or its training images were normalised or sized otherwise, which no record says. Type "
-        f"teacher.mean=[…] teacher.std=[…] teacher.image_size=… as it was trained ({now} if as the images are now), or "
+        f"teacher.mean=… teacher.std=… teacher.image_size=… as it was trained ({now} if as the images are now), or "
         "name a run of kd, which records all that: teacher.checkpoint=RUN"
     )
 

@@ -378,6 +378,7 @@ def test_the_command_line_says_how_many_an_epoch_uses(kd: Run, teacher: str) -> 
 
 
 def test_how_long_the_teacher_is_asked_is_told_where_nobody_watches(capsys: pytest.CaptureFixture[str]) -> None:
+    console.setup(as_json=False)
     progress = console.Counted("teacher    was asked about", 100, every=0.0)
     for _ in range(4):
         progress.add(25)

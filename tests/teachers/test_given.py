@@ -113,7 +113,7 @@ def test_a_file_without_a_record_that_is_a_little_better_than_a_guess_asks_for_w
     state = {name: value[swapped] if len(value) == 10 else value for name, value in load_file(best(trained)).items()}
     torch.save(state, "w.pth")
     said = kd(*DISTILL, "teacher.checkpoint=w.pth", code=3)
-    assert "Type teacher.mean=[…] teacher.std=[…] teacher.image_size=…" in said.message
+    assert "Type teacher.mean=… teacher.std=… teacher.image_size=…" in said.message
     assert "teacher.image_size=16 if as the images are now" in said.message
     assert said.err.count("cannot be checked") == 1
 
