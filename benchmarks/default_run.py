@@ -88,7 +88,7 @@ def choosing(root: Path, conf: Path) -> list[str]:
     """The words that put `mnist_choice` in the place of the default's data."""
     file = conf / "dataset" / "mnist_choice.yaml"
     file.parent.mkdir(parents=True)
-    file.write_text(f"defaults: [mnist_mini, _self_]\nname: mnist_choice\nroot: '{root.resolve()}'\n")
+    file.write_text(f"defaults: [mnist_few, _self_]\nname: mnist_choice\nroot: '{root.resolve()}'\n")
     return ["--config-dir", str(conf), "dataset=mnist_choice", f"plugins=[{Path(__file__).resolve()}]"]
 
 
