@@ -3,13 +3,14 @@
 #
 # onnxruntime 1.32.0, onnx 1.23.2, CPython 3.11, Linux x86_64. A classifier of two layers for scikit-learn's digits, the
 # first random and the second fitted, is quantised to 8 bits on 512 of its training images and measured on 597 others.
-# One would expect every calibration to keep its accuracy, or an error. An asymmetric activation needs no ReLU node where
-# its range begins at 0, for its zero point is the smallest integer then; onnxruntime takes the node away without looking
-# at the range. Distribution gives ranges around 0, so does MinMax with the documented option CalibTensorRangeSymmetric,
-# and what is left is a linear network, without a word. (With ActivationSymmetric the node stays: microsoft/onnxruntime
-# pull request 11696.) The docstring of quantize_static names only MinMax and Entropy for calibrate_method, but it accepts
-# Distribution for 8-bit integers, and onnxruntime.quantization.static_quantize_runner offers it as a choice.
-# Seen (top-1, percent; the last digits depend on the processor):
+# One would expect every calibration to keep its accuracy, or an error. An asymmetric activation needs no ReLU node
+# where its range begins at 0, for its zero point is the smallest integer then; onnxruntime takes the node away without
+# looking at the range. Distribution gives ranges around 0, so does MinMax with the documented option
+# CalibTensorRangeSymmetric, and what is left is a linear network, without a word. (With ActivationSymmetric the node
+# stays: microsoft/onnxruntime pull request 11696.) The docstring of quantize_static names only MinMax and Entropy for
+# calibrate_method, but it accepts Distribution for 8-bit integers, and onnxruntime.quantization.static_quantize_runner
+# offers it as a choice.
+# Seen (top-1, percent; the last digits may depend on the processor):
 #   float32: 93.63, ReLU nodes: 1
 #   MinMax: 93.80, ReLU nodes: 0
 #   Distribution: 23.28, ReLU nodes: 0
