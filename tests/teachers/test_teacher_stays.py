@@ -165,7 +165,7 @@ def test_seven_kinds_of_wrong_teachers_are_refused(kd: Run, run: Path, capsys: p
         "a damaged file": "is damaged: its SHA-256 is not the one in manifest.json",
         "classes in another order": "the data have 10 in another order",
         "another normalisation": "type dataset.mean=[0.5,0.5,0.5] dataset.std=[0.25,0.25,0.25]",
-        "other classes": "knows 10 classes (pattern 0, pattern 1, pattern 2, pattern 3, pattern 4 and 5 more), the data",
+        "other classes": "knows 10 classes (pattern 0, pattern 1, pattern 2, pattern 3, pattern 4 and 5 more)",
         "the record of another run": "other weights, or another run's record",
     }
     refusals = [kind for kind, part in expected.items() if part in said[kind]]
