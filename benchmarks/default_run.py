@@ -11,29 +11,14 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from benchmarks.measure import Failed, Runner, run
-from kd_cli.data.base import DATASETS, Raw
-from kd_cli.data.mnist import mnist
-from kd_cli.data.mnist_mini import mnist_mini, shipped_rows
 
 CLEAR = 1.0  # points of gain that a new user should see at any seed
 STAGES = ("teacher", "baseline", "distilled")
-
-
-@DATASETS.register("mnist_choice")
-def mnist_choice(*, root: str) -> Raw:
-    """The shipped training digits; to test on, all others that MNIST has to train on."""
-    full, outside = mnist(root=root, download=False), torch.ones(60_000, dtype=torch.bool)
-    outside[shipped_rows(full.train_labels, "train")] = False
-    assert isinstance(full.train_images, Tensor)
-    return replace(mnist_mini(), test_images=full.train_images[outside], test_labels=full.train_labels[outside])
 
 
 @dataclass(frozen=True)
@@ -89,7 +74,12 @@ def choosing(root: Path, conf: Path) -> list[str]:
     file = conf / "dataset" / "mnist_choice.yaml"
     file.parent.mkdir(parents=True)
     file.write_text(f"defaults: [mnist_few, _self_]\nname: mnist_choice\nroot: '{root.resolve()}'\n")
-    return ["--config-dir", str(conf), "dataset=mnist_choice", f"plugins=[{Path(__file__).resolve()}]"]
+    return [
+        "--config-dir",
+        str(conf),
+        "dataset=mnist_choice",
+        f"plugins=[{Path(__file__).resolve().with_name('mnist_choice.py')}]",
+    ]
 
 
 def main() -> None:

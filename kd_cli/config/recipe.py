@@ -50,7 +50,7 @@ class Recipe:
         ValueError: a number outside its range.
     """
 
-    epochs: _Count = 12
+    epochs: _Count = 25
     batch_size: _Count = 64
     eval_batch_size: _Count = 500
     optimizer: Literal["sgd", "adam", "adamw"] = "adam"

@@ -342,7 +342,7 @@ def refused(options: dict[str, Any]) -> str:
         ({"images_per_class": 1.5}, "dataset.images_per_class"),
         ({"val_fraction": -0.1}, "dataset.val_fraction=0.1"),
         ({"split_seed": 0.5}, "dataset.split_seed"),
-        ({"augment": "crop"}, "did you mean 'crop_flip'"),
+        ({"augment": "crop-flip"}, "did you mean 'crop_flip'"),
         ({"mean": 0.5}, "dataset.mean"),
         ({"mean": []}, "dataset.mean=[0.5]"),
         ({"std": [0.5, 0.0, 0.5]}, "std=[0.5, 0.0, 0.5]"),

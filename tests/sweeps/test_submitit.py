@@ -76,6 +76,17 @@ def warn_job() -> None:
     os.kill(int(job), signal.SIGUSR2)
 
 
+def warned(*words: str, code: int) -> dict[str, Any]:
+    """The only point of a sweep whose job is warned in the middle of its training."""
+    with started(*words, "--json", stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        wait_for(process, "swept/*/metrics.jsonl")
+        warn_job()
+        printed, said = process.communicate(timeout=200)
+    assert process.returncode == code, said
+    (point,) = json.loads(printed)["points"]
+    return dict(point)
+
+
 @pytest.mark.slow  # processes that import torch
 def test_a_job_out_of_time_keeps_what_it_has_and_says_its_limit_and_the_option() -> None:
     words = (
@@ -86,12 +97,7 @@ def test_a_job_out_of_time_keeps_what_it_has_and_says_its_limit_and_the_option()
         "hydra.sweep.dir=swept",
         "hydra.launcher.timeout_min=1",
     )
-    with started(*words, "--json", stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        wait_for(process, "swept/*/metrics.jsonl")
-        warn_job()
-        printed, said = process.communicate(timeout=100)
-    assert process.returncode == 1, said
-    (point,) = json.loads(printed)["points"]
+    point = warned(*words, code=1)
     assert point["status"] == "failed"
     assert "at its time limit (hydra.launcher.timeout_min=1); what was trained is kept" in point["error"]
     assert "hydra.launcher.timeout_min=2 behind it" in point["error"]
@@ -106,12 +112,7 @@ def test_a_job_out_of_time_keeps_what_it_has_and_says_its_limit_and_the_option()
 @pytest.mark.slow
 def test_a_job_whose_machine_is_taken_away_goes_on_where_it_was() -> None:
     words = (*BASELINE, "trainer.epochs=300", "seed=0", LOCAL, "hydra.sweep.dir=swept")
-    with started(*words, "--json", stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        wait_for(process, "swept/*/metrics.jsonl")
-        warn_job()
-        printed, said = process.communicate(timeout=200)
-    assert process.returncode == 0, said
-    (point,) = json.loads(printed)["points"]
+    point = warned(*words, code=0)
     assert point["status"] == "completed"
     assert len(json.loads(Path(point["folder"], "run.json").read_text())["resumed"]) == 1
 
