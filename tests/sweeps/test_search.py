@@ -263,7 +263,7 @@ def test_a_preset_may_say_what_is_searched_and_the_command_line_wins(kd) -> None
         (("trainer.lr=tag(lgo,interval(1,2))",), "tag 'lgo'; did you mean 'log'?"),
         (("trainer.lr=interval(2,1)",), "type 'trainer.lr=interval(1,2)', the lower one first"),
         (("trainer.epochs=interval(1,5)",), "type 'trainer.epochs=int(interval(1,5))'"),
-        (("trainer.lrate=interval(1,5)",), "trainer.lrate: there is no such option; did you mean 'trainer.lr'?"),
+        (("trainer.lrx=interval(1,5)",), "trainer.lrx: there is no such option; did you mean 'trainer.lr'?"),
         ((), "nothing is searched"),
         (
             (RATE, "hydra.sweeper.n_trials=0"),
