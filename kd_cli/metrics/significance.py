@@ -12,6 +12,7 @@ from typing import Any
 
 _EXACT_UP_TO = 16  # seeds; 2^16 sign patterns take a tenth of a second
 _DRAWS = 20_000
+_LEAST_P = 0.001  # below it a p-value is not written out
 _NO_SPREAD = 1e-6  # percentage points: rounding, and less than one of a million test images
 
 # Two-sided 95 % quantiles of Student's t for 1 … 30 degrees of freedom; beyond that the normal's 1.96 plus 2.4/df is
@@ -21,6 +22,11 @@ _T95 = (
     *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
     *(2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
 )
+
+
+def p_text(p_value: float) -> str:
+    """A p-value as it is shown: `0.031`, or `< 0.001`; none is 0."""
+    return f"< {_LEAST_P}" if p_value < _LEAST_P else f"{p_value:.3f}"
 
 
 def exact_share(top1: float, images: Any, correct: Any = None) -> float:
@@ -92,7 +98,7 @@ class PairedGain:
         return (
             f"Over {self.seeds} seeds distillation {self.verdict}: {self.mean:+.2f} ± {self.margin:.2f} points of "
             f"{of} (mean and 95 % interval of the paired gains; std {self.std:.2f}, "
-            f"sign-flip test p = {self.p_value:.3f})."
+            f"sign-flip test p {'' if self.p_value < _LEAST_P else '= '}{p_text(self.p_value)})."
         )
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from kd_cli.errors import listed
+from kd_cli.metrics.significance import p_text
 from kd_cli.report.charts import Chart, charts_of
 from kd_cli.report.charts.families import value_text
 from kd_cli.report.charts.theme import TOKENS
@@ -170,8 +171,12 @@ def _template() -> Any:
     environment = Environment(
         loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters.update(number=_number, signed=_signed, time=_time)
+    environment.filters.update(number=_number, signed=_signed, time=_time, p=_p)
     return environment.get_template("page.html.j2")
+
+
+def _p(value: float | None) -> str:
+    return "–" if value is None else p_text(value)
 
 
 def _number(value: float | None, digits: int = 2) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kd_cli.metrics.significance import PairedGain
+from kd_cli.metrics.significance import PairedGain, p_text
 
 STAGES = ("teacher", "baseline", "distilled")
 
@@ -49,7 +49,7 @@ def groups_table(results: Mapping[str, Any]) -> Table:
             str(len(group["seeds"])),
             *(mean_text(group[stage] and group[stage]["test_top1"]) for stage in STAGES),
             _gain(group["gain"]),
-            None if (group["gain"] or {}).get("p_value") is None else f"{group['gain']['p_value']:.3f}",
+            None if (group["gain"] or {}).get("p_value") is None else p_text(group["gain"]["p_value"]),
             _recovered(group["recovered"]),
             group["gain"] and f"distillation {group['gain']['verdict']}",
         ]

@@ -66,7 +66,7 @@ def _by_seed(points: Sequence[Point]) -> dict[str, dict[int, Point]]:
 def _over_seeds(groups: Mapping[str, Mapping[int, Point]], name: str) -> tuple[Any, ...]:
     from statistics import fmean, stdev
 
-    from kd_cli.metrics.significance import paired_gain
+    from kd_cli.metrics.significance import p_text, paired_gain
 
     tops = [numbers(point)[0] for point in groups[name].values()]
     gains = [gain for gain in _gains(groups, name) if gain is not None]
@@ -74,7 +74,7 @@ def _over_seeds(groups: Mapping[str, Mapping[int, Point]], name: str) -> tuple[A
     if len(gains) < 2:
         return len(tops), said, None, None, None
     gain = paired_gain(gains)
-    return len(tops), said, f"{gain.mean:+.2f} ± {gain.margin:.2f}", f"{gain.p_value:.3f}", gain.verdict
+    return len(tops), said, f"{gain.mean:+.2f} ± {gain.margin:.2f}", p_text(gain.p_value), gain.verdict
 
 
 def _gains(groups: Mapping[str, Mapping[int, Point]], name: str) -> list[float | None]:

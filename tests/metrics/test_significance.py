@@ -147,3 +147,9 @@ def test_of_many_images_the_counts_on_record_tell_the_gain() -> None:
 )
 def test_a_count_that_cannot_be_leaves_the_accuracy_as_it_is_on_record(wrong: dict[str, Any]) -> None:
     assert exact_top1({"test_top1": 50.0, "images": {"test": 20}, **wrong}) == 50.0
+
+
+def test_no_p_value_is_shown_as_0() -> None:
+    sentence = paired_gain([1.7, 3.4, 1.8, 3.7, 3.4, 2.8, 3.1, 3.0, 3.0, 2.3, 3.6, 2.4]).sentence()
+    assert sentence.endswith("sign-flip test p < 0.001).")
+    assert "p = 0.500" in paired_gain([1.0, 2.0]).sentence()
