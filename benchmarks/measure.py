@@ -54,16 +54,24 @@ class Runner(Protocol):
     ) -> Done: ...
 
 
-def run(command: Sequence[str], *, cache: Path, watch: bool = False, variables: Mapping[str, str] = NOTHING) -> Done:
+def run(
+    command: Sequence[str],
+    *,
+    cache: Path,
+    watch: bool = False,
+    variables: Mapping[str, str] = NOTHING,
+    limit: float | None = None,
+) -> Done:
     """Runs a program in a process of its own.
 
     Args:
         cache: the folder of kd's cache.
         watch: look at its memory, which takes time.
         variables: of its environment, beside those that are here.
+        limit: seconds after which it is ended; None: none.
 
     Raises:
-        Failed: with the end of what it printed.
+        Failed: with the end of what it printed, or that it took too long.
     """
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     environment = {**os.environ, "PYTHONPATH": path, "KD_CACHE": str(cache), **variables}
@@ -72,7 +80,10 @@ def run(command: Sequence[str], *, cache: Path, watch: bool = False, variables: 
         with subprocess.Popen(command, stdout=printed, stderr=errors, env=environment, cwd=cache.parent) as process:
             try:
                 peak = _watch(process) if watch else None
-                code = process.wait()
+                code = process.wait(limit)
+            except subprocess.TimeoutExpired as error:
+                process.terminate()
+                raise Failed(f"{' '.join(command[1:4])} … was ended after {limit:.0f} seconds") from error
             except BaseException:  # Ctrl-C or SIGTERM: nothing goes on without us
                 process.terminate()
                 raise

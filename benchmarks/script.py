@@ -90,6 +90,7 @@ def train_epoch(
     network.train()
     total, steps = 0.0, 0
     for images, labels in loader:
+        images, labels = images.to(args.device), labels.to(args.device)
         optimizer.zero_grad()
         logits = network(images)
         loss = F.cross_entropy(logits, labels)
@@ -106,9 +107,9 @@ def train_epoch(
 
 
 @torch.no_grad()
-def accuracy(network: nn.Module, loader: DataLoader) -> float:
+def accuracy(network: nn.Module, loader: DataLoader, device: str = "cpu") -> float:
     network.eval()
-    correct = sum((network(images).argmax(dim=1) == labels).sum().item() for images, labels in loader)
+    correct = sum((network(images.to(device)).argmax(dim=1).cpu() == labels).sum().item() for images, labels in loader)
     return 100 * correct / len(loader.dataset)
 
 
@@ -124,6 +125,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--augment", action="store_true", help="crop and flip")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seed", type=int, default=42)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", action="store_true")
     return parser.parse_args(arguments)
 
@@ -134,9 +136,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.manual_seed(args.seed)
     train, test = datasets(args.data, args.augment)
     options = {"batch_size": 128, "num_workers": args.workers, "persistent_workers": args.workers > 0}
+    options["pin_memory"] = args.device != "cpu"
     train_loader = DataLoader(train, shuffle=True, **options)
-    network = Teacher() if args.role == "teacher" else Student()
-    teacher = load_teacher(args.teacher) if args.role == "distill" else None
+    network = (Teacher() if args.role == "teacher" else Student()).to(args.device)
+    teacher = load_teacher(args.teacher).to(args.device) if args.role == "distill" else None
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
     report = {"images": len(train), "steps": 0, "losses": [], "epoch_seconds": []}
     for epoch in range(args.epochs):
@@ -147,7 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         report["steps"] += steps
         if not args.json:
             print(f"epoch {epoch + 1}: loss {loss:.4f}")
-    report["test_top1"] = accuracy(network, DataLoader(test, **options))
+    report["test_top1"] = accuracy(network, DataLoader(test, **options), args.device)
     report["seconds"] = time.perf_counter() - begin
     print(json.dumps(report) if args.json else f"test accuracy {report['test_top1']:.2f} %")
 

@@ -45,9 +45,11 @@ def command(
     console.setup(as_json=json)
     from kd_cli.commands.list import choices
     from kd_cli.launch.hydra_app import run_sweep
+    from kd_cli.report.plots.files import check_drawing
     from kd_cli.sweeps.point import check_points
     from kd_cli.sweeps.summary import list_unfinished
 
+    check_drawing("kd study")  # it ends with a report: nothing is trained in vain
     known = [choice["name"] for choice in choices("study", config_dir or [])]
     if name not in known:
         raise ConfigError(f"there is no study {name!r}{suggest(name, known)}; kd list studies says what they ask")

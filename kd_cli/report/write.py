@@ -12,7 +12,7 @@ from kd_cli.report.csv_table import csv_text
 from kd_cli.report.findings import findings
 from kd_cli.report.markdown import markdown
 from kd_cli.report.page import write_page
-from kd_cli.report.plots.files import save_file
+from kd_cli.report.plots.files import check_drawing, save_file
 from kd_cli.report.results import Results, results_of
 
 FILES = ("report.html", "report.md", "results.csv", "results.json")
@@ -37,7 +37,11 @@ def write(
 
     Returns:
         What is in results.json, and the files that were written, by name.
+
+    Raises:
+        ConfigError: the packages that draw are missing.
     """
+    check_drawing("kd report")
     results = results_of(targets, command)
     if speed:
         from kd_cli.report.speed import add_speed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import importlib.util
 import io
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 COLOURS = ("#0072B2", "#999999", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
 _USUAL = dict(zip(("teacher", "baseline", "distilled"), COLOURS, strict=False))
 _SUFFIXES = (".png", ".svg")
+_DRAWING = {"altair": "altair", "vl_convert": "vl-convert-python"}  # module → its name for pip
 SCALE = 2  # pixels of a .png for each of the chart's
 
 
@@ -27,6 +29,20 @@ def colours_of(networks: Sequence[str]) -> list[str]:
     return [_USUAL.get(name) or next(others) for name in networks]
 
 
+def check_drawing(what: str) -> None:
+    """Refuses, before anything is computed, what draws charts where the packages for it are missing.
+
+    Args:
+        what: the command or the option.
+
+    Raises:
+        ConfigError: Altair or vl-convert is not installed.
+    """
+    missing = [name for module, name in _DRAWING.items() if importlib.util.find_spec(module) is None]
+    if missing:
+        raise ConfigError(f"{what} draws charts and needs {' and '.join(missing)}: pip install {' '.join(missing)}")
+
+
 def check_picture(path: Path, option: str) -> None:
     """Refuses, before anything is computed, a file that could not be written.
 
@@ -34,8 +50,9 @@ def check_picture(path: Path, option: str) -> None:
         option: of the command line: `--grid`.
 
     Raises:
-        ConfigError: neither .png nor .svg, or no such folder.
+        ConfigError: neither .png nor .svg, no such folder, or nothing is installed to draw with.
     """
+    check_drawing(option)
     if path.suffix.lower() not in _SUFFIXES:
         raise ConfigError(f"{option}: {path} is neither .png nor .svg; type {option} {path.with_suffix('.png')}")
     check_folder(path, option)
