@@ -73,8 +73,7 @@ def run(
     Raises:
         Failed: with the end of what it printed, or that it took too long.
     """
-    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    environment = {**os.environ, "PYTHONPATH": path, "KD_CACHE": str(cache), **variables}
+    environment = {**os.environ, "PYTHONPATH": before_others(ROOT), "KD_CACHE": str(cache), **variables}
     with tempfile.TemporaryFile("w+") as printed, tempfile.TemporaryFile("w+") as errors:
         start = time.perf_counter()
         with subprocess.Popen(command, stdout=printed, stderr=errors, env=environment, cwd=cache.parent) as process:
@@ -95,6 +94,11 @@ def run(
             what = f"{' '.join(command[1:4])} … ended with exit code {code}: {' '.join(tail[-1:])}"
             raise Failed(what, "\n".join([" ".join(command), *tail]))
         return Done(seconds, json.loads(printed.read()), peak)
+
+
+def before_others(folder: Path) -> str:
+    """PYTHONPATH with a folder before those that are in it."""
+    return os.pathsep.join(filter(None, (str(folder), os.environ.get("PYTHONPATH"))))
 
 
 def _watch(process: subprocess.Popen[bytes]) -> float | None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.measure import ROOT
+from benchmarks.measure import ROOT, before_others
 
 _TRAIN = ("train-teacher", "dataset=mnist_mini", "trainer.epochs=1", "--json")
 _DISTILL = ("distill", "dataset=mnist_mini", "trainer.epochs=1", "--json")  # with the teacher that is there
@@ -83,7 +83,7 @@ class Build:
     def _surroundings(self) -> dict[str, str]:
         threads = os.environ.get("OMP_NUM_THREADS", "1")
         cache = str(self.folder / "cache")
-        return {**os.environ, "PYTHONPATH": str(self.checkout), "KD_CACHE": cache, "OMP_NUM_THREADS": threads}
+        return {**os.environ, "PYTHONPATH": before_others(self.checkout), "KD_CACHE": cache, "OMP_NUM_THREADS": threads}
 
     def prepare(self) -> None:
         """Trains a teacher and a student."""

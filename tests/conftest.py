@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from tests.support.advice import unreadable
 os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is imported: the tests' processes have one core each
 
 ROOT = Path(__file__).resolve().parent.parent
+collect_ignore = [] if find_spec("optuna") else ["sweeps/test_search.py"]  # all of it is about an extra
 
 # The smallest experiment that still learns something.
 SMALL = (

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -26,6 +26,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="all numbers as JSON, written after each measurement")
     parser.add_argument("--minutes", type=float, default=6.0, help="what does not fit is skipped (%(default)s)")
     parser.add_argument("--before", type=Path, help="a checkout of another build, measured beside this one")
+    parser.add_argument("--commit", help="of this build, where there is no git")
     parser.add_argument("--device", default="cuda", help="cpu: to try it, with --small (%(default)s)")
     parser.add_argument("--small", action="store_true", help="few images: nothing that it prints is a measurement")
     args = parser.parse_args(arguments)
@@ -44,21 +45,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="kd-gpu-") as folder:
         sizes, before = SMALL if args.small else FULL, args.before.resolve() if args.before else None
         session = Session(Path(folder).resolve(), args.device, sizes, run, end, before)
-        report(session, args.names or list(MEASURES), args.out)
+        facts = machine() | card() | ({"commit": args.commit} if args.commit else {})
+        report(session, args.names or list(MEASURES), args.out, facts)
     return 1 if session.skipped else 0
 
 
-def report(session: Session, names: Sequence[str], out: Path | None) -> None:
-    """Measures, prints the table after each measurement, and writes the file."""
+def report(session: Session, names: Sequence[str], out: Path | None, facts: Mapping[str, str]) -> None:
+    """Measures, writes the file after each measurement, and prints the table."""
     from benchmarks.gpu.images import write_stored, write_tree
 
-    sizes, facts = session.sizes, machine() | card()
+    sizes = session.sizes
     write_stored(session.folder, sizes.images, sizes.test)
     write_tree(session.folder, sizes.files, sizes.files // 10)
 
     def write() -> None:
         if out is not None:
-            whole = {"facts": facts, "sizes": asdict(sizes), "raw": session.raw, "not measured": session.skipped}
+            whole = {"facts": dict(facts), "sizes": asdict(sizes), "raw": session.raw, "not measured": session.skipped}
             out.write_text(json.dumps(whole, indent=1) + "\n")
         print(f"measured {', '.join(session.raw)}; {session.left:.0f} s are left", file=sys.stderr, flush=True)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -11,10 +12,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import NOTHING, ROOT, Done, Failed
+from benchmarks.measure import NOTHING, ROOT, Done, Failed, before_others
 from benchmarks.startup import Build
 
 Raw = dict[str, Any]
+_PATIENCE = 3  # times what a measurement may take, after which it is given up for the others' sake
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ class Session:
         run: runs one program.
         end: of the clock time.monotonic.
         before: a checkout of another build, measured beside this one; None: there is none.
+        until: of the same clock: when the measurement under way is given up.
     """
 
     folder: Path
@@ -74,6 +77,7 @@ class Session:
     run: Callable[..., Done]
     end: float
     before: Path | None = None
+    until: float = math.inf
     raw: Raw = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
 
@@ -105,10 +109,12 @@ class Session:
 
     def python(self, module: str, *words: object, name: str, before: bool = False) -> Done:
         """Runs a module with a cache of its own, in what is left of the time."""
-        variables: Mapping[str, str] = {"PYTHONPATH": str(self.mixed)} if before else NOTHING
+        variables: Mapping[str, str] = {"PYTHONPATH": before_others(self.mixed)} if before else NOTHING
         command = [sys.executable, "-m", module, *map(str, words)]
         cache = self.folder / f"{name.replace(' ', '-')}-cache"
-        return self.run(command, cache=cache, variables=variables, limit=max(1.0, self.left))
+        return self.run(
+            command, cache=cache, variables=variables, limit=max(1.0, min(self.end, self.until) - time.monotonic())
+        )
 
     def program(self, module: str, *words: object, name: str, before: bool = False) -> Raw:
         """What one of the programs beside this file reports."""
@@ -224,6 +230,7 @@ def measure(session: Session, names: Sequence[str], after: Callable[[], None]) -
         if session.left < seconds and session.sizes == FULL:
             session.skipped[name] = f"skipped: {max(0.0, session.left):.0f} s are left, and it may take {seconds:.0f}"
             continue
+        session.until = time.monotonic() + _PATIENCE * seconds
         try:
             session.raw[name] = each(session)
         except Failed as error:

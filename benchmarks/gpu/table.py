@@ -20,6 +20,7 @@ def text(raw: Raw, skipped: Mapping[str, str], sizes: Sizes) -> str:
     lines = [table(rows(raw, sizes)), *_bits(raw)]
     if "sweep" in raw:
         lines.append(f"the sweep's {raw['sweep']['points']} points ran in {raw['sweep']['processes']} process(es)")
+    lines += [f"start-up to the first step, {name}: {each:.1f} s" for name, each in raw.get("start-up", {}).items()]
     lines += [f"not measured, {name}: {why.splitlines()[0]}" for name, why in skipped.items()]
     return "\n".join(lines)
 
@@ -42,7 +43,6 @@ def rows(raw: Raw, sizes: Sizes) -> list[Row]:
         _row(
             "a step of the student", "bare captured loop", _middle(ours, "student", "training"), _loop(raw), 1.10, True
         ),
-        _row("start-up to the first step", "the build before", *_starts(raw.get("start-up", {}))),
     ]
     return [row for row in found if row is not None]
 
@@ -90,10 +90,6 @@ def _scaled(script: Raw, sizes: Sizes) -> float:
 
 def _loop(raw: Raw) -> float | None:
     return median(raw["loop"]["seconds"][1:]) if "loop" in raw else None
-
-
-def _starts(report: Raw) -> tuple[float | None, float | None]:
-    return report.get("kd"), report.get("before")
 
 
 def _bits(raw: Raw) -> list[str]:

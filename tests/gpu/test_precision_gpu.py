@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from benchmarks.gpu.lab import Lab, bits, precisions
+from benchmarks.gpu.lab import Lab, bits, options, precisions
 
 pytestmark = pytest.mark.gpu
 
@@ -24,5 +24,8 @@ def test_every_precision_trains_and_is_on_record(lab: Lab, device: str, precisio
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert all(math.isfinite(value) for row in rows for value in row.values())
     assert yaml.safe_load((run / "config.yaml").read_text())["distill_trainer"]["precision"] == precision
+    if "deterministic" in options():
+        record = json.loads((run / "run.json").read_text())
+        assert (record["precision"], record["deterministic"]) == (precision, True)
     if precision in ("bf16", "fp16"):  # a card may have exact kernels only for such small convolutions
         assert bits(run)["weights"] != lab.bits("kd")["weights"]
