@@ -67,7 +67,8 @@ class Told:
 
     def _point(self, run: Path) -> dict[str, str]:
         run.mkdir(exist_ok=True)
-        (run / "run.json").write_text(json.dumps({"pid": 7}))
+        times = {"started": "2026-01-01T00:00:00+00:00", "ended": "2026-01-01T00:00:05+00:00"}
+        (run / "run.json").write_text(json.dumps({"pid": 7, **times}))
         return {"run": str(run)}
 
 
@@ -91,6 +92,16 @@ def test_all_measurements_make_a_table(tmp_path: Path) -> None:
     assert "identical bits, twice: 1 of 2 losses; not crd" in said
     assert "identical bits, cached: 1 of 2 losses; 1 not checked" in said
     assert "2 points ran in 1 process(es)" in said
+
+
+def test_points_that_the_other_build_was_spared_take_as_long_as_its_last() -> None:
+    raw = {
+        "sweep": {"seconds": 10.0, "points": [1.0] * 15},
+        "before default": {"seconds": 20.0, "points": [15.0, 10.0]},
+    }
+    (row,) = rows(raw, FULL)
+    assert row.opponent == "the build before, default, 2 points measured"
+    assert row.ratio == (20 + 13 * 10) / 10
 
 
 def test_what_there_is_no_time_for_is_skipped_with_a_word(tmp_path: Path) -> None:

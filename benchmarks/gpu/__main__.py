@@ -29,7 +29,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--commit", help="of this build, where there is no git")
     parser.add_argument("--device", default="cuda", help="cpu: to try it, with --small (%(default)s)")
     parser.add_argument("--small", action="store_true", help="few images: nothing that it prints is a measurement")
-    args = parser.parse_args(arguments)
+    args = parser.parse_intermixed_args(arguments)
     unknown = [name for name in args.names if name not in MEASURES]
     if unknown:
         parser.error(f"there is no measurement {unknown[0]!r}; there are {', '.join(MEASURES)}")

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -132,9 +133,15 @@ class Session:
         fixed += [f"trainer.epochs={sizes.epochs}", f"teacher.checkpoint={self.teacher}", f"hydra.sweep.dir={folder}"]
         fixed += [] if self.device == "cuda" else [f"device={self.device}"]
         done = self.python("kd_cli", "distill", "--json", "-m", *fixed, *words, name=name, before=before)
-        runs = [Path(point["run"]) for point in done.report["points"]]
-        pids = {json.loads((run / "run.json").read_text())["pid"] for run in runs}
-        return {"seconds": done.seconds, "points": len(runs), "processes": len(pids)}
+        records = [json.loads(Path(point["run"], "run.json").read_text()) for point in done.report["points"]]
+        pids = {record["pid"] for record in records}
+        return {"seconds": done.seconds, "processes": len(pids), "points": [_lasted(record) for record in records]}
+
+
+def _lasted(record: Raw) -> float:
+    """Seconds of a run, without the start of its process."""
+    start, end = (datetime.fromisoformat(record[key]) for key in ("started", "ended"))
+    return (end - start).total_seconds()
 
 
 def epochs(session: Session) -> Raw:

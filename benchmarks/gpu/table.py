@@ -19,7 +19,7 @@ def text(raw: Raw, skipped: Mapping[str, str], sizes: Sizes) -> str:
     """The table, the counts of equal bits, and what was not measured."""
     lines = [table(rows(raw, sizes)), *_bits(raw)]
     if "sweep" in raw:
-        lines.append(f"the sweep's {raw['sweep']['points']} points ran in {raw['sweep']['processes']} process(es)")
+        lines.append(f"the sweep's {len(raw['sweep']['points'])} points ran in {raw['sweep']['processes']} process(es)")
     lines += [f"start-up to the first step, {name}: {each:.1f} s" for name, each in raw.get("start-up", {}).items()]
     lines += [f"not measured, {name}: {why.splitlines()[0]}" for name, why in skipped.items()]
     return "\n".join(lines)
@@ -72,14 +72,16 @@ def _teacher(precision: str, ours: Raw, before: Raw) -> Row | None:
 
 
 def _sweeps(raw: Raw) -> list[Row | None]:
-    """A sweep of fewer points is scaled to all of them."""
+    """Points that the other build was spared, which runs one after the other, took as long as its last one."""
     kd, found = raw.get("sweep"), []
     for name, opponent, target in (("default", "default", 10), ("8 jobs", "n_jobs=8", 3)):
         other = raw.get(f"before {name}")
         if kd and other:
-            seconds, title = other["seconds"] * kd["points"] / other["points"], f"a sweep of {kd['points']} points"
-            measured = "" if other["points"] == kd["points"] else f", {other['points']} points measured"
-            found.append(_row(title, f"the build before, {opponent}{measured}", kd["seconds"], seconds, target))
+            points, done = len(kd["points"]), len(other["points"])
+            seconds = other["seconds"] + (points - done) * other["points"][-1]
+            measured = f", {done} points measured" if done < points else ""
+            opponent = f"the build before, {opponent}{measured}"
+            found.append(_row(f"a sweep of {points} points", opponent, kd["seconds"], seconds, target))
     return found
 
 
