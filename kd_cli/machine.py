@@ -65,7 +65,20 @@ def keep_freed_memory() -> None:
 
 
 def pick_device(name: str) -> torch.device:
-    """The device; `auto` is the fastest that is there. Raises ConfigError: a device that is unknown or not there."""
+    """The device; `auto` is the fastest that is there. What is computed on it is exact, unless a training is not.
+
+    Raises:
+        ConfigError: a device that is unknown or not there.
+    """
+    device = _find_device(name)
+    if device.type == "cuda":
+        from kd_cli.arithmetic import start_cuda
+
+        start_cuda()
+    return device
+
+
+def _find_device(name: str) -> torch.device:
     import torch
 
     there = ["mps"] if torch.backends.mps.is_available() else []

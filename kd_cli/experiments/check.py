@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kd_cli.arithmetic import arithmetic, refusing
 from kd_cli.config.base import Config, Launch
 from kd_cli.data.base import Data
 from kd_cli.experiments.build import build_network, build_peer, build_task
@@ -39,13 +40,14 @@ def try_pair(config: Config, _: Launch) -> dict[str, Any]:
     size = min(_IMAGES, recipe.batch_size, data.spec.num_train)
     batch = next(iter(data.train_batches(seed=seed, epoch=0, batch_size=size, device=device)))
     student = build_network(setup.student, "student", seed, data, device)
-    baseline_seconds = _step_seconds(Supervised(student), batch)
     teacher = _teacher(setup, data)
-    task = build_task(setup.loss, student, teacher, data, recipe)
-    features = _features(task, batch.images)
-    seconds = _step_seconds(task, batch)
-    seed_dropout(derive_seed(seed, "dropout"), device)
-    step = task.train()(batch)
+    with arithmetic(recipe.precision, recipe.deterministic, device), refusing("a step of this pair", "trainer"):
+        baseline_seconds = _step_seconds(Supervised(student), batch)
+        task = build_task(setup.loss, student, teacher, data, recipe)
+        features = _features(task, batch.images)
+        seconds = _step_seconds(task, batch)
+        seed_dropout(derive_seed(seed, "dropout"), device)
+        step = task.train()(batch)
     return {
         "loss": setup.loss["name"],
         "teacher": task.method.teacher,

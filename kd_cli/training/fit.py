@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from kd_cli import console
+from kd_cli.arithmetic import arithmetic, refusing
 from kd_cli.config.overrides import recipe_key
 from kd_cli.config.recipe import Recipe, check_possible
 from kd_cli.console import Watcher
@@ -50,7 +51,7 @@ def fit(
         callbacks: they see every epoch and the result.
 
     Raises:
-        ConfigError: as `check_possible`.
+        ConfigError: as `check_possible`, or an operation that has no deterministic kernel and shall have one.
         DataError: the images have changed since the training was begun.
         DivergedError: a loss is not finite.
         OutOfMemory: a batch does not fit.
@@ -59,14 +60,15 @@ def fit(
     stage, seed = facts["stage"], facts["seed"]
     check_possible(recipe, validation=bool(data.size("val")), on_cuda=device.type == "cuda")
     check_same_images(run.path, run.record, data)
-    run.note(data=_data_facts(data), seed=seed)
+    run.note(data=_data_facts(data), seed=seed, precision=recipe.precision, deterministic=recipe.deterministic)
     if recipe.compile:
         task.deployed.compile()
     where = recipe_key(run.record.get("stage"), run.record.get("arguments", ()))
     state = _resume(run, stage)
     records = state.plain["records"] if state else []
     run.log(records)
-    with watched_by(callbacks, records):
+    computed = arithmetic(recipe.precision, recipe.deterministic, device)
+    with computed, refusing(f"the {stage}'s training", where), watched_by(callbacks, records):
         if not _ended(records, recipe):
             with console.watching(stage, recipe.epochs, state.epoch if state else 0) as watcher:
                 watch, save = watcher.batch, partial(save_checkpoint, run)

@@ -287,5 +287,5 @@ class Trainer:
         return {"val_top1": scores["top1"], "val_loss": scores["nll"]}
 
     def _autocast(self) -> AbstractContextManager[Any]:
-        dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[self.recipe.precision]
+        dtype = {"fp32": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[self.recipe.precision]
         return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
