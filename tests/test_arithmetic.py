@@ -5,8 +5,10 @@ PyTorch's switches can be set and read where there is no such device.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,9 +18,23 @@ from kd_cli import arithmetic as rules
 from kd_cli.arithmetic import EXACT, Switches, arithmetic, current, exact, refusing, start_cuda, switch
 from kd_cli.errors import ConfigError
 from kd_cli.metrics.evaluate import evaluating
+from tests.conftest import SMALL
 from tests.support.small import CPU, make_student
 
 CUDA = torch.device("cuda")
+UNORDERED = """
+from torch import nn, zeros_like
+
+
+class Puts(nn.Module):
+    def __init__(self, num_classes, in_channels, image_size):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(in_channels * image_size**2, num_classes))
+
+    def forward(self, images):
+        logits = self.layers(images)
+        return logits + zeros_like(logits).put_(logits.argmax()[None], logits.new_ones(1)) if self.training else logits
+"""
 
 
 def state() -> dict[str, Any]:
@@ -131,3 +147,16 @@ def test_an_operation_without_a_deterministic_kernel_is_named_with_what_to_type(
 def test_any_other_error_is_left_as_it_is() -> None:
     with pytest.raises(RuntimeError, match="must match the size"), refusing("this test", "trainer"):
         torch.ones(2) + torch.ones(3)
+
+
+def test_a_training_that_needs_one_ends_as_a_failed_run_that_says_what_to_type(kd) -> None:
+    Path("unordered.py").write_text(UNORDERED)
+    words = (*SMALL, "plugins=[unordered.py]", "student=external", "student.callable=unordered.Puts")
+    words = tuple(word for word in words if word not in ("student=mlp", "student.hidden=[8]"))
+    torch.set_deterministic_debug_mode("error")  # as a training on CUDA does
+    message = kd("train-baseline", *words, "hydra.run.dir=run", code=2).message
+    assert "trainer.deterministic: the baseline's training needs put_" in message
+    assert "trainer.deterministic=false" in message
+    assert json.loads(Path("run/run.json").read_text())["status"] == "failed"
+    torch.set_deterministic_debug_mode("default")
+    kd("train-baseline", *words, "hydra.run.dir=run")  # goes on with it

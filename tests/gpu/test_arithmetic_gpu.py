@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -72,13 +73,13 @@ def test_fp32_is_exact_and_tf32_is_not(cuda: torch.device, kind: str) -> None:
     network = nn.Conv2d(64, 64, 3, padding=1) if kind == "convolution" else nn.Linear(512, 512)
     images = torch.randn(8, 64, 32, 32) if kind == "convolution" else torch.randn(256, 512)
     with torch.no_grad(), arithmetic("fp32", True, cuda):
-        assert error_of(cuda, network, images) < 1e-5
+        assert error_of(cuda, network, images) < 5e-5
     with torch.no_grad(), arithmetic("tf32", True, cuda):
-        assert 1e-5 < error_of(cuda, network, images) < 1e-2
+        assert 5e-5 < error_of(cuda, network, images) < 1e-2
         with exact(cuda):
-            assert error_of(cuda, network, images) < 1e-5
+            assert error_of(cuda, network, images) < 5e-5
     with torch.no_grad():  # what is no training
-        assert error_of(cuda, network, images) < 1e-5
+        assert error_of(cuda, network, images) < 5e-5
 
 
 def test_an_evaluation_inside_of_a_training_in_tf32_has_the_bits_of_one_outside(cuda: torch.device) -> None:
@@ -106,7 +107,9 @@ def test_a_step_has_the_same_gradients_every_time(cuda: torch.device, name: str)
 
 @contextmanager
 def waiting_raises() -> Iterator[None]:
-    torch.cuda.set_sync_debug_mode("error")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it does not find all that waits
+        torch.cuda.set_sync_debug_mode("error")
     try:
         yield
     finally:
@@ -143,9 +146,14 @@ def test_what_reads_the_host_in_a_backward_pass_is_found_in_its_thread(cuda: tor
     assert found == ["aten._local_scalar_dense"]
 
 
-@pytest.mark.parametrize(
-    "read", [lambda x: x.tolist(), lambda x: x.cpu(), lambda x: torch.tensor(1.0, device=x.device)]
-)
+COPIES = {
+    "to a list": lambda x: x.tolist(),
+    "to the host": lambda x: x.cpu(),
+    "a constant": lambda x: torch.tensor(1.0, device=x.device),
+}
+
+
+@pytest.mark.parametrize("read", COPIES.values(), ids=COPIES)
 def test_copies_between_host_and_device_are_found(cuda: torch.device, read) -> None:
     x = torch.ones(3, device=cuda)
     with host_reads() as found:
