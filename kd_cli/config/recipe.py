@@ -40,6 +40,8 @@ class Recipe:
         accumulate: batches whose gradients make one update, ≥ 1; the update then sees batch_size × accumulate images.
         precision: fp32, or mixed precision with bf16 or (CUDA only) fp16.
         compile: torch.compile the network.
+        cuda_graphs: record an update as a CUDA graph and replay it; `auto`: where it can be done, and true refuses
+            where it cannot. The bits are the same.
         ema_decay: in (0, 1): an exponential moving average of the weights is evaluated and kept; null: none.
         early_stopping: epochs without a better validation accuracy after which training ends, ≥ 1; null: never.
         limit_train_batches: at most so many batches per epoch, for smoke runs; null: all.
@@ -70,6 +72,7 @@ class Recipe:
     accumulate: _Count = 1
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     compile: bool = False
+    cuda_graphs: Literal["auto", True, False] = "auto"
     ema_decay: Inside | None = None
     early_stopping: _Count | None = None
     limit_train_batches: _Count | None = None
