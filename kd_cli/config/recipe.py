@@ -42,6 +42,8 @@ class Recipe:
         precision: fp32, tf32 (CUDA only), or mixed precision with bf16 or (CUDA only) fp16.
         deterministic: the same command gives the same bits; on a CUDA device that refuses some operations.
         compile: torch.compile the network.
+        cuda_graphs: record an update as a CUDA graph and replay it; `auto`: where it can be done, and true refuses
+            where it cannot. The bits are the same.
         ema_decay: in (0, 1): an exponential moving average of the weights is evaluated and kept; null: none.
         early_stopping: epochs without a better validation accuracy after which training ends, ≥ 1; null: never.
         limit_train_batches: at most so many batches per epoch, for smoke runs; null: all.
@@ -73,6 +75,7 @@ class Recipe:
     precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
     deterministic: bool = True
     compile: bool = False
+    cuda_graphs: Literal["auto", True, False] = "auto"
     ema_decay: Inside | None = None
     early_stopping: _Count | None = None
     limit_train_batches: _Count | None = None

@@ -16,6 +16,7 @@ from kd_cli.data.base import Data
 from kd_cli.experiments.build import build_network, build_peer, build_task
 from kd_cli.experiments.preflight import open_data, prepare
 from kd_cli.experiments.setup import Setup, make_setup
+from kd_cli.host_reads import host_reads
 from kd_cli.metrics.cost import count_flops
 from kd_cli.models.base import count_parameters
 from kd_cli.runs.records import network_name
@@ -47,7 +48,9 @@ def try_pair(config: Config, _: Launch) -> dict[str, Any]:
         features = _features(task, batch.images)
         seconds = _step_seconds(task, batch)
         seed_dropout(derive_seed(seed, "dropout"), device)
-        step = task.train()(batch)
+        with host_reads() as waits:
+            step = task.train()(batch)
+            step.loss.backward()
     return {
         "loss": setup.loss["name"],
         "teacher": task.method.teacher,
@@ -63,6 +66,7 @@ def try_pair(config: Config, _: Launch) -> dict[str, Any]:
         "optimizers": [type(optimizer).__name__ for optimizer in task.optimizers()],
         "deployed_parameters": count_parameters(task.deployed),
         "weighted_terms": {name: float(term) for name, term in step.terms.items()},
+        "host_reads": sorted(set(waits)),
         "step_ms": round(1000 * seconds, 3),
         "baseline_step_ms": round(1000 * baseline_seconds, 3),
     }

@@ -18,6 +18,7 @@ from kd_cli.config.recipe import Recipe, check_possible
 from kd_cli.console import Watcher
 from kd_cli.data.base import Data, Part
 from kd_cli.errors import DataError, Terminated
+from kd_cli.machine import own_stream
 from kd_cli.metrics.evaluate import predict
 from kd_cli.metrics.scores import accuracy, hits, only_answer
 from kd_cli.models.base import count_parameters
@@ -29,7 +30,8 @@ from kd_cli.training.callbacks import Callback, watched_by
 from kd_cli.training.guard import advice, check_score, evaluation_memory, training_memory
 from kd_cli.training.state import TrainState
 from kd_cli.training.task import Task
-from kd_cli.training.trainer import Record, Trainer
+from kd_cli.training.totals import Record
+from kd_cli.training.trainer import Trainer
 
 Result = dict[str, Any]
 
@@ -73,9 +75,11 @@ def fit(
             with console.watching(stage, recipe.epochs, state.epoch if state else 0) as watcher:
                 watch, save = watcher.batch, partial(save_checkpoint, run)
                 trainer = Trainer(recipe, seed=seed, device=device, watch=watch, save=save, where=where)
-                with training_memory(recipe, where):
+                with training_memory(recipe, where), own_stream(device):
                     _train(trainer, task, data, state, run, [watcher, *callbacks])
                 records = trainer.records
+                if device.type == "cuda":
+                    run.note(cuda_graphs=trainer.not_recorded or recipe.cuda_graphs is not False)
         with evaluation_memory(recipe, where):
             result = _judge(task, data, run, recipe, device, records, where) | facts
         run.finish(result)
