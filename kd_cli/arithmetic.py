@@ -58,7 +58,7 @@ def arithmetic(precision: str, deterministic: bool, device: torch.device) -> Ite
 @contextmanager
 def exact(device: torch.device) -> Iterator[None]:
     """What is evaluated, inside of a training or not, is computed in float32."""
-    with _set(replace(current(), tf32=False, one_order=True), device):
+    with _set(replace(current() or EXACT, tf32=False, one_order=True), device):
         yield
 
 
@@ -67,7 +67,7 @@ def _set(switches: Switches, device: torch.device) -> Iterator[None]:
     if device.type != "cuda":
         yield
         return
-    before = current()
+    before = current() or EXACT
     switch(switches)
     try:
         yield
@@ -75,9 +75,12 @@ def _set(switches: Switches, device: torch.device) -> Iterator[None]:
         switch(before)
 
 
-def current() -> Switches:
-    """The switches as they are: for who lets another training have its turn in this process, and sets them again."""
-    return _current or EXACT
+def current() -> Switches | None:
+    """The switches as they are, for who lets another training of this process have its turn and sets them again.
+
+    None: nobody has touched them.
+    """
+    return _current
 
 
 def start_cuda() -> None:
@@ -97,10 +100,10 @@ def start_cuda() -> None:
     switch(EXACT)
 
 
-def switch(switches: Switches) -> None:
-    """Sets them all. cuDNN never measures which kernel is the fastest: that would be another one every time."""
+def switch(switches: Switches | None) -> None:
+    """Sets them all; none where `current` gave none. cuDNN never measures which kernel is the fastest: that would be another one every time."""
     global _current
-    if switches == _current:
+    if switches is None or switches == _current:
         return
     import torch
 

@@ -65,6 +65,7 @@ def _put_back(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_on_the_cpu_no_switch_is_touched() -> None:
     before = state()
     with arithmetic("tf32", True, CPU), evaluating(make_student()):
+        switch(current())
         assert state() == before
     assert state() == before
     assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ
