@@ -101,7 +101,10 @@ def start_cuda() -> None:
 
 
 def switch(switches: Switches | None) -> None:
-    """Sets them all; none where `current` gave none. cuDNN never measures which kernel is the fastest: that would be another one every time."""
+    """Sets them all; none where `current` gave none.
+
+    cuDNN never measures which kernel is the fastest: that would be another one every time.
+    """
     global _current
     if switches is None or switches == _current:
         return
