@@ -16,6 +16,8 @@ from kd_cli.config.recipe import Recipe
 from kd_cli.data.base import Data
 from kd_cli.errors import ConfigError, DivergedError
 from kd_cli.losses.base import LOSSES, build_loss
+from kd_cli.teachers.cache import CachedTeacher
+from kd_cli.teachers.outputs import Entry
 from kd_cli.training.task import Distillation, Supervised, Task
 from kd_cli.training.trainer import Trainer
 from kd_cli.types import Batch, Step
@@ -104,6 +106,34 @@ def test_what_changes_with_the_epoch_is_recorded_anew_and_nothing_else(
     recorded, bits = trained(make_task(name, **options), True, epochs=5)
     assert recorded._recorder.recorded == times
     assert_same(bits, trained(make_task(name, **options), False, epochs=5)[1])
+
+
+ASKED = 32  # images of a forward pass of the teacher
+
+
+def remember(task: Distillation, data: Data, **options: Any) -> Distillation:
+    limit = options.pop("limit", 10**9)
+    entry = Entry({"taps": list(task.teacher_taps), "data": data.fingerprint}, limit)
+    cache = CachedTeacher(task.ask, data, entry, seed=0, batch_size=ASKED, device=CPU, fixed=True, **options)
+    task.cache, task.ask_in = cache, ASKED
+    return task
+
+
+@pytest.mark.parametrize("augment", ["none", "crop_flip"])
+@pytest.mark.parametrize("options", [{}, {"used": 4 * ASKED}, {"limit": 1}], ids=["kept", "in part", "too large"])
+@pytest.mark.parametrize("loss", ["kd", "fitnet"])
+def test_what_the_teacher_said_is_found_where_it_was_in_every_epoch(
+    loss: str, options: dict[str, Any], augment: str
+) -> None:
+    data = make_data(augment=augment)
+    recipe = {"limit_train_batches": 4} if "used" in options else {}
+    live = make_task(loss)
+    live.ask_in = ASKED
+    _, bits = trained(live, False, data, **recipe)
+    for _ in range(2):  # asked for, then read
+        recorded, same = trained(remember(make_task(loss), data, **options), True, data, **recipe)
+        assert recorded._recorder.recorded == 1
+        assert_same(same, bits)
 
 
 class ReadsTheEpoch(Supervised):
