@@ -12,8 +12,9 @@ import time
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from kd_cli import console
 from kd_cli.errors import Terminated
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ class Turns:
 
     def __init__(self) -> None:
         self.asked = False
-        self.shared: dict[Hashable, object] = {}
+        self.shared: dict[Hashable, tuple[Any, list[str]]] = {}
         self._guard = threading.Lock()
         self._taken = False
         self._line: deque[threading.Lock] = deque()
@@ -72,15 +73,25 @@ class Turns:
                 self._taken = False
 
     @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Has a turn while this is open."""
+        self.take()
+        try:
+            yield
+        finally:
+            self.hand_on()
+
+    @contextmanager
     def seat(self, surroundings: Surroundings) -> Iterator[Seat]:
         """Makes this thread one of those that take turns; it is its turn while this is open."""
         seat = Seat(self, surroundings)
-        with seat.turn():
-            _own.seat = seat
-            try:
-                yield seat
-            finally:
-                _own.seat = None
+        seat.begin()
+        _own.seat = seat
+        try:
+            yield seat
+        finally:
+            _own.seat = None
+            seat.end()
 
 
 class Seat:
@@ -98,22 +109,13 @@ class Seat:
         self._told = False
 
     @contextmanager
-    def turn(self) -> Iterator[None]:
-        """Has the turn while this is open."""
-        self._begin()
-        try:
-            yield
-        finally:
-            self._end()
-
-    @contextmanager
     def aside(self) -> Iterator[None]:
         """The others have their turns while this is open; nothing of the process may be touched in it."""
-        self._end()
+        self.end()
         try:
             yield
         finally:
-            self._begin()
+            self.begin()
 
     def over(self) -> bool:
         """Whether the turn has been long enough."""
@@ -125,12 +127,14 @@ class Seat:
             self._told = True
             raise Terminated("the process was asked to end (SIGTERM)")
 
-    def _begin(self) -> None:
+    def begin(self) -> None:
+        """Waits for the turn."""
         self.turns.take()
         self._surroundings.enter()
         self._since = time.perf_counter()
 
-    def _end(self) -> None:
+    def end(self) -> None:
+        """Ends the turn."""
         self._surroundings.leave()
         self.turns.hand_on()
 
@@ -175,7 +179,7 @@ def let_finish(device: torch.device) -> None:
         return
     import torch
 
-    done = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+    done = torch.cuda.Event(blocking=True)
     done.record()
     with seat.aside():
         done.synchronize()
@@ -190,16 +194,20 @@ def once(what: Hashable, make: Callable[[], T]) -> T:
     seat: Seat | None = getattr(_own, "seat", None)
     if seat is None:
         return make()
+    made: T
     shared = seat.turns.shared
     if what in shared:
-        made = shared.pop(what)
+        made, notices = shared.pop(what)
+        for text in notices:
+            console.notice(text)
     else:
-        made = make()
+        before, made = console.noticed(), make()
+        notices = console.noticed()[len(before) :]
         _wait_for_device()  # the others read it on streams of their own
-    shared[what] = made  # the last: those in front were not asked for for longest
+    shared[what] = made, notices  # the last: those in front were not asked for for longest
     while len(shared) > _MOST_SHARED:
         del shared[next(iter(shared))]
-    return made  # type: ignore[return-value]
+    return made
 
 
 def _wait_for_device() -> None:

@@ -22,6 +22,7 @@ from kd_cli.training.guard import LossGuard, check_score, evaluation_memory
 from kd_cli.training.optim import learning_rate, make_optimizer
 from kd_cli.training.state import Progress, TrainState, parameters_of, put_slots, restoring, split_slots
 from kd_cli.training.task import Task
+from kd_cli.turns import give_way, let_finish
 from kd_cli.types import Batch, Step
 
 Record = dict[str, float]
@@ -200,6 +201,8 @@ class Trainer:
                 self.step += 1
                 self.between_steps = True
             self._save_if_due()
+            give_way()
+        let_finish(self.device)
         self.guard.check()
 
     def _learn(self, group: Sequence[Batch]) -> None:
