@@ -21,6 +21,7 @@ from kd_cli.config.search_path import SUBMITIT
 from kd_cli.errors import ConfigError, suggest
 from kd_cli.machine import available_cores, given_threads, has_cuda_driver
 from kd_cli.storage.files import without_empty_folders
+from kd_cli.sweeps.fork_server import start_server
 from kd_cli.sweeps.jobs import run_jobs
 from kd_cli.sweeps.processes import run_points
 from kd_cli.sweeps.search.sweeper import OptunaSweeper
@@ -50,6 +51,8 @@ class ProcessLauncher(Launcher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Hydra gets no results: what came of the points is with the task."""
         setup_globals()
+        if self.task.writes and len(job_overrides) > 1 and self.n_jobs != 1:
+            start_server()
         points = _compose(self.context, self.config, job_overrides, initial_job_idx)
         share = self._divide(len(points)) if self.task.writes else None
         if share is None or share.here:
