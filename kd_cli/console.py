@@ -164,13 +164,13 @@ class Watcher:
         self._last = time.monotonic()
         share = (progress.epoch - 1 - self.done + progress.batch / progress.batches) / max(1, self.total - self.done)
         elapsed = self._last - self._start
-        loss = float(progress.sums["loss"]) / progress.seen
-        top1 = 100 * float(progress.sums["correct"]) / progress.seen
+        known = progress.glimpse()
+        shown = "" if known is None else f"loss {known[0]:.4f}  train {known[1]:5.2f} %  "
         left = _clock(elapsed / max(share, 1e-9) - elapsed)
         speed = (progress.images - self._before) / max(elapsed, 1e-9)
         live(
             f"{self.label:<10} epoch {progress.epoch}/{self.total}  {_bar(progress.batch / progress.batches)}  "
-            f"loss {loss:.4f}  train {top1:5.2f} %  {speed:,.0f} img/s  {left} left"
+            f"{shown}{speed:,.0f} img/s  {left} left"
         )
 
     def epoch(self, record: Mapping[str, float]) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from kd_cli.errors import ConfigError
@@ -74,7 +76,20 @@ def has_cuda_driver() -> bool:
 
 
 def pick_device(name: str) -> torch.device:
-    """The device; `auto` is the fastest that is there. Raises ConfigError: a device that is unknown or not there."""
+    """The device; `auto` is the fastest that is there. What is computed on it is exact, unless a training is not.
+
+    Raises:
+        ConfigError: a device that is unknown or not there.
+    """
+    device = _find_device(name)
+    if device.type == "cuda":
+        from kd_cli.arithmetic import start_cuda
+
+        start_cuda()
+    return device
+
+
+def _find_device(name: str) -> torch.device:
     import torch
 
     there = ["mps"] if torch.backends.mps.is_available() else []
@@ -85,3 +100,23 @@ def pick_device(name: str) -> torch.device:
         known = ", ".join(["auto", *there])
         raise ConfigError(f"device: {name!r} is not on this machine; type device=… with one of {known}")
     return torch.device(name)
+
+
+@contextmanager
+def own_stream(device: torch.device) -> Iterator[None]:
+    """A CUDA stream that can be recorded: the current one, or, where that is the default stream, another.
+
+    On other devices nothing.
+    """
+    import torch
+
+    if device.type != "cuda" or torch.cuda.current_stream(device) != torch.cuda.default_stream(device):
+        yield
+        return
+    before, stream = torch.cuda.current_stream(device), torch.cuda.Stream(device)
+    stream.wait_stream(before)
+    try:
+        with torch.cuda.stream(stream):
+            yield
+    finally:
+        before.wait_stream(stream)

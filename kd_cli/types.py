@@ -5,10 +5,13 @@ B batch, C channels, H/W size, D embedding, K classes, N training samples.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from torch import Tensor, nn
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,14 @@ class Batch:
     labels: Tensor
     ids: Tensor
     epoch: int = 0
+
+    def at(self, schedule: Callable[[int], T]) -> T:
+        """What a schedule says of this batch's epoch.
+
+        A step that was recorded as a CUDA graph is recorded anew where this has changed; one that reads `epoch` itself,
+        in every epoch.
+        """
+        return schedule(self.epoch)
 
 
 @dataclass(frozen=True)

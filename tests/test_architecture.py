@@ -18,7 +18,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # From the ground up: a module may import from its own floor and from those below. A folder is one room.
 FLOORS = (
     "types errors console seeds ranges",
-    "registry plugins taps signals turns machine out_of_memory storage",
+    "registry plugins taps host_reads signals turns arithmetic machine out_of_memory storage",
     "data models losses",
     "config metrics",
     "runs",
@@ -33,7 +33,8 @@ FLOORS = (
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms.split()}
 # What `kd --help` and a refused command line read: no torch and no Hydra.
-LIGHT = {"cli", "commands", "launch", "config", "sweeps", *FLOORS[0].split(), *FLOORS[1].split()} - {"taps", "types"}
+LIGHT = {"cli", "commands", "launch", "config", "sweeps", *FLOORS[0].split(), *FLOORS[1].split()}
+LIGHT -= {"types", "taps", "host_reads"}
 HEAVY_FILES = {"config/search_path.py", "launch/completion.py", "launch/hydra_errors.py", "sweeps/launchers.py"}
 
 

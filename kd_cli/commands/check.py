@@ -42,6 +42,9 @@ def _say_step(result: Mapping[str, Any]) -> None:
         f"cost        {result['step_ms']:.0f} ms per step of {result['images']} images, "
         f"{ratio:.1f} times a step without the loss and the teacher"
     )
+    if result["host_reads"]:
+        waits = ", ".join(result["host_reads"])
+        console.say(f"on a GPU    steps are no CUDA graphs: {waits} makes the program wait for the device")
     console.say(f"{result['loss']} works on this pair.", style="bold")
 
 

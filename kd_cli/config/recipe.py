@@ -12,6 +12,7 @@ from kd_cli.registry import bind_options
 
 _Count = Annotated[int, Rule("≥ 1 and below 2,147,483,648", lambda value: 1 <= value < 2**31)]
 _EACH = Rule("two numbers in [0, 1)", lambda betas: all(0 <= beta < 1 for beta in betas))
+_CUDA_ONLY = {"tf32": "fp32", "fp16": "bf16"}  # and what to take elsewhere
 _RISING = Rule("epochs in rising order", lambda epochs: list(epochs) == sorted(set(epochs)))
 
 
@@ -38,8 +39,11 @@ class Recipe:
         label_smoothing: of the cross-entropy with the labels, in [0, 1).
         clip_grad_norm: largest 2-norm of the gradient, > 0; null: not clipped.
         accumulate: batches whose gradients make one update, ≥ 1; the update then sees batch_size × accumulate images.
-        precision: fp32, or mixed precision with bf16 or (CUDA only) fp16.
+        precision: fp32, tf32 (CUDA only), or mixed precision with bf16 or (CUDA only) fp16.
+        deterministic: the same command gives the same bits; on a CUDA device that refuses some operations.
         compile: torch.compile the network.
+        cuda_graphs: record an update as a CUDA graph and replay it; `auto`: where it can be done, and true refuses
+            where it cannot. The bits are the same.
         ema_decay: in (0, 1): an exponential moving average of the weights is evaluated and kept; null: none.
         early_stopping: epochs without a better validation accuracy after which training ends, ≥ 1; null: never.
         limit_train_batches: at most so many batches per epoch, for smoke runs; null: all.
@@ -68,8 +72,10 @@ class Recipe:
     label_smoothing: Fraction = 0.0
     clip_grad_norm: Positive | None = None
     accumulate: _Count = 1
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
+    deterministic: bool = True
     compile: bool = False
+    cuda_graphs: Literal["auto", True, False] = "auto"
     ema_decay: Inside | None = None
     early_stopping: _Count | None = None
     limit_train_batches: _Count | None = None
@@ -102,9 +108,12 @@ def check_possible(recipe: Recipe, *, validation: bool = True, on_cuda: bool) ->
         on_cuda: it runs on a CUDA device.
 
     Raises:
-        ConfigError: early stopping without validation images, or fp16 without CUDA.
+        ConfigError: early stopping without validation images, or tf32 or fp16 without CUDA.
     """
     if recipe.early_stopping and not validation:
         raise ConfigError("trainer.early_stopping needs validation images; type dataset.val_fraction=0.1")
-    if recipe.precision == "fp16" and not on_cuda:
-        raise ConfigError("trainer.precision: fp16 needs a CUDA device; type trainer.precision=bf16")
+    if recipe.precision in _CUDA_ONLY and not on_cuda:
+        instead = _CUDA_ONLY[recipe.precision]
+        raise ConfigError(
+            f"trainer.precision: {recipe.precision} needs a CUDA device; type trainer.precision={instead}"
+        )

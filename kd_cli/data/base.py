@@ -20,6 +20,7 @@ from torch import Tensor
 
 from kd_cli.data import sampling as order
 from kd_cli.data.common import COMMON, Common
+from kd_cli.data.feed import Feed, Rows
 from kd_cli.data.preprocess import Prepare
 from kd_cli.data.store import Images, Store, check_part, digest_of, fits_in_memory, shape_of
 from kd_cli.errors import ConfigError, DataError
@@ -119,15 +120,6 @@ def _check_own(component: Callable[..., Raw], arguments: Mapping[str, Any]) -> N
         check(**{**defaults, **arguments})
 
 
-@dataclass(frozen=True)
-class _Rows:
-    """One part: the rows [n] of a store that belong to it, and their labels [n]."""
-
-    store: Store
-    rows: Tensor
-    labels: Tensor
-
-
 class Data:
     """A data set, split and ready to give batches.
 
@@ -147,10 +139,10 @@ class Data:
         labels = raw.train_labels
         kept, taken = order.divide(labels, raw.val_rows, common)
         train, test = _stores(raw, common)
-        self._parts: dict[Part, _Rows] = {
-            "train": _Rows(train, kept, labels[kept]),
-            "val": _Rows(train, taken, labels[taken]),
-            "test": _Rows(test, torch.arange(len(raw.test_labels)), raw.test_labels),
+        self._parts: dict[Part, Rows] = {
+            "train": Rows(train, kept, labels[kept]),
+            "val": Rows(train, taken, labels[taken]),
+            "test": Rows(test, torch.arange(len(raw.test_labels)), raw.test_labels),
         }
         self._prepare = Prepare(common.augment, common.mean or (0.0,), common.std or (1.0,), (height, width, channels))
         self.name = name
@@ -220,29 +212,37 @@ class Data:
         """
         return order.count_steps(self.size("train"), batch_size, limit)
 
-    def train_batches(
+    def train_batches(self, *, epoch: int, first: int = 0, **options: Any) -> Iterator[Batch]:
+        """The batches of an epoch, shuffled and augmented as (seed, epoch) say, whatever the workers and processes.
+
+        Args:
+            first: how many of them are left out at the beginning.
+            options: as of `feed`.
+        """
+        feed = self.feed(**options)
+        feed.begin(epoch, first)
+        for number in range(first, feed.steps):
+            yield feed.batch(number)
+
+    def feed(
         self,
         *,
         seed: int,
-        epoch: int,
         batch_size: int,
         device: torch.device,
         limit: int | None = None,
-        first: int = 0,
         shard: tuple[int, int] = (0, 1),
-    ) -> Iterator[Batch]:
-        """The batches of an epoch, shuffled and augmented as (seed, epoch) say, whatever the workers and processes.
+    ) -> Feed:
+        """What gives the batches of one epoch after another.
 
         Args:
             batch_size: B of the global batch; `steps` says how many there are.
             limit: at most so many batches.
-            first: how many of them are left out at the beginning.
             shard: (rank, world): of each global batch the rows rank, rank + world, … A last batch with fewer images
                 than `world` is empty for the highest ranks.
         """
-        shuffled = order.permutation(self.size("train"), seed, epoch)
-        ids = order.cut(shuffled, batch_size, range(first, self.steps(batch_size, limit)), shard)
-        yield from self.views(ids, seed=seed, epoch=epoch, device=device)
+        rows, steps = self._parts["train"], self.steps(batch_size, limit)
+        return Feed(rows, self._prepare, seed=seed, batch_size=batch_size, steps=steps, device=device, shard=shard)
 
     def views(self, ids: Sequence[Tensor], *, seed: int, epoch: int, device: torch.device) -> Iterator[Batch]:
         """Training images by their ids, a batch for each item [B], as they are augmented in an epoch."""

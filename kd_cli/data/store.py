@@ -83,13 +83,16 @@ class Store:
         images: [N, H, W, C].
         streamed: read through worker processes although `images` may be a tensor.
         workers: how many; 0 decodes in this process.
+
+    Attributes:
+        resident: pixels are taken from a tensor on the device.
     """
 
     def __init__(self, images: Images, *, streamed: bool, workers: int) -> None:
         self.images = images
-        self._streamed = streamed or not isinstance(images, Tensor)
+        self.resident = isinstance(images, Tensor) and not streamed
         self._workers = workers
-        self._resident: dict[torch.device, Tensor] = {}
+        self._on_device: dict[torch.device, Tensor] = {}
 
     def batches(self, rows: Sequence[Tensor], device: torch.device) -> Iterator[Tensor]:
         """For each item of `rows` [B] its pixels [B, H, W, C], uint8, on `device`.
@@ -97,20 +100,26 @@ class Store:
         Raises:
             DataError: an image cannot be read.
         """
-        if self._streamed:
+        if not self.resident:
             for pixels, errors in _stream(self.images, rows, self._workers, pin=device.type == "cuda"):
                 for error in errors.values():
                     raise error
                 yield pixels.to(device, non_blocking=True)
             return
-        resident = self._on(device)
         for chosen in rows:
-            yield resident.index_select(0, chosen)
+            yield self.take(chosen, device)
 
-    def _on(self, device: torch.device) -> Tensor:
-        if device not in self._resident:
-            self._resident[device] = cast(Tensor, self.images).to(device)
-        return self._resident[device]
+    def take(self, rows: Tensor, device: torch.device) -> Tensor:
+        """As `batches`, of resident pixels.
+
+        Args:
+            rows: [B], on `device`.
+        """
+        if device not in self._on_device:
+            self._on_device[device] = cast(Tensor, self.images).to(device)
+            if device.type == "cuda":  # other streams may read them before this one has copied them
+                torch.cuda.current_stream(device).synchronize()
+        return self._on_device[device].index_select(0, rows)
 
 
 class _Reader(Dataset[Any]):

@@ -105,4 +105,13 @@ def remember_teacher(setup: Setup, task: Distillation, teacher: Teacher, data: D
         taps=task.teacher_taps,
     )
     used = steps * recipe.batch_size if steps < data.steps(recipe.batch_size) else None
-    task.cache = CachedTeacher(task.ask, data, entry, seed=seed, batch_size=recipe.batch_size, device=device, used=used)
+    task.cache = CachedTeacher(
+        task.ask,
+        data,
+        entry,
+        seed=seed,
+        batch_size=recipe.batch_size,
+        device=device,
+        used=used,
+        fixed=device.type == "cuda",
+    )

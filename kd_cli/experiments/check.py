@@ -10,11 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kd_cli.arithmetic import arithmetic, refusing
 from kd_cli.config.base import Config, Launch
 from kd_cli.data.base import Data
 from kd_cli.experiments.build import build_network, build_peer, build_task
 from kd_cli.experiments.preflight import open_data, prepare
 from kd_cli.experiments.setup import Setup, make_setup
+from kd_cli.host_reads import host_reads
 from kd_cli.metrics.cost import count_flops
 from kd_cli.models.base import count_parameters
 from kd_cli.runs.records import network_name
@@ -39,13 +41,16 @@ def try_pair(config: Config, _: Launch) -> dict[str, Any]:
     size = min(_IMAGES, recipe.batch_size, data.spec.num_train)
     batch = next(iter(data.train_batches(seed=seed, epoch=0, batch_size=size, device=device)))
     student = build_network(setup.student, "student", seed, data, device)
-    baseline_seconds = _step_seconds(Supervised(student), batch)
     teacher = _teacher(setup, data)
-    task = build_task(setup.loss, student, teacher, data, recipe)
-    features = _features(task, batch.images)
-    seconds = _step_seconds(task, batch)
-    seed_dropout(derive_seed(seed, "dropout"), device)
-    step = task.train()(batch)
+    with arithmetic(recipe.precision, recipe.deterministic, device), refusing("a step of this pair", "trainer"):
+        baseline_seconds = _step_seconds(Supervised(student), batch)
+        task = build_task(setup.loss, student, teacher, data, recipe)
+        features = _features(task, batch.images)
+        seconds = _step_seconds(task, batch)
+        seed_dropout(derive_seed(seed, "dropout"), device)
+        with host_reads() as waits:
+            step = task.train()(batch)
+            step.loss.backward()
     return {
         "loss": setup.loss["name"],
         "teacher": task.method.teacher,
@@ -61,6 +66,7 @@ def try_pair(config: Config, _: Launch) -> dict[str, Any]:
         "optimizers": [type(optimizer).__name__ for optimizer in task.optimizers()],
         "deployed_parameters": count_parameters(task.deployed),
         "weighted_terms": {name: float(term) for name, term in step.terms.items()},
+        "host_reads": sorted(set(waits)),
         "step_ms": round(1000 * seconds, 3),
         "baseline_step_ms": round(1000 * baseline_seconds, 3),
     }

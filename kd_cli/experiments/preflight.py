@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from kd_cli import console
+from kd_cli.arithmetic import check_card
 from kd_cli.config.base import STAGE_TRAINER, Launch, Stage
 from kd_cli.config.plan import GIVEN, Training, check_groups
 from kd_cli.config.recipe import Recipe, check_possible
@@ -157,6 +158,7 @@ def _check_batch_of_one(training: Training, network: nn.Module, recipe: Recipe, 
 def _check_recipe(recipe: Recipe, data: Data, device: torch.device) -> None:
     """As `check_possible`; a moving average that ends before it has left its beginning is told."""
     check_possible(recipe, validation=bool(data.size("val")), on_cuda=device.type == "cuda")
+    check_card(recipe.precision, device)
     updates = recipe.epochs * -(-data.steps(recipe.batch_size, recipe.limit_train_batches) // recipe.accumulate)
     if recipe.ema_decay is None or updates < 2:
         return

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd_cli.losses.base import Features
-from kd_cli.losses.common import at_least_float32
+from kd_cli.losses.common import at_least_float32, inner_products
 from kd_cli.types import DataSpec, Outputs
 
 
@@ -44,7 +44,35 @@ def same_size(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
     if one.ndim != 4 or other.ndim != 4 or one.shape[2:] == other.shape[2:]:
         return one, other
     size = (min(one.shape[2], other.shape[2]), min(one.shape[3], other.shape[3]))
-    return F.adaptive_avg_pool2d(one, size), F.adaptive_avg_pool2d(other, size)
+    return area_mean(one, size), area_mean(other, size)
+
+
+def area_mean(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Maps [B, C, H, W] as means over areas, [B, C, *size]: adaptive average pooling, of larger sizes too.
+
+    Its gradient has a kernel on CUDA that adds in any order. There it is done otherwise, and rounded otherwise.
+    """
+    height, width = maps.shape[2:]
+    if maps.device.type == "cpu" or size == (1, 1):  # the mean of all positions is no pooling
+        return F.adaptive_avg_pool2d(maps, size)
+    if maps.shape[2:] == size:
+        return maps
+    if height % size[0] == 0 and width % size[1] == 0:
+        return F.avg_pool2d(maps, (height // size[0], width // size[1]))
+    return means_by_products(maps, size)
+
+
+def means_by_products(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """`area_mean` as products with a matrix for the rows and one for the columns."""
+    rows, columns = (_shares(old, new, maps) for old, new in zip(maps.shape[2:], size, strict=True))
+    return inner_products(inner_products(maps, columns).mT, rows).mT.to(maps.dtype)
+
+
+def _shares(old: int, new: int, like: Tensor) -> Tensor:
+    """How much of the mean of each area is each of its pixels: [new, old]."""
+    pixel, area = torch.arange(old, device=like.device), torch.arange(new, device=like.device)[:, None]
+    first, end = area * old // new, ((area + 1) * old + new - 1) // new
+    return at_least_float32(((pixel >= first) & (pixel < end)).to(like.dtype)) / (end - first)
 
 
 def check_maps(*features: Tensor) -> None:

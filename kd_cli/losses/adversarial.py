@@ -98,7 +98,10 @@ class Adversarial(Features):
 
     def optimizers(self) -> Sequence[torch.optim.Optimizer]:
         """Adam with the β₁ = 0.5 that is usual for discriminators: Radford et al. 2016, arXiv:1511.06434."""
-        return [torch.optim.Adam(self.discriminator.parameters(), lr=self.discriminator_lr, betas=(0.5, 0.999))]
+        parameters = list(self.discriminator.parameters())
+        device = parameters[0].device.type
+        fused = {"fused": device in ("cpu", "cuda"), "capturable": device == "cuda"}
+        return [torch.optim.Adam(parameters, lr=self.discriminator_lr, betas=(0.5, 0.999), **fused)]
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         ours, theirs = self._pair(student, teacher)

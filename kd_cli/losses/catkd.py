@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kd_cli.losses.adapters import check_positions, makes_logits
+from kd_cli.losses.adapters import area_mean, check_positions, makes_logits
 from kd_cli.losses.base import LOSSES, Features
 from kd_cli.losses.common import at_least_float32, inner_products, unit
 from kd_cli.ranges import NonNegative, within
@@ -41,7 +40,7 @@ def catkd_loss(student_maps: Tensor, teacher_maps: Tensor, resolution: int = 2) 
         resolution: ≥ 2, pixels. (With 1 only the signs of the logits would be compared.)
     """
     student, teacher = (
-        unit(F.adaptive_avg_pool2d(at_least_float32(maps), resolution).flatten(2))
+        unit(area_mean(at_least_float32(maps), (resolution, resolution)).flatten(2))
         for maps in (student_maps, teacher_maps)
     )
     return (student - teacher).square().mean()

@@ -61,7 +61,7 @@ class Combined(Distiller):
         return torch.stack(terms).sum() if terms else student.logits.new_zeros(())
 
     def named_terms(self, student: Outputs, teacher: Outputs, batch: Batch) -> Mapping[str, Tensor]:
-        weights = {name: mix.weight_at(batch.epoch) for name, mix in zip(self.names, self.mixes, strict=True)}
+        weights = {name: batch.at(mix.weight_at) for name, mix in zip(self.names, self.mixes, strict=True)}
         methods = zip(self.names, self.methods, strict=True)
         return {name: weights[name] * method(student, teacher, batch) for name, method in methods if weights[name]}
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor
 
@@ -29,7 +31,8 @@ def unit(vectors: Tensor, dim: int = -1) -> Tensor:
 
 def inner_products(one: Tensor, other: Tensor) -> Tensor:
     """Of the rows of [..., M, D] with the rows of [..., N, D]: [..., M, N], in float32 at least, autocast or not."""
-    with torch.autocast(one.device.type, enabled=False):
+    kind = one.device.type
+    with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():
         return at_least_float32(one) @ at_least_float32(other).mT
 
 

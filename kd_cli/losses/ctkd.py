@@ -66,10 +66,14 @@ class CTKD(Method):
         super().__post_init__()
         self.theta = nn.Parameter(torch.ones(()))
 
-    def temperature(self, epoch: int) -> Tensor:
-        """T, a scalar that passes its gradient on reversed."""
-        theta = reverse_gradient(self.theta, adversary_strength(epoch, self.ramp_epochs))
+    def strength(self, epoch: int) -> float:
+        """Of the adversary in epoch 0, 1, …"""
+        return adversary_strength(epoch, self.ramp_epochs)
+
+    def temperature(self, strength: float) -> Tensor:
+        """T, a scalar that passes its gradient on reversed, times `strength`."""
+        theta = reverse_gradient(self.theta, strength)
         return self.min_temperature + self.temperature_range * theta.sigmoid()
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
-        return self.kl_weight * ctkd_loss(student.logits, teacher.logits, self.temperature(batch.epoch))
+        return self.kl_weight * ctkd_loss(student.logits, teacher.logits, self.temperature(batch.at(self.strength)))

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kd_cli.losses.adapters import Norm, as_maps
+from kd_cli.losses.adapters import Norm, area_mean, as_maps
 from kd_cli.losses.base import LOSSES, Features
 from kd_cli.losses.common import at_least_float32
 from kd_cli.ranges import Count, NonNegative
@@ -31,7 +30,7 @@ def hcl_loss(student_feature: Tensor, teacher_feature: Tensor) -> Tensor:
     difference = at_least_float32(student_feature) - at_least_float32(teacher_feature)
     # Pooling is linear: the difference of two pooled maps is the pooled difference.
     levels = [level for level in _LEVELS if level < min(difference.shape[2:])]
-    squares = [difference.square().mean(), *(F.adaptive_avg_pool2d(difference, n).square().mean() for n in levels)]
+    squares = [difference.square().mean(), *(area_mean(difference, (n, n)).square().mean() for n in levels)]
     weights = [2.0**-i for i in range(len(squares))]
     return torch.stack([weight * square for weight, square in zip(weights, squares, strict=True)]).sum() / sum(weights)
 
@@ -68,7 +67,7 @@ def resized(maps: Tensor, size: torch.Size) -> Tensor:
 
     Where the new size is a multiple of the old one, every pixel is repeated, which is the authors' interpolation.
     """
-    return maps if maps.shape[2:] == size else F.adaptive_avg_pool2d(maps, (size[0], size[1]))
+    return maps if maps.shape[2:] == size else area_mean(maps, (size[0], size[1]))
 
 
 @LOSSES.register("reviewkd")

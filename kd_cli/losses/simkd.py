@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kd_cli.losses.adapters import Norm, as_maps, makes_logits
+from kd_cli.losses.adapters import Norm, area_mean, as_maps, makes_logits
 from kd_cli.losses.base import LOSSES, Features
 from kd_cli.losses.common import at_least_float32
 from kd_cli.ranges import Count, NonNegative
@@ -24,7 +24,7 @@ def simkd_loss(projected: Tensor, teacher_feature: Tensor) -> Tensor:
         projected: [B, C, H, W], what the projector made of the student's feature.
         teacher_feature: [B, C, H_t, W_t], H_t ≥ H, W_t ≥ W; averaged over areas to H × W.
     """
-    target = F.adaptive_avg_pool2d(at_least_float32(teacher_feature), (projected.shape[2], projected.shape[3]))
+    target = area_mean(at_least_float32(teacher_feature), (projected.shape[2], projected.shape[3]))
     return (at_least_float32(projected) - target).square().mean()
 
 
@@ -57,7 +57,7 @@ class Projector(nn.Module):
 
     def forward(self, feature: Tensor) -> Tensor:
         """[B, C_s, H_s, W_s] or [B, D_s] → [B, C_t, H, W], the smaller of both networks' sizes."""
-        projected = self.layers(F.adaptive_avg_pool2d(as_maps(feature), self.size))
+        projected = self.layers(area_mean(as_maps(feature), self.size))
         return torch.where(self.rectified, F.relu(projected), projected)
 
 

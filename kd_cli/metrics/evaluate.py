@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kd_cli.arithmetic import exact
 from kd_cli.data.base import Data, Part
 from kd_cli.errors import ConfigError
 from kd_cli.metrics.scores import accuracy, confusion
@@ -82,11 +83,12 @@ def check_takes(network: nn.Module, spec: DataSpec, what: str, size: int | None 
 
 @contextmanager
 def evaluating(network: nn.Module) -> Iterator[None]:
-    """Eval mode and no gradients; the network's mode is put back afterwards."""
+    """Eval mode, no gradients, exact arithmetic; the network's mode is put back afterwards."""
     was_training = network.training
     network.eval()
+    place = next(network.parameters(), torch.empty(0)).device
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), exact(place):
             yield
     finally:
         network.train(was_training)

@@ -18,6 +18,7 @@ from types import FrameType
 from typing import Any
 
 from kd_cli import console
+from kd_cli.arithmetic import EXACT, Switches, current, start_cuda, switch
 from kd_cli.config.base import TRIAL
 from kd_cli.errors import KDError, OutOfMemory, missing_memory
 from kd_cli.machine import keep_freed_memory
@@ -54,6 +55,8 @@ def run(sender: Connection, works: Sequence[Work], share: Share, slot: Environme
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP)
     import torch  # noqa: F401 - once, and not in the turn of a point
 
+    if share.device != "cpu":
+        start_cuda()
     gc.freeze()  # what is there stays; to look for what a point has left behind is quick
     Company(sender, works, share, turns).run()
 
@@ -188,11 +191,12 @@ class Company:
 
 
 class _Surroundings:
-    """What a point has of the process in its turns: its log, what it was told, whom its warnings are for."""
+    """What a point has of the process in its turns: its log, what it was told, what is logged, how PyTorch computes."""
 
     def __init__(self) -> None:
         self._log: int | None = None
         self._own: list[Any] = [{}, warnings.filters, logging.root.handlers, logging.root.level]
+        self._switches: Switches | None = EXACT
 
     def write_to(self, log: int) -> None:
         self._log = log
@@ -202,12 +206,14 @@ class _Surroundings:
         if self._log is not None:
             write_to(self._log)
         console._noticed, warnings.filters, logging.root.handlers, logging.root.level = self._own
+        switch(self._switches)
 
     def leave(self) -> None:
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError):  # a full disk
                 stream.flush()
         self._own = [console._noticed, warnings.filters, logging.root.handlers, logging.root.level]
+        self._switches = current()
 
     def close(self) -> None:
         if self._log is not None:

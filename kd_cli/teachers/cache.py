@@ -41,6 +41,7 @@ class CachedTeacher:
         batch_size: B.
         device: of the images.
         used: of how many images, the first in its order, an epoch makes its batches; None: of all.
+        fixed: answers stay where they are on the device, whatever the epoch, so that a step can be recorded.
     """
 
     def __init__(
@@ -53,9 +54,11 @@ class CachedTeacher:
         batch_size: int,
         device: torch.device,
         used: int | None = None,
+        fixed: bool = False,
     ) -> None:
         self._used = used if data.augmented else None  # one file for all epochs otherwise
-        self._place: Tensor | None = None  # [N], the row of each image, where not all have one
+        self._place: Tensor | None = None  # [N], the row of each image, on the device, where not all have one
+        self._fixed, self._version = fixed, 0
         self._ask, self._data, self._entry = ask, data, entry
         self._seed, self._batch_size, self._device = seed, batch_size, device
         self._classifier: nn.Module | None = None
@@ -70,17 +73,32 @@ class CachedTeacher:
         augmented = f"seed-{self._seed}-epoch-{epoch:04d}{part}.safetensors"
         name = augmented if self._data.augmented else "train.safetensors"
         if not self._live and name != self._name:
-            self._name, self._answers = "", None  # the last epoch's make room for this one's
-            self._answers = self._find(name, epoch)
+            self._name = ""
+            if not self._fixed:
+                self._answers = None  # the last epoch's make room for this one's
+            self._keep(self._find(name, epoch))
             self._name = name
 
     def __call__(self, batch: Batch) -> Outputs:
         """What the teacher says of a batch of training images."""
-        self.begin(batch.epoch)
+        batch.at(self._arranged)
         if self._answers is None:
             return self._ask(batch.images)
         taken = {tap: rows.take(self._rows(batch.ids)) for tap, rows in self._answers.items()}
         return Outputs(taken.pop(_LOGITS), taken, self._classifier)
+
+    def _arranged(self, epoch: int) -> int:
+        """Another number where answers are not where they were, or the teacher is to be asked."""
+        self.begin(epoch)
+        return self._version
+
+    def _keep(self, answers: Answers | None) -> None:
+        held = self._answers
+        if answers is None or held is None or not _alike(held, answers):
+            self._answers, self._version = answers, self._version + 1
+            return
+        for tap, rows in answers.items():
+            held[tap].values.copy_(rows.values)
 
     def _find(self, name: str, epoch: int) -> Answers | None:
         """The answers for an epoch; None if the teacher is to be asked at every step."""
@@ -89,6 +107,8 @@ class CachedTeacher:
         with self._entry.locked():
             answers = self._entry.read(name, len(ids))
             if answers is not None and _agree(answers, self._rows(sample), said):
+                if self._fixed and self._answers is not None and _alike(self._answers, answers):
+                    return answers  # they are copied to where the last epoch's are
                 return {tap: Rows(rows.values.to(self._device), rows.order) for tap, rows in answers.items()}
             if answers is not None:
                 log.warning("%s is not what the teacher says: it is asked again", self._entry.path / name)
@@ -100,12 +120,13 @@ class CachedTeacher:
         if self._used is None:
             return torch.arange(size)
         ids = permutation(size, self._seed, epoch)[: self._used].sort().values
-        self._place = torch.full((size,), -1)
-        self._place[ids] = torch.arange(len(ids))
+        place = torch.full((size,), -1)
+        place[ids] = torch.arange(len(ids))
+        self._place = place.to(self._device) if self._place is None else self._place.copy_(place)
         return ids
 
     def _rows(self, ids: Tensor) -> Tensor:
-        return ids if self._place is None else self._place[ids.cpu()]
+        return ids if self._place is None else self._place[ids.to(self._place.device)]
 
     def _sample(self, ids: Tensor, epoch: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Some of these training images, and what the teacher says of them now."""
@@ -209,6 +230,14 @@ def network_digest(network: nn.Module) -> str:
     """BLAKE2b of a network's structure, parameters and buffers, hex."""
     tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
     return hashlib.blake2b(f"{network} {digest_tensors(tensors)}".encode(), digest_size=16).hexdigest()
+
+
+def _alike(one: Answers, other: Answers) -> bool:
+    """Whether one's answers fit where the other's are."""
+    shapes = (
+        {tap: (rows.order, rows.values.shape, rows.values.dtype) for tap, rows in each.items()} for each in (one, other)
+    )
+    return next(shapes) == next(shapes)
 
 
 def _named(said: Outputs) -> dict[str, Tensor]:

@@ -12,11 +12,13 @@ import torch
 from torch import Tensor
 
 from kd_cli import console
+from kd_cli.arithmetic import arithmetic, refusing
 from kd_cli.config.overrides import recipe_key
 from kd_cli.config.recipe import Recipe, check_possible
 from kd_cli.console import Watcher
 from kd_cli.data.base import Data, Part
 from kd_cli.errors import DataError, Terminated
+from kd_cli.machine import own_stream
 from kd_cli.metrics.evaluate import predict
 from kd_cli.metrics.scores import accuracy, hits, only_answer
 from kd_cli.models.base import count_parameters
@@ -28,7 +30,8 @@ from kd_cli.training.callbacks import Callback, watched_by
 from kd_cli.training.guard import advice, check_score, evaluation_memory, training_memory
 from kd_cli.training.state import TrainState
 from kd_cli.training.task import Task
-from kd_cli.training.trainer import Record, Trainer
+from kd_cli.training.totals import Record
+from kd_cli.training.trainer import Trainer
 
 Result = dict[str, Any]
 
@@ -50,7 +53,7 @@ def fit(
         callbacks: they see every epoch and the result.
 
     Raises:
-        ConfigError: as `check_possible`.
+        ConfigError: as `check_possible`, or an operation that has no deterministic kernel and shall have one.
         DataError: the images have changed since the training was begun.
         DivergedError: a loss is not finite.
         OutOfMemory: a batch does not fit.
@@ -59,21 +62,24 @@ def fit(
     stage, seed = facts["stage"], facts["seed"]
     check_possible(recipe, validation=bool(data.size("val")), on_cuda=device.type == "cuda")
     check_same_images(run.path, run.record, data)
-    run.note(data=_data_facts(data), seed=seed)
+    run.note(data=_data_facts(data), seed=seed, precision=recipe.precision, deterministic=recipe.deterministic)
     if recipe.compile:
         task.deployed.compile()
     where = recipe_key(run.record.get("stage"), run.record.get("arguments", ()))
     state = _resume(run, stage)
     records = state.plain["records"] if state else []
     run.log(records)
-    with watched_by(callbacks, records):
+    computed = arithmetic(recipe.precision, recipe.deterministic, device)
+    with computed, refusing(f"the {stage}'s training", where), watched_by(callbacks, records):
         if not _ended(records, recipe):
             with console.watching(stage, recipe.epochs, state.epoch if state else 0) as watcher:
                 watch, save = watcher.batch, partial(save_checkpoint, run)
                 trainer = Trainer(recipe, seed=seed, device=device, watch=watch, save=save, where=where)
-                with training_memory(recipe, where):
+                with training_memory(recipe, where), own_stream(device):
                     _train(trainer, task, data, state, run, [watcher, *callbacks])
                 records = trainer.records
+                if device.type == "cuda":
+                    run.note(cuda_graphs=trainer.not_recorded or recipe.cuda_graphs is not False)
         with evaluation_memory(recipe, where):
             result = _judge(task, data, run, recipe, device, records, where) | facts
         run.finish(result)

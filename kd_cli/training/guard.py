@@ -16,7 +16,6 @@ from kd_cli.errors import DivergedError
 from kd_cli.out_of_memory import needing_memory
 from kd_cli.types import Batch, Step
 
-_ROUTINE = 50  # steps between two looks where looking makes the program wait for the device
 _SHOWN = 4  # ids or names in a message
 
 
@@ -34,9 +33,9 @@ class _Seen:
 class LossGuard:
     """Looks at every loss before its backward pass, and at all gradients before an optimizer moves.
 
-    On a device that works behind the program's back it looks at many of them together: there the fused optimizers are
-    told, on the device, to stand still from the first bad one on, so that the weights are those before it whenever it
-    is found.
+    On a device that works behind the program's back the look is put off: there the fused optimizers are told, on the
+    device, to stand still from the first bad one on, so that the weights are those before it whenever it is found. The
+    step that `first_bad` names can then be repeated, looked at at once.
 
     Args:
         optimizers: all that move on these losses.
@@ -45,7 +44,7 @@ class LossGuard:
         parameters: all that learns, by name.
         steps: of an epoch.
         where: the recipe's configuration key, for advice.
-        every: steps between two looks; None: as `look_every`.
+        deferred: the look is put off; see `can_wait`.
     """
 
     def __init__(
@@ -57,50 +56,68 @@ class LossGuard:
         parameters: Mapping[str, nn.Parameter],
         steps: int,
         where: str = "trainer",
-        every: int | None = None,
+        deferred: bool = False,
     ) -> None:
         self._scaled = recipe.precision == "fp16"
-        self.every = every or look_every(optimizers, recipe, device)
+        self.deferred = deferred
         self.steps, self.advice = steps, advice(recipe, where)
         self._names = parameters
         self._moving = [value for rule in optimizers for group in rule.param_groups for value in group["params"]]
         self._bad, self._one = torch.zeros((), device=device), torch.ones((), device=device)
-        self._seen: list[_Seen] = []
-        self._flags: list[tuple[_Seen, Tensor]] = []  # whether anything was bad when its gradients were complete
+        self._count, self._first = (torch.zeros((), device=device, dtype=torch.int64) for _ in range(2))
+        self._seen: list[_Seen] = []  # of the step that is under way
         self._number, self._lr = 1, 0.0
-        if self.every > 1:
+        if self.deferred:
             for rule in optimizers:
                 rule.found_inf = self._bad  # type: ignore[attr-defined]  # read by fused steps, as from GradScaler
 
+    @property
+    def bad(self) -> Tensor:
+        """Scalar, on the device: above 0 once anything was not finite, where the look is put off."""
+        return self._bad
+
+    def begin_epoch(self, done: int) -> None:
+        """So many steps of an epoch are done."""
+        self._count.fill_(done)
+
     def begin(self, number: int, lr: float) -> None:
         """A step (1, 2, … of its epoch) begins, with this learning rate."""
-        self._number, self._lr = number, lr
+        self._number, self._lr, self._seen = number, lr, []
 
     def watch(self, step: Step, batch: Batch) -> None:
         """Called with the loss of every batch, before its backward pass.
 
         Raises:
-            DivergedError: as `check`.
+            DivergedError: it is not finite, and the look is not put off.
         """
-        detached = Step(step.loss.detach(), step.logits.detach(), step.terms)
-        self._seen.append(_Seen(detached, batch.ids, batch.epoch, self._number, self._lr))
-        if self.every > 1:
-            self._bad.logical_or_(~detached.loss.isfinite())
-        elif not math.isfinite(detached.loss.item()):
+        if self.deferred:
+            self._bad.logical_or_(~step.loss.detach().isfinite())
+            return
+        self._seen.append(
+            _Seen(
+                Step(step.loss.detach(), step.logits.detach(), step.terms),
+                batch.ids,
+                batch.epoch,
+                self._number,
+                self._lr,
+            )
+        )
+        if not math.isfinite(step.loss.item()):
             self._stop()
 
     def watch_gradients(self) -> None:
         """Called when the gradients of a step are complete, before an optimizer moves.
 
         Raises:
-            DivergedError: as `check`.
+            DivergedError: one is not finite, and the look is not put off.
         """
         if not self._scaled:  # a scaler leaves such steps out
             self._mark_gradients()
-        if self.every > 1:
-            self._flags.append((self._seen[-1], self._bad.clone()))
-        if len(self._seen) >= self.every:
-            self.check()
+        if self.deferred:
+            self._count += 1
+            self._first.copy_(torch.where((self._first == 0) & (self._bad > 0), self._count, self._first))
+        elif self._bad.item():
+            self._stop()
 
     def _mark_gradients(self) -> None:
         by_type: dict[torch.dtype, list[Tensor]] = {}
@@ -110,15 +127,23 @@ class LossGuard:
         for gradients in by_type.values():  # the one pass of GradScaler, times 1; whatever else is public costs more
             torch._amp_foreach_non_finite_check_and_unscale_(gradients, self._bad, self._one)
 
-    def check(self) -> None:
-        """Looks at what was not looked at yet.
+    def first_bad(self) -> int | None:
+        """The first step (1, 2, … of its epoch) that gave something that is not finite, where the look was put off.
 
-        Raises:
-            DivergedError: a loss or a gradient was not finite; it names the first one.
+        From now on it is not put off any more, if there was one: that step can be repeated.
         """
-        if self._bad.item():
-            self._stop()
-        self._seen, self._flags = [], []
+        if not self.deferred or not self._bad.item():
+            return None
+        self.deferred = False
+        self._bad.zero_()
+        return int(self._first)
+
+    def unexplained(self, number: int, epoch: int) -> DivergedError:
+        """A step that was not finite, and was when it was repeated."""
+        return DivergedError(
+            f"a loss or a gradient was not finite in epoch {epoch + 1}, step {number} of {self.steps}, though it was "
+            f"when that step was repeated. No weight was moved by it or after it. {self.advice}"
+        )
 
     def check_weights(self, network: nn.Module) -> None:
         """Refuses weights that are not finite, which must not be saved.
@@ -129,7 +154,6 @@ class LossGuard:
         Raises:
             DivergedError: of `network` or of what learns not all are finite; it names the first ones.
         """
-        self.check()
         tensors = {**self._names, **network.state_dict()}
         floating = {name: tensor.detach() for name, tensor in tensors.items() if tensor.is_floating_point()}
         if torch.stack([tensor.sum(dtype=torch.float32) for tensor in floating.values()]).isfinite().all():
@@ -142,19 +166,17 @@ class LossGuard:
             )
 
     def _stop(self) -> NoReturn:
-        loss = next((each for each in self._seen if not each.step.loss.isfinite()), None)
-        gradient = next((each for each, bad in self._flags if bad), self._seen[-1])
-        first = gradient if loss is None or gradient.number < loss.number else loss
-        place = f"in epoch {first.epoch + 1}, step {first.number} of {self.steps}"
+        last = self._seen[-1]
+        place = f"in epoch {last.epoch + 1}, step {last.number} of {self.steps}"
+        text = self._gradient_text(last, place) if last.step.loss.isfinite() else _loss_text(last, place)
         raise DivergedError(
-            f"{_loss_text(first, place) if first is loss else self._gradient_text(first, place)}; "
-            f"learning rate {first.lr:g}; {_images_text(first)}. No weight was moved by this step. {self.advice}"
+            f"{text}; learning rate {last.lr:g}; {_images_text(last)}. No weight was moved by this step. {self.advice}"
         )
 
     def _gradient_text(self, seen: _Seen, place: str) -> str:
         gradients = {name: parameter.grad for name, parameter in self._names.items() if parameter.grad is not None}
         bad = [name for name, gradient in gradients.items() if not gradient.isfinite().all()]
-        of = f" of {_listed(bad)}" if bad else ""  # nothing is known of a step that is past
+        of = f" of {_listed(bad)}" if bad else ""  # a parameter without a name of its own
         return f"the gradient{of} is not finite {place}, though the loss is ({_terms_text(seen.step.terms)})"
 
 
@@ -181,14 +203,12 @@ def _listed(values: Sequence[object]) -> str:
     return ", ".join(map(str, values[:_SHOWN])) + (", …" if len(values) > _SHOWN else "")
 
 
-def look_every(optimizers: Sequence[torch.optim.Optimizer], recipe: Recipe, device: torch.device) -> int:
-    """Steps between two looks: many only where all that moves stands still from the first bad loss on.
+def can_wait(optimizers: Sequence[torch.optim.Optimizer], recipe: Recipe) -> bool:
+    """Whether all that moves can be told on the device to stand still from the first bad loss on.
 
-    Neither a moving average does, nor an optimizer without a fused kernel, nor one behind a gradient scaler.
+    Neither does an optimizer without a fused kernel, nor one behind a gradient scaler.
     """
-    fused = all(rule.defaults.get("fused") for rule in optimizers)
-    heeding = fused and recipe.precision != "fp16" and recipe.ema_decay is None
-    return _ROUTINE if heeding and device.type == "cuda" else 1
+    return recipe.precision != "fp16" and all(rule.defaults.get("fused") for rule in optimizers)
 
 
 def advice(recipe: Recipe, where: str) -> str:

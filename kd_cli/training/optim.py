@@ -1,4 +1,4 @@
-"""Optimizers, and the learning rate as a pure function of the step."""
+"""Optimizers, the learning rate as a pure function of the step, and the moving average of what they move."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from kd_cli.config.recipe import Recipe
 
@@ -28,10 +29,16 @@ def without_compiler(rule: type[torch.optim.Optimizer]) -> type[torch.optim.Opti
     return type(rule.__name__, (rule,), {**methods, "step": torch.no_grad()(inspect.unwrap(rule.step))})
 
 
-def make_optimizer(parameters: Iterable[nn.Parameter], recipe: Recipe, device: torch.device) -> torch.optim.Optimizer:
-    """The recipe's optimizer, fused where the device has a fused kernel."""
+def make_optimizer(
+    parameters: Iterable[nn.Parameter], recipe: Recipe, device: torch.device, rate: Tensor | None = None
+) -> torch.optim.Optimizer:
+    """The recipe's optimizer, fused where the device has a fused kernel.
+
+    Args:
+        rate: scalar, on the device: the learning rate, whatever it is when a step is taken; None: it is set from here.
+    """
     options: dict[str, Any] = {
-        "lr": recipe.lr,
+        "lr": recipe.lr if rate is None else rate,
         "weight_decay": recipe.weight_decay,
         "fused": device.type in ("cpu", "cuda"),
     }
@@ -40,8 +47,41 @@ def make_optimizer(parameters: Iterable[nn.Parameter], recipe: Recipe, device: t
         options |= {"momentum": recipe.momentum, "nesterov": recipe.nesterov}
     else:
         rule = torch.optim.Adam if recipe.optimizer == "adam" else torch.optim.AdamW
-        options |= {"betas": recipe.betas}
+        options |= {"betas": recipe.betas, "capturable": rate is not None}
     return without_compiler(rule)(parameters, **options)
+
+
+class MovingAverage(AveragedModel):
+    """An exponential moving average of a network's fractional parameters and buffers; all others are copied.
+
+    PyTorch's own averages whole numbers, too, and cuts the result: the index tables of Swin and its kin lose ones. It
+    also asks the device at every update whether it is the first.
+
+    Args:
+        network: that learns.
+        decay: in (0, 1).
+    """
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        super().__init__(network, use_buffers=True)
+        self._decay, self._begun = decay, False
+
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        self._begun = self._begun or bool(self.n_averaged > 0)  # a training that goes on has an average already
+        pairs: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
+        theirs = [*model.parameters(), *model.buffers()]
+        for averaged, current in zip([*self.module.parameters(), *self.module.buffers()], theirs, strict=True):
+            ours, others = pairs.setdefault(averaged.dtype, ([], []))
+            ours.append(averaged)
+            others.append(current)
+        for dtype, (ours, others) in pairs.items():
+            if self._begun and (dtype.is_floating_point or dtype.is_complex):
+                torch._foreach_lerp_(ours, others, 1 - self._decay)
+            else:
+                torch._foreach_copy_(ours, others)
+        self._begun = True
+        self.n_averaged += 1
 
 
 def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:

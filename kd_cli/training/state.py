@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -23,16 +23,14 @@ class Progress:
         batch: batches done in this epoch.
         batches: batches of an epoch.
         images: images seen since the trainer started.
-        sums: term name, `loss` or `correct` → sum over the `seen` images of this epoch; on the device.
-        seen: images of this epoch.
+        glimpse: gives the epoch's mean loss and accuracy in percent, as `Totals.glimpse`.
     """
 
     epoch: int
     batch: int
     batches: int
     images: int
-    sums: dict[str, Tensor]
-    seen: int
+    glimpse: Callable[[], tuple[float, float] | None]
 
 
 @dataclass(frozen=True)

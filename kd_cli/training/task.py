@@ -150,7 +150,7 @@ class Distillation(Task):
 
     def forward(self, batch: Batch) -> Step:
         student = self._student(batch.images)
-        weight = self.mix.weight_at(batch.epoch)
+        weight = batch.at(self.mix.weight_at)
         terms: dict[str, Tensor] = {}
         if self.mix.ce_weight:
             terms["ce"] = self.mix.ce_weight * cross_entropy(student.logits, batch.labels, self.label_smoothing)

@@ -251,6 +251,7 @@ def test_show_and_list_tell_what_was_run(kd) -> None:
     assert "trainer.epochs" in shown
     record = kd("show", run, "--json").json
     assert record["provenance"]["status"] == "completed"
+    assert (record["provenance"]["precision"], record["provenance"]["deterministic"]) == ("fp32", True)
     assert record["provenance"]["packages"]["torch"] == torch.__version__.partition("+")[0] or "+" in torch.__version__
     assert len(record["metrics"]) == 2
     assert kd("list", "runs", "--json").json["runs"][0]["run"] == os.path.relpath(run)

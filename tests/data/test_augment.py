@@ -8,6 +8,7 @@ from torch import Tensor
 
 from kd_cli.data import augment
 from kd_cli.data.sampling import generator
+from kd_cli.host_reads import host_reads
 from tests.support.images import make_pixels
 
 
@@ -179,3 +180,21 @@ def test_strong_uses_every_operation_and_saturation_only_in_colour() -> None:
         assert (changed[augment.TO_GREY] > 0) == (channels == 3)
         others = [augment.FACTOR, augment.TO_MEAN, augment.XX, augment.X1, augment.Y1, augment.XY, augment.HALF]
         assert changed[others].min() > 0.08
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_step_that_sees_all_images_gives_the_bits_of_one_that_sees_those_it_changes(channels: int) -> None:
+    pixels = make_pixels(size=300, channels=channels)
+    table = augment.draw("strong", len(pixels), channels, generator(0, "test"))[:, augment.FIRST :]
+    for columns in table.split(len(augment.IDENTITY), dim=1):
+        some = augment.operate_on_some(pixels, columns)
+        assert torch.equal(augment.operate_on_all(pixels, columns), some)
+        pixels = some
+
+
+@pytest.mark.parametrize("name", augment.NAMES)
+def test_on_a_gpu_the_host_waits_for_no_augmentation(name: str) -> None:
+    pixels, table = make_pixels(size=8), augment.draw(name, 8, 3, generator(0, "test"))
+    with host_reads() as found:
+        seen = augment.apply(name, pixels.to("meta"), table.to("meta"))
+    assert (seen.shape, found) == (pixels.shape, ["aten._to_copy"] * 2)

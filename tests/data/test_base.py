@@ -159,8 +159,8 @@ def test_auto_streams_above_the_limit_only() -> None:
     pixels = (203 + 50) * 8 * 8 * 3
     for limit, streamed in ((pixels / 1e9, False), ((pixels - 1) / 1e9, True)):
         data = make(memory_limit_gb=limit)
-        assert data._parts["train"].store._streamed is streamed
-        assert data._parts["test"].store._streamed is streamed
+        assert data._parts["train"].store.resident is not streamed
+        assert data._parts["test"].store.resident is not streamed
 
 
 # --- images

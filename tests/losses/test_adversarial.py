@@ -111,9 +111,9 @@ def test_the_discriminator_moves_by_its_own_optimizer_only(taps: list[str]) -> N
     for now, then in zip(moved, before.discriminator.parameters(), strict=True):
         assert 0.009 < (now - then).abs().max() < 0.011  # Adam's first step is its rate
     assert same_tensors(task.method.projection, before.projection)
-    _, own = trainer.optimizers
+    _, own = trainer.updater.optimizers
     assert {id(p) for p in own.state} == {id(p) for p in task.method.discriminator.parameters()}
-    assert not {id(p) for p in own.state} & {id(p) for p in trainer.parameters}
+    assert not {id(p) for p in own.state} & {id(p) for p in trainer.updater.parameters}
 
 
 def test_the_discriminator_learns_to_tell_two_networks_apart_that_do_not_move() -> None:

@@ -125,7 +125,7 @@ def test_every_learned_tensor_has_an_optimizer_and_is_in_the_checkpoint(name: st
     task = distillation(name)
     trainer = Trainer(Recipe(epochs=1, batch_size=16, limit_train_batches=2), seed=0, device=CPU)
     list(trainer.epochs(task, make_data()))
-    groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
+    groups = [group for optimizer in trainer.updater.optimizers for group in optimizer.param_groups]
     optimized = [id(parameter) for group in groups for parameter in group["params"]]
     assert len(set(optimized)) == len(optimized)
     assert set(optimized) == {id(parameter) for parameter in task.parameters() if parameter.requires_grad}

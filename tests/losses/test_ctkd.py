@@ -102,12 +102,12 @@ def test_the_student_learns_the_same_whatever_the_adversarys_strength() -> None:
 def test_the_temperature_stays_between_its_bounds(theta: float) -> None:
     method = CTKD(min_temperature=2.0, temperature_range=5.0)
     torch.nn.init.constant_(method.theta, theta)
-    assert method.temperature(0).item() == pytest.approx(2 + 5 * torch.tensor(theta).sigmoid().item())
-    assert 2 <= method.temperature(0) <= 7
+    assert method.temperature(0.0).item() == pytest.approx(2 + 5 * torch.tensor(theta).sigmoid().item())
+    assert 2 <= method.temperature(0.0) <= 7
 
 
 def test_the_temperature_starts_where_the_authors_let_it_start() -> None:
-    assert CTKD().temperature(0).item() == pytest.approx(1 + 20 / (1 + math.exp(-1)))
+    assert CTKD().temperature(0.0).item() == pytest.approx(1 + 20 / (1 + math.exp(-1)))
 
 
 def test_the_temperature_is_trained_and_saved_with_the_student() -> None:

@@ -38,7 +38,10 @@ def changed(name: str) -> list[str]:
     random = torch.get_rng_state()
     task.ask(make_batch().images)
     owned = {
-        id(parameter) for rule in trainer.optimizers for group in rule.param_groups for parameter in group["params"]
+        id(parameter)
+        for rule in trainer.updater.optimizers
+        for group in rule.param_groups
+        for parameter in group["params"]
     }
     wrong = {
         "its weights or statistics": not same_tensors(teacher, before),

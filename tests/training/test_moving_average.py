@@ -12,7 +12,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torchvision.models.swin_transformer import SwinTransformer
 
 from kd_cli.report.results import results_of
-from kd_cli.training import trainer
+from kd_cli.training import update
+from kd_cli.training.optim import MovingAverage
 from tests.conftest import Outcome
 
 DECAYS = (0.9, 0.95, 0.992, 0.9995, 0.9999)  # each cuts ones off an index table that is averaged
@@ -45,7 +46,7 @@ def test_whole_numbers_are_copied_and_fractions_averaged(name: str) -> None:
     assert any(each.numel() > 1 for each in tables.values())
     learned = next(network.parameters())
     for decay in DECAYS:
-        average = trainer.moving_average(network, decay)
+        average = MovingAverage(network, decay)
         average.update_parameters(network)
         before = learned.detach().clone()
         with torch.no_grad():
@@ -58,7 +59,7 @@ def test_whole_numbers_are_copied_and_fractions_averaged(name: str) -> None:
 
 def test_counters_are_those_of_the_network() -> None:
     network = nn.BatchNorm1d(2)
-    average = trainer.moving_average(network, 0.9)
+    average = MovingAverage(network, 0.9)
     for _ in range(3):
         network(torch.rand(4, 2))
         average.update_parameters(network)
@@ -97,7 +98,7 @@ def told(kd: Callable[..., Outcome], run: Path) -> dict[str, str]:
 def test_a_run_whose_tables_were_averaged_is_named(
     swin_run: Callable[[], Path], kd: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trainer, "moving_average", averages_all)
+    monkeypatch.setattr(update, "MovingAverage", averages_all)
     run = swin_run()
     for command, words in told(kd, run).items():
         assert "relative_position_index" in words, command

@@ -1,0 +1,153 @@
+"""One update of the weights: all of a step that happens on the device, and nothing that happens anywhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kd_cli.config.recipe import Recipe
+from kd_cli.runs.checkpoint import load_state
+from kd_cli.training.guard import LossGuard, can_wait
+from kd_cli.training.optim import MovingAverage, make_optimizer
+from kd_cli.training.state import TrainState, parameters_of, put_slots, split_slots
+from kd_cli.training.task import Task
+from kd_cli.training.totals import Totals
+from kd_cli.types import Batch, Step
+
+
+class Updater:
+    """What learns, what moves it, and what is counted of it.
+
+    Args:
+        task: that is trained.
+        recipe: the numbers.
+        device: where the task is.
+        updates: of an epoch.
+        behind: the device works behind the program's back: nothing here may wait for it, and what changes from update
+            to update is found there.
+        where: the recipe's configuration key, for advice.
+    """
+
+    def __init__(
+        self, task: Task, recipe: Recipe, device: torch.device, *, updates: int, behind: bool, where: str
+    ) -> None:
+        self.task, self.recipe, self.device = task, recipe, device
+        others = task.optimizers()
+        elsewhere = {id(parameter) for optimizer in others for parameter in parameters_of(optimizer)}
+        learned = (parameter for parameter in task.parameters() if parameter.requires_grad)
+        self.parameters = [parameter for parameter in learned if id(parameter) not in elsewhere]
+        # float32 is what CUDA's kernels read; float64 gives the CPU's the numbers that they have of a Python float.
+        dtype = torch.float32 if device.type == "cuda" else torch.float64
+        self._rate = torch.zeros((), dtype=dtype, device=device) if behind else None
+        self._rates = torch.zeros(updates, dtype=dtype, device=device)
+        self.done = torch.zeros(1, dtype=torch.int64, device=device)  # updates of the epoch
+        self.optimizers = [make_optimizer(self.parameters, recipe, device, self._rate), *others]
+        self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16")
+        self.average = None if recipe.ema_decay is None else MovingAverage(task.deployed, recipe.ema_decay)
+        self.totals = Totals(device)
+        self.guard = LossGuard(
+            self.optimizers,
+            recipe,
+            device,
+            parameters=dict(task.named_parameters()),
+            steps=updates,
+            where=where,
+            deferred=behind and can_wait(self.optimizers, recipe),
+        )
+
+    def go_to(self, step: int, rates: Sequence[float]) -> None:
+        """The next update is number `step` (0, 1, …) of an epoch with these learning rates."""
+        self.guard.begin_epoch(step)
+        self.done.fill_(step)
+        if self._rate is not None:
+            self._rates.copy_(torch.tensor(rates, dtype=self._rates.dtype))
+            self._set_rate(self._rate)  # a state that was loaded has brought a copy
+
+    def begin(self, step: int, rate: float) -> None:
+        """Update number `step` (0, 1, …) begins; this is the host's part of it."""
+        self.guard.begin(step + 1, rate)
+        if self._rate is None:
+            self._set_rate(rate)
+
+    def _set_rate(self, rate: float | Tensor) -> None:
+        for group in self.optimizers[0].param_groups:
+            group["lr"] = rate
+
+    def learn_from(self, group: Sequence[Batch]) -> None:
+        """One update from these batches.
+
+        Raises:
+            DivergedError: a loss or a gradient is not finite, where that is not put off.
+        """
+        if self._rate is not None:
+            self._rate.copy_(self._rates.index_select(0, self.done)[0])
+        images = sum(len(batch.labels) for batch in group)
+        for batch in group:
+            step = self._backward(batch, len(batch.labels) / images)
+            self.totals.add(step, batch.labels)
+        self._move()
+        self.done += 1
+
+    def _backward(self, batch: Batch, share: float) -> Step:
+        with self.autocast():
+            step: Step = self.task(batch)
+        self.guard.watch(step, batch)
+        loss = step.loss if share == 1 else step.loss * share
+        self.scaler.scale(loss).backward()
+        return step
+
+    def _move(self) -> None:
+        self.guard.watch_gradients()
+        if self.recipe.clip_grad_norm is not None:
+            self.scaler.unscale_(self.optimizers[0])
+            nn.utils.clip_grad_norm_(self.parameters, self.recipe.clip_grad_norm)
+        for optimizer in self.optimizers:
+            if any(parameter.grad is not None for parameter in parameters_of(optimizer)):  # its loss had a weight
+                self.scaler.step(optimizer)
+        self.scaler.update()
+        self.forget_gradients()
+        if self.average is not None:
+            self.average.update_parameters(self.task.deployed)
+
+    def forget_gradients(self) -> None:
+        """Until the next backward pass there are none."""
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+
+    @property
+    def deployed(self) -> nn.Module:
+        """The network to evaluate and save: the moving average where there is one."""
+        return self.task.deployed if self.average is None else self.average.module
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """All that the next update depends on: tensors, which are the live ones, and plain JSON values."""
+        tensors = {f"task.{name}": tensor for name, tensor in self.task.state_dict().items()}
+        tensors |= {f"sums.{name}": total for name, total in self.totals.sums.items()}
+        learned, plain_values = split_slots(self.optimizers)
+        tensors |= {f"optimizer.{name}": value for name, value in learned.items()}
+        if self.average is not None:
+            tensors |= {f"average.{name}": tensor for name, tensor in self.average.state_dict().items()}
+        plain = {"optimizer": plain_values, "scaler": self.scaler.state_dict(), "seen": self.totals.seen}
+        return tensors, plain | {"sums": list(self.totals.sums)}  # that order is the order of columns
+
+    def restore(self, state: TrainState) -> None:
+        """Takes back what `state` gave."""
+        parts: dict[str, dict[str, Tensor]] = {"task": {}, "optimizer": {}, "average": {}, "sums": {}}
+        for key, tensor in state.tensors.items():
+            part, _, name = key.partition(".")
+            parts[part][name] = tensor
+        load_state(self.task, parts["task"])
+        if self.average is not None:
+            load_state(self.average, parts["average"])
+        put_slots(self.optimizers, {**parts["optimizer"], **state.plain["optimizer"]})
+        self.scaler.load_state_dict(state.plain["scaler"])
+        self.totals.restore({name: parts["sums"][name] for name in state.plain["sums"]}, state.plain["seen"])
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The recipe's precision, for forward passes."""
+        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.recipe.precision)
+        return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
