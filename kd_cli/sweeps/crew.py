@@ -86,7 +86,7 @@ class Crew:
         """What becomes of the points of which a process has not said how they ended."""
         begun, others = list(child.started), [number for number in child.left if number not in child.started]
         if not self.stopped and len(child.tasks) > 1 and child.left:
-            console.notice(f"of {len(child.left)} points: {_obituary(child)}; those that ran go on, each in its own")
+            console.notice(f"of {len(child.left)} points: {_obituary(child)}; each that ran goes on in one of its own")
             again = [[number] for number in begun] + ([others] if begun and others else [[each] for each in others])
             self.waiting[:0] = [[child.tasks[number] for number in part] for part in again]
             return
