@@ -23,7 +23,7 @@ _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u
 
 _json = False
 _emitted = False
-_noticed: set[str] = set()
+_noticed: dict[str, None] = {}  # in their order
 _live_console: Console | None = None  # while a live line is drawn, everything else must be printed through its console
 _live_line: Status | None = None
 
@@ -61,10 +61,15 @@ def notice(text: str) -> None:
     """One line on standard error, once: what the user should know and does not stop the run."""
     if text in _noticed:  # several networks may meet the same file
         return
-    _noticed.add(text)
+    _noticed[text] = None
     _console(sys.stderr).print(
         f"note: {printable(text)}", style="yellow", markup=False, highlight=False, soft_wrap=True
     )
+
+
+def noticed() -> list[str]:
+    """The notices so far."""
+    return list(_noticed)
 
 
 def emit(value: Mapping[str, Any]) -> None:

@@ -66,6 +66,15 @@ def keep_freed_memory() -> None:
         mallopt(_M_TRIM_THRESHOLD, -1)
 
 
+def has_cuda_driver() -> bool:
+    """Whether there may be a CUDA device; torch, which knows, takes long to import."""
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    return True
+
+
 def pick_device(name: str) -> torch.device:
     """The device; `auto` is the fastest that is there. What is computed on it is exact, unless a training is not.
 

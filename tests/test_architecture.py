@@ -18,7 +18,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # From the ground up: a module may import from its own floor and from those below. A folder is one room.
 FLOORS = (
     "types errors console seeds ranges",
-    "registry plugins taps host_reads signals arithmetic machine out_of_memory storage",
+    "registry plugins taps host_reads signals turns arithmetic machine out_of_memory storage",
     "data models losses",
     "config metrics",
     "runs",

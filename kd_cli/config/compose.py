@@ -9,6 +9,7 @@ from typing import Any
 
 from kd_cli.config.base import Config
 from kd_cli.config.overrides import option_values, override_words, winning_overrides
+from kd_cli.turns import once
 
 
 def conf_dir() -> Path:
@@ -79,4 +80,5 @@ def reference(hydra: Any) -> Config:
     overrides = [
         f"{group}={choice}" for group, choice in choices.items() if group not in presets and choice is not None
     ]
-    return plain(hydra_compose(hydra.job.config_name, overrides))
+    name = hydra.job.config_name
+    return once(("reference", name, *overrides), lambda: plain(hydra_compose(name, overrides)))

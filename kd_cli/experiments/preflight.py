@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ from kd_cli.runs.records import sound_record
 from kd_cli.teachers.load import Known, Teacher, find_teacher, load_teachers
 from kd_cli.training.fit import check_same_images
 from kd_cli.training.task import Distillation
+from kd_cli.turns import once
 
 log = logging.getLogger("kd")
 
@@ -260,7 +262,7 @@ def open_data(setup: Setup) -> Data:
     Raises:
         DataError: as `load_dataset`, and where there is nothing to learn from.
     """
-    data = load_dataset(setup.dataset)
+    data = once(("data", json.dumps(setup.dataset, sort_keys=True)), lambda: load_dataset(setup.dataset))
     sizes = ", ".join(f"{data.size(part):,} {part}" for part in ("train", "val", "test"))
     names = data.spec.class_names
     console.say(f"data       {data.name}: {sizes}; {len(names)} classes: {listed(names, 4)}")

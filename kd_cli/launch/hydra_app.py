@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -55,27 +55,36 @@ def run_once(job: str, command: str, arguments: Sequence[str], extends: Path | N
     """
     if "--cfg" in arguments or "--info" in arguments:
         return _show(command, arguments)
-    from hydra.core.utils import configure_log, run_job
+    from hydra.core.utils import env_override
 
     _extend_hydra(arguments)
-    results: list[Mapping[str, Any]] = []
-    errors: list[Exception] = []
+    with ExitStack() as around:  # the job, too; of Hydra it needs nothing more, and others may compose meanwhile
+        with _explained(arguments), composed(command, arguments) as (loader, config), _as_program(command, arguments):
+            _check_hydra(config.hydra)
+            around.enter_context(without_empty_folders(Path(str(config.hydra.run.dir)).absolute()))
+            asked = _asked(command, arguments, loader, config)
+        around.enter_context(env_override(config.hydra.job.env_set))
+        if isinstance(asked, Exception):
+            raise asked
+        return _do(job, *asked, extends)
 
-    def run(config: Any) -> None:
+
+def _asked(command: str, arguments: Sequence[str], loader: Any, config: Any) -> tuple[Config, Launch] | Exception:
+    """What Hydra gives to the job of one run, whose folder it makes, or what is wrong with it."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.core.utils import configure_log, run_job
+
+    def look(composed: Any) -> None:
         try:
-            results.append(_start(job, command, arguments, config, extends))
+            found.append(_prepared(command, arguments, composed, HydraConfig.get()))
         except Exception as error:  # Hydra would print lines of its own about it
-            errors.append(error)
+            found.append(error)
 
-    with _explained(arguments), composed(command, arguments) as (loader, config), _as_program(command, arguments):
-        _check_hydra(config.hydra)
-        config.hydra.mode = "RUN"
-        configure_log(config.hydra.hydra_logging, config.hydra.verbose)
-        with without_empty_folders(Path(str(config.hydra.run.dir)).absolute()):  # Hydra makes it before we look
-            run_job(run, config, "hydra.run.dir", None, _hydra_context(loader))
-    if errors:
-        raise errors[0]
-    return results[0]
+    found: list[tuple[Config, Launch] | Exception] = []
+    config.hydra.mode = "RUN"
+    configure_log(config.hydra.hydra_logging, config.hydra.verbose)
+    run_job(look, config, "hydra.run.dir", None, _hydra_context(loader))
+    return found[0]
 
 
 def _show(command: str, arguments: Sequence[str]) -> Mapping[str, Any]:
@@ -204,13 +213,14 @@ def _name_folders(sweep: str, point: Callable[..., str]) -> None:
     OmegaConf.register_new_resolver("kd_point", point, replace=True)
 
 
-def _start(
-    job: str, command: str, arguments: Sequence[str], composed: Any, extends: Path | None = None
-) -> Mapping[str, Any]:
+def _start(job: str, command: str, arguments: Sequence[str], composed: Any) -> Mapping[str, Any]:
     """One point: checks the configuration, loads plugins, calls the job."""
     from hydra.core.hydra_config import HydraConfig
 
-    config, launch = _prepared(command, arguments, composed, HydraConfig.get())
+    return _do(job, *_prepared(command, arguments, composed, HydraConfig.get()))
+
+
+def _do(job: str, config: Config, launch: Launch, extends: Path | None = None) -> Mapping[str, Any]:
     record: Mapping[str, Any] = resolve_name(job)(config, replace(launch, extends=extends))
     return record
 

@@ -19,10 +19,12 @@ from collections.abc import Mapping
 from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import IO, Any
 
 from kd_cli import console
 from kd_cli.errors import ConfigError, offer
 from kd_cli.storage.files import is_full, not_written, read_json
+from kd_cli.turns import rest
 
 log = logging.getLogger("kd")
 
@@ -105,7 +107,7 @@ def take(
         file.close()
         if not has_it and time.monotonic() >= end:
             return None
-        time.sleep(_LOOK_AGAIN)
+        rest(_LOOK_AGAIN)
 
 
 def holder(path: Path) -> str:
@@ -150,19 +152,47 @@ def _try(file: io.FileIO, path: Path) -> bool:
             return False
         if error.errno not in _UNKNOWN:
             raise ConfigError(f"{path} cannot be locked ({error.strerror}); choose a folder on another disk") from error
-        if _is_alive(read_json(path / _FILE) or {}):
+        if _is_ours(path) or _is_alive(read_json(path / _FILE) or {}):
             return False
         log.warning("%s is on a file system without locks: start nothing else in this folder meanwhile", path)
     return True
 
 
 def _waited(file: io.FileIO, path: Path) -> bool:
-    console.say(f"waiting for {console.short_path(path)}: it is in use by {holder(path)}")
     try:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        wait_for(file, f"waiting for {console.short_path(path)}: it is in use by {holder(path)}")
     except OSError:  # this file system has no locks
         return False
     return True
+
+
+def wait_for(file: IO[Any], text: str) -> None:
+    """Waits for the lock of an open file, which a training that shares this process may have.
+
+    Args:
+        text: said if it takes time.
+
+    Raises:
+        OSError: this file system has no locks.
+    """
+    said = False
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in _TAKEN:
+                raise
+        else:
+            return
+        if not said:
+            console.say(text)
+        said = True
+        rest(_LOOK_AGAIN)
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a training that shares this process has the folder."""
+    return any(not lock.file.closed and _is_file_of(path, lock.file) for lock in _held)
 
 
 def _is_alive(facts: Mapping[str, object]) -> bool:

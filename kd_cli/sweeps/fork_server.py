@@ -28,14 +28,19 @@ def fork(target: Callable[..., None], *arguments: Any) -> tuple[ForkServerProces
         The process, and the end of a pipe that gives what it sends; EOFError once it has ended without sending.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_PRELOAD)
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=target, args=(sender, *arguments))
+    start_server()
     with sender, no_main_module():
-        with _server_surroundings():
-            forkserver.ensure_running()
         process.start()
     return process, receiver
+
+
+def start_server() -> None:
+    """Starts the server, if there is none; it imports torch while the caller does something else."""
+    multiprocessing.get_context("forkserver").set_forkserver_preload(_PRELOAD)
+    with no_main_module(), _server_surroundings():
+        forkserver.ensure_running()
 
 
 @contextmanager

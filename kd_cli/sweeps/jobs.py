@@ -19,9 +19,11 @@ from kd_cli import console
 from kd_cli.errors import KDError, offer
 from kd_cli.machine import available_cores, given_threads
 from kd_cli.storage.files import read_json
+from kd_cli.sweeps.crew import show_point
 from kd_cli.sweeps.fork_server import STOP, heeding
 from kd_cli.sweeps.point import KEPT, Point, failed, not_started, point_names
-from kd_cli.sweeps.processes import Share, run_points, show_point
+from kd_cli.sweeps.processes import run_points
+from kd_cli.sweeps.share import Share
 from kd_cli.sweeps.worker import Work
 
 if TYPE_CHECKING:

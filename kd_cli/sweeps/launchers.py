@@ -19,11 +19,13 @@ from omegaconf import OmegaConf, open_dict
 from kd_cli.config.hydra_checks import check_hydra
 from kd_cli.config.search_path import SUBMITIT
 from kd_cli.errors import ConfigError, suggest
-from kd_cli.machine import available_cores, given_threads
+from kd_cli.machine import available_cores, given_threads, has_cuda_driver
 from kd_cli.storage.files import without_empty_folders
+from kd_cli.sweeps.fork_server import start_server
 from kd_cli.sweeps.jobs import run_jobs
-from kd_cli.sweeps.processes import Share, check_n_jobs, divide, find_slots, run_points
+from kd_cli.sweeps.processes import run_points
 from kd_cli.sweeps.search.sweeper import OptunaSweeper
+from kd_cli.sweeps.share import Share, ask_devices, check_n_jobs, divide
 from kd_cli.sweeps.submitit import Submitit
 
 _PACKAGE, _NAME = "hydra_plugins", "kd_cli"  # Hydra starts no launcher that is called otherwise
@@ -33,7 +35,7 @@ class ProcessLauncher(Launcher):
     """Runs points of a sweep at the same time where there are cores for it, else one after the other in this process.
 
     Args:
-        n_jobs: how many at the same time; None: as many as there are cores.
+        n_jobs: how many at the same time; None: as many as there are cores, or as the memory of the GPUs takes.
     """
 
     __module__ = f"{_PACKAGE}.{_NAME}"
@@ -49,20 +51,25 @@ class ProcessLauncher(Launcher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Hydra gets no results: what came of the points is with the task."""
         setup_globals()
+        if self.task.writes and len(job_overrides) > 1 and self.n_jobs != 1:
+            start_server()
         points = _compose(self.context, self.config, job_overrides, initial_job_idx)
         share = self._divide(len(points)) if self.task.writes else None
-        if share is None or share.processes == 1:
+        if share is None or share.here:
             return [_run_here(self.context, self.task, point) for point in points]
         self.task.run_apart(points, lambda works, first: run_points(works, share, first))
         return [JobReturn(status=JobStatus.COMPLETED) for _ in points]
 
     def at_once(self, points: int) -> int:
         """How many of so many points run at the same time."""
-        return self._divide(points).processes
+        share = self._divide(points)
+        if share.at_once is None:  # a search that asks for all of them would learn nothing
+            return min(points, available_cores())
+        return min(points, max(share.processes, share.at_once))
 
     def _divide(self, points: int) -> Share:
-        ask = partial(find_slots, str(self.config.device))
-        return divide(points, self.n_jobs, ask, cores=available_cores(), threads=given_threads())
+        ask, cuda = partial(ask_devices, str(self.config.device)), has_cuda_driver()
+        return divide(points, self.n_jobs, ask, cores=available_cores(), threads=given_threads(), cuda=cuda)
 
 
 class SubmititLauncher(Launcher):

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from types import FrameType
+from typing import Any, NamedTuple
 
 from kd_cli import console
 from kd_cli.errors import ConfigError, KDError, Terminated, describe_error
@@ -33,7 +34,7 @@ Environment = Mapping[str, str]
 
 @dataclass(frozen=True)
 class Work:
-    """A point for a process of its own.
+    """A point for a process of its own, or for one that it shares.
 
     Args:
         label: what makes it different: `seed=1`.
@@ -52,49 +53,77 @@ class Work:
         return self.folder / LOG
 
 
+class Devices(NamedTuple):
+    """What points can be divided among.
+
+    Args:
+        kind: `cpu`, `mps`, `cuda:0` or another of CUDA: what each is called in a process that has its environment.
+        slots: the environment of each device; none where points need no device.
+    """
+
+    kind: str = "cpu"
+    slots: Sequence[Environment] = ()
+
+
 def run(sender: Connection, work: Work, threads: int, slot: Environment) -> None:
     """The life of the process.
 
     Args:
-        sender: takes the point's record, as JSON: the launcher may not know the classes of the user's plugins.
+        sender: takes the point's record; see `send`.
         slot: variables that choose a device.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal; the launcher decides
-    signal.signal(signal.SIGTERM, _end)
+    begin(work.environment, threads, slot, _end)
     sys.unraisablehook = _end_again
-    threading.Thread(target=_end_with_launcher, daemon=True).start()
-    os.environ.clear()
-    os.environ.update({**work.environment, "OMP_NUM_THREADS": str(threads), **slot})
     point = attempt(work.label, lambda: _logged(work, threads))
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP)
+    send(sender, number=0, point=point)
+
+
+def begin(
+    environment: Environment, threads: int, slot: Environment, end: Callable[[int, FrameType | None], None]
+) -> None:
+    """What a process does first; requests to end stay blocked.
+
+    Args:
+        end: their handler.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal; the launcher decides
+    signal.signal(signal.SIGTERM, end)
+    threading.Thread(target=_end_with_launcher, daemon=True).start()
+    os.environ.clear()
+    os.environ.update({**environment, "OMP_NUM_THREADS": str(threads), **slot})
+
+
+def send(sender: Connection, **facts: Any) -> None:
+    """Tells the launcher, as JSON: it may not know the classes of the user's plugins."""
     with suppress(OSError):  # the launcher is gone
-        sender.send_bytes(json.dumps(point, default=str).encode())
+        sender.send_bytes(json.dumps(facts, default=str).encode())
 
 
-def device_slots(sender: Connection, device: str) -> None:
-    """Sends the environment of every device that points can be divided among; nothing where they need no device."""
-    slots = _device_slots(device)
+def find_devices(sender: Connection, device: str) -> None:
+    """Sends the Devices that `device=…` means."""
+    devices = _devices(device)
     with suppress(OSError):  # the launcher is gone
-        sender.send(slots)
+        sender.send(devices)
 
 
-def _device_slots(device: str) -> Sequence[Environment]:
+def _devices(device: str) -> Devices:
     import torch
 
     from kd_cli.machine import pick_device
 
     try:
-        kind = pick_device(device).type
+        picked = pick_device(device)
     except ConfigError:  # every point will say so
-        return []
-    if kind == "cpu":
-        return []
-    if kind != "cuda" or device not in ("auto", kind):
-        return [{}]  # one device for all
+        return Devices()
+    if picked.type == "cpu":
+        return Devices()
+    if picked.type != "cuda" or device not in ("auto", picked.type):
+        return Devices(str(picked), [{}])  # one device for all
     count = torch.cuda.device_count()
     names = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
     names = names if len(names) >= count and all(names) else [str(index) for index in range(count)]
-    return [{"CUDA_VISIBLE_DEVICES": name} for name in names[:count]]
+    return Devices("cuda:0", [{"CUDA_VISIBLE_DEVICES": name} for name in names[:count]])
 
 
 def _logged(work: Work, threads: int) -> Point:
@@ -102,12 +131,20 @@ def _logged(work: Work, threads: int) -> Point:
     import torch
 
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP)
-    _write_to(work.log)
+    log = open_log(work.log)
+    write_to(log)
+    os.close(log)
+    buffer_lines()
     console.setup(as_json=False)
     keep_freed_memory()
     torch.set_num_threads(threads)
+    return told(work.start)
+
+
+def told(start: Callable[[], Point]) -> Point:
+    """Runs a point, and says why if it fails."""
     try:
-        return work.start()
+        return start()
     except Exception as error:
         if not isinstance(error, KDError) or os.environ.get("HYDRA_FULL_ERROR") == "1":
             traceback.print_exc()
@@ -116,18 +153,25 @@ def _logged(work: Work, threads: int) -> Point:
         raise
 
 
-def _write_to(log: Path) -> None:
-    """Makes a file standard output and standard error, also for what is not Python; a crash leaves its stack there."""
+def open_log(log: Path) -> int:
+    """Raises a ConfigError if it cannot be written."""
     try:
         log.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        return os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     except OSError as error:
         raise ConfigError(
             f"hydra.sweep.dir: {log} cannot be written ({error.strerror}); choose another: hydra.sweep.dir=DIR"
         ) from error
+
+
+def write_to(handle: int) -> None:
+    """Makes an open file standard output and standard error, also for what is not Python."""
     for number in (1, 2):
         os.dup2(handle, number)
-    os.close(handle)
+
+
+def buffer_lines() -> None:
+    """Python's streams on whatever standard output and standard error are; a crash leaves its stack there."""
     sys.stdout = os.fdopen(1, "w", buffering=1, encoding="utf-8", closefd=False)
     sys.stderr = os.fdopen(2, "w", buffering=1, encoding="utf-8", closefd=False)
     faulthandler.enable()

@@ -11,7 +11,6 @@ N training images, B per batch.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -23,9 +22,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kd_cli import console
 from kd_cli.storage.cache import cache_folder, entry_name, make_room, read_cached, write_cached
 from kd_cli.storage.files import read_json, write_json
+from kd_cli.storage.locks import wait_for
 
 
 class Rows:
@@ -104,19 +103,9 @@ class Entry:
             yield
             return
         with lock:
-            _lock(lock.fileno())
+            with suppress(OSError):  # this file system has no locks
+                wait_for(lock, "teacher    is being asked by another training; waiting for its answers")
             with suppress(OSError):
                 if entry_name(read_json(self.path / "about.json") or {}) != self.path.name:  # missing or damaged
                     write_json(self.path / "about.json", self.facts)
             yield
-
-
-def _lock(handle: int) -> None:
-    """Waits for the lock, and says so where it takes time."""
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        console.say("teacher    is being asked by another process; waiting for its answers")
-        fcntl.flock(handle, fcntl.LOCK_EX)
-    except OSError:  # this file system has no locks
-        return

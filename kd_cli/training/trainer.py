@@ -22,6 +22,7 @@ from kd_cli.training.state import Progress, TrainState, restoring
 from kd_cli.training.task import Task
 from kd_cli.training.totals import Record
 from kd_cli.training.update import Updater
+from kd_cli.turns import give_way, let_finish
 
 if TYPE_CHECKING:
     from kd_cli.training.graphs import Graphs, Notes, Recorder
@@ -172,6 +173,8 @@ class Trainer:
                 self.step += 1
                 self.between_steps = True
             self._save_if_due()
+            give_way()
+        let_finish(self.device)
         self._check()
 
     def _go_to(self, step: int) -> None:

@@ -17,14 +17,17 @@ from typing import Any
 import pytest
 import torch
 
-from kd_cli.sweeps.processes import Share, divide, run_points
-from kd_cli.sweeps.worker import Work
+from kd_cli.sweeps.processes import run_points
+from kd_cli.sweeps.share import Share, divide
+from kd_cli.sweeps.worker import Devices, Work
 from tests.conftest import HERE, SMALL, started, wait_for
 
 BASELINE = ("train-baseline", "-m", *SMALL)
 pytestmark = pytest.mark.usefixtures("one_thread")
 TWO = "hydra.launcher.n_jobs=2"
-GPUS = [{"CUDA_VISIBLE_DEVICES": str(index)} for index in range(4)]
+CPU = Devices()
+GPUS = Devices("cuda:0", [{"CUDA_VISIBLE_DEVICES": str(index)} for index in range(4)])
+ONE_GPU = Devices("cuda:0", GPUS.slots[:1])
 
 
 def read(path: str) -> Any:
@@ -186,7 +189,7 @@ def test_points_run_at_the_same_time_and_are_shown_in_the_order_of_the_sweep() -
 def test_a_process_has_its_threads_its_device_and_the_surroundings_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
     works = [work(label, surroundings) for label in "abcd"]
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # as while Hydra runs
-    points = run_points(works, Share(4, 3, GPUS[:2]))
+    points = run_points(works, Share(4, 3, GPUS.slots[:2]))
     assert {point["threads"] for point in points} == {3}
     assert {point["OMP_NUM_THREADS"] for point in points} == {"3"}
     assert [point["CUDA_VISIBLE_DEVICES"] for point in points] == ["0", "1", "0", "1"]
@@ -196,28 +199,54 @@ def test_a_process_has_its_threads_its_device_and_the_surroundings_of_the_user(m
 
 
 @pytest.mark.parametrize(
-    ("points", "n_jobs", "threads", "slots", "processes", "of_each"),
+    ("points", "n_jobs", "threads", "devices", "processes", "of_each", "together"),
     [
-        (15, None, None, [], 8, 1),
-        (3, None, None, [], 3, 2),
-        (15, None, 2, [], 4, 2),
-        (15, None, 16, [], 1, 16),
-        (1, None, None, GPUS, 1, 8),
-        (15, None, None, GPUS, 4, 2),
-        (15, None, None, GPUS[:1], 1, 8),
-        (15, 3, None, [], 3, 2),
-        (15, 12, None, [], 12, 1),
-        (15, 3, 4, [], 3, 4),
-        (2, 3, None, [], 2, 4),
-        (15, 6, None, GPUS, 6, 1),
-        (15, 1, None, GPUS, 1, 8),
+        (15, None, None, CPU, 8, 1, None),
+        (3, None, None, CPU, 3, 2, None),
+        (15, None, 2, CPU, 4, 2, None),
+        (15, None, 16, CPU, 1, 16, None),
+        (15, 3, None, CPU, 3, 2, None),
+        (15, 12, None, CPU, 12, 1, None),
+        (15, 3, 4, CPU, 3, 4, None),
+        (2, 3, None, CPU, 2, 4, None),
+        (15, None, None, Devices("mps", [{}]), 1, 8, None),
+        (15, 2, None, Devices("mps", [{}]), 2, 4, None),
+        (1, None, None, GPUS, 1, 8, None),
+        (15, None, None, GPUS, 4, 2, "as memory takes"),
+        (15, None, 8, GPUS, 4, 8, "as memory takes"),
+        (15, None, None, ONE_GPU, 1, 8, "as memory takes"),
+        (2, None, None, GPUS, 2, 4, "as memory takes"),
+        (15, 6, None, GPUS, 4, 2, [2, 2, 1, 1]),
+        (15, 3, None, GPUS, 3, 2, None),
+        (15, 8, None, ONE_GPU, 1, 8, [8]),
+        (15, 1, None, GPUS, 1, 8, None),
     ],
 )
-def test_eight_cores_are_divided(
-    points: int, n_jobs: int | None, threads: int | None, slots: list[dict[str, str]], processes: int, of_each: int
+def test_eight_cores_and_the_gpus_are_divided(
+    points: int,
+    n_jobs: int | None,
+    threads: int | None,
+    devices: Devices,
+    processes: int,
+    of_each: int,
+    together: str | list[int] | None,
 ) -> None:
-    share = divide(points, n_jobs, lambda: slots, cores=8, threads=threads)
+    cuda = devices.kind.startswith("cuda")
+    share = divide(points, n_jobs, lambda: devices, cores=8, threads=threads, cuda=cuda)
     assert (share.processes, share.threads) == (processes, of_each)
+    assert share.joins == (together is not None)
+    assert share.here == (processes == 1 and not together)
+    if together is not None:
+        assert share.device == "cuda:0"
+        at_once = [share.of(slot).at_once for slot in range(processes)]
+        assert at_once == (together if isinstance(together, list) else [None] * processes)
+
+
+def test_no_process_is_asked_for_devices_where_there_is_one_core_and_no_gpu() -> None:
+    def ask() -> Devices:
+        raise AssertionError
+
+    assert divide(15, None, ask, cores=1, threads=None).here
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "two", "1.5", "true"])
