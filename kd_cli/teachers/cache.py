@@ -21,6 +21,7 @@ from kd_cli.metrics.evaluate import evaluating, predict
 from kd_cli.storage.cache import folder_size
 from kd_cli.storage.tensors import digest_tensors
 from kd_cli.teachers.outputs import Answers, Entry, Rows
+from kd_cli.turns import once
 from kd_cli.types import Batch, Outputs
 
 log = logging.getLogger("kd")
@@ -109,10 +110,21 @@ class CachedTeacher:
             if answers is not None and _agree(answers, self._rows(sample), said):
                 if self._fixed and self._answers is not None and _alike(self._answers, answers):
                     return answers  # they are copied to where the last epoch's are
-                return {tap: Rows(rows.values.to(self._device), rows.order) for tap, rows in answers.items()}
+                answers = self._on_device(name, answers)
+                if _agree(answers, self._rows(sample), said):
+                    return answers
             if answers is not None:
                 log.warning("%s is not what the teacher says: it is asked again", self._entry.path / name)
             return self._ask_all(name, ids, epoch, sample, said)
+
+    def _on_device(self, name: str, answers: Answers) -> Answers:
+        """Those of all epochs are there once for all trainings that share this process."""
+
+        def copied() -> Answers:
+            return {tap: Rows(rows.values.to(self._device), rows.order) for tap, rows in answers.items()}
+
+        path = self._entry.path / name
+        return copied() if self._data.augmented else once(("answers", path, self._device), copied)
 
     def _ids(self, epoch: int) -> Tensor:
         """Of the images that the epoch uses, rising; each has the row of its place among them."""
