@@ -6,6 +6,7 @@ finds its images by itself. N training images, B per batch, M that an epoch uses
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
@@ -58,6 +59,7 @@ class Feed:
         self._epoch = 0
         self._buffers: dict[str, Tensor] = {}
         self._streamed: Iterator[Tensor] = iter(())
+        self._fetched: deque[Tensor] = deque()
         self._staged: list[Tensor] = []
         self._bounds: list[tuple[int, int]] = []
 
@@ -78,7 +80,17 @@ class Feed:
         self._hold("table", self._prepare.table(len(order), self._seed, epoch, self._device))
         if not self._store.resident:
             rows = self._buffers["rows"]
+            self._fetched.clear()
             self._streamed = self._store.batches([rows[slice(*each)] for each in self._bounds[first:]], self._device)
+
+    def fetch(self, count: int) -> None:
+        """Reads the pixels of the next `count` batches, where images are read one by one: who waits can wait here.
+
+        Raises:
+            DataError: an image cannot be read.
+        """
+        while not self._store.resident and len(self._fetched) < count:
+            self._fetched.append(next(self._streamed))
 
     def batch(self, number: int) -> Batch:
         """A batch of the epoch. Where images are read one by one, batches come in their order, each once.
@@ -88,7 +100,7 @@ class Feed:
         """
         place = slice(*self._bounds[number])
         rows, labels, ids = (self._buffers[name][place] for name in ("rows", "labels", "ids"))
-        pixels = self._store.take(rows, self._device) if self._store.resident else next(self._streamed)
+        pixels = self._store.take(rows, self._device) if self._store.resident else self._next()
         return Batch(*self._made(pixels, labels, ids), self._epoch)
 
     def size(self, number: int) -> int:
@@ -107,7 +119,7 @@ class Feed:
             DataError: an image cannot be read.
         """
         for place in range(0 if self._store.resident else count):
-            pixels = next(self._streamed)
+            pixels = self._next()
             if place == len(self._staged):
                 self._staged.append(torch.empty_like(pixels))
             self._staged[place].copy_(pixels, non_blocking=True)
@@ -124,6 +136,10 @@ class Feed:
         rows, labels, ids = (self._buffers[name].index_select(0, places) for name in ("rows", "labels", "ids"))
         pixels = self._store.take(rows, self._device) if self._store.resident else self._staged[place]
         return self._made(pixels, labels, ids)
+
+    def _next(self) -> Tensor:
+        self.fetch(1)
+        return self._fetched.popleft()
 
     def _made(self, pixels: Tensor, labels: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         seen = self._prepare.augment(pixels, self._buffers["table"].index_select(0, ids))

@@ -167,6 +167,7 @@ class Trainer:
         self._go_to(self.step)
         self._saved = time.monotonic()
         while self.step < self.updates:
+            self.feed.fetch(len(self.numbers))
             with patiently():
                 self.between_steps = False
                 self._learn()

@@ -14,7 +14,7 @@ import shutil
 import signal
 import subprocess
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,7 +22,6 @@ import pytest
 
 from kd_cli.runs.checkpoint import Checkpoint
 from kd_cli.training.trainer import Trainer
-from kd_cli.types import Batch
 from tests.conftest import Outcome
 from tests.support.disks import apart, can_mount, grow, make_read_only, obey_permissions, small_disk
 from tests.support.forked import fork, run
@@ -125,10 +124,10 @@ def stand_still() -> None:
     obey_permissions()
     learn = Trainer._learn
 
-    def stop_and_learn(self: Trainer, group: Sequence[Batch]) -> None:
+    def stop_and_learn(self: Trainer) -> None:
         if (self.epoch, self.step) == (1, 0):
             os.kill(os.getpid(), signal.SIGSTOP)
-        learn(self, group)
+        learn(self)
 
     Trainer._learn = stop_and_learn  # type: ignore[method-assign]
 

@@ -189,10 +189,10 @@ def count_steps(file: Path, ask_at: int = 0, late: float = 0.0, number: signal.S
         Path(f"{file}.asked").write_text(str(time.time()))
         os.kill(os.getpid(), number)
 
-    def learn_and_count(self: Trainer, group: Any) -> None:
+    def learn_and_count(self: Trainer) -> None:
         if self.epoch * self.updates + self.step + 1 == ask_at:
             threading.Timer(late, ask).start()
-        learn(self, group)
+        learn(self)
         with file.open("a") as letters:
             letters.write("x")
 
