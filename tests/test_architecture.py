@@ -18,7 +18,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # From the ground up: a module may import from its own floor and from those below. A folder is one room.
 FLOORS = (
     "types errors console seeds ranges",
-    "registry plugins taps host_reads signals turns arithmetic machine out_of_memory storage",
+    "registry plugins taps signals turns arithmetic machine out_of_memory storage",
     "data models losses",
     "config metrics",
     "runs",
@@ -34,7 +34,7 @@ FLOORS = (
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms.split()}
 # What `kd --help` and a refused command line read: no torch and no Hydra.
 LIGHT = {"cli", "commands", "launch", "config", "sweeps", *FLOORS[0].split(), *FLOORS[1].split()}
-LIGHT -= {"types", "taps", "host_reads"}
+LIGHT -= {"types", "taps"}
 HEAVY_FILES = {"config/search_path.py", "launch/completion.py", "launch/hydra_errors.py", "sweeps/launchers.py"}
 
 
@@ -113,10 +113,10 @@ def test_the_way_to_the_first_step_is_short(tmp_path: Path) -> None:
     build.prepare()
     facts = build.facts()
     most = {
-        "entries at the top of kd_cli/": 32,
-        "files from cli.main to optimizer.step()": 6,
+        "entries at the top of kd_cli/": 34,
+        "files from cli.main to optimizer.step()": 7,
         "own calls before the first step": 2500,
-        "files imported before it": 80,
+        "files imported before it": 85,
     }
     assert {name: facts[name] for name, limit in most.items() if facts[name] > limit} == {}
 

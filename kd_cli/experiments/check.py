@@ -16,11 +16,11 @@ from kd_cli.data.base import Data
 from kd_cli.experiments.build import build_network, build_peer, build_task
 from kd_cli.experiments.preflight import open_data, prepare
 from kd_cli.experiments.setup import Setup, make_setup
-from kd_cli.host_reads import host_reads
 from kd_cli.metrics.cost import count_flops
 from kd_cli.models.base import count_parameters
 from kd_cli.runs.records import network_name
 from kd_cli.seeds import derive_seed, seed_dropout
+from kd_cli.training.host_reads import host_reads
 from kd_cli.training.task import Distillation, Supervised, Task
 from kd_cli.types import Batch
 

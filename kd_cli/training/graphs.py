@@ -16,8 +16,8 @@ from typing import Any, Protocol, TypeVar, Union
 import torch
 from torch import nn
 
-from kd_cli.host_reads import host_reads
 from kd_cli.seeds import seed_dropout
+from kd_cli.training.host_reads import host_reads
 from kd_cli.types import Batch
 
 T = TypeVar("T")

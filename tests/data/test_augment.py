@@ -8,7 +8,7 @@ from torch import Tensor
 
 from kd_cli.data import augment
 from kd_cli.data.sampling import generator
-from kd_cli.host_reads import host_reads
+from kd_cli.training.host_reads import host_reads
 from tests.support.images import make_pixels
 
 

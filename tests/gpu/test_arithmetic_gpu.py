@@ -15,11 +15,11 @@ from kd_cli.arithmetic import arithmetic, check_card, exact, refusing
 from kd_cli.data import augment
 from kd_cli.data.sampling import generator
 from kd_cli.errors import ConfigError
-from kd_cli.host_reads import host_reads
 from kd_cli.losses.adapters import area_mean
 from kd_cli.losses.base import LOSSES, build_loss
 from kd_cli.machine import pick_device
 from kd_cli.metrics.evaluate import evaluating
+from kd_cli.training.host_reads import host_reads
 from kd_cli.training.task import Distillation
 from kd_cli.types import Batch
 from tests.losses.test_operations import SIZES, WAITS

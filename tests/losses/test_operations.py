@@ -6,9 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from kd_cli.host_reads import host_reads
 from kd_cli.losses.adapters import area_mean, means_by_products
 from kd_cli.losses.base import LOSSES, build_loss
+from kd_cli.training.host_reads import host_reads
 from kd_cli.training.task import Distillation
 from tests.support.operations import UNORDERED, operations, recorded
 from tests.support.small import SPEC, loss_options, make_batch, make_student, make_teacher

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kd_cli.host_reads import host_reads
+from kd_cli.training.host_reads import host_reads
 
 READS: dict[str, tuple[Callable[[Tensor], Any], str]] = {
     "item": (lambda x: x.sum().item(), "aten._local_scalar_dense"),
