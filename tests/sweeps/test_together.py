@@ -117,7 +117,7 @@ def see_others(name: str) -> dict[str, Any]:
         most, met = max(most, _at_work), max(met, len(_there))
         _at_work -= 1
         rest(0.001)
-    made = once("number", lambda: threading.get_ident())
+    made = min(once("number", lambda: {threading.get_ident()}))
     _there.remove(name)
     return {"most": most, "met": met, "made": made, "thread": threading.get_ident()}
 
