@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from kd_cli import console
+from kd_cli.config.base import TRIAL
 from kd_cli.errors import OutOfMemory
 from kd_cli.launch.hydra_app import run_once
 from kd_cli.sweeps import launchers
@@ -249,3 +250,35 @@ def test_another_point_begins_only_where_free_memory_exceeds_what_one_has_taken(
     assert not memory.suffices()
     free[0] = 41
     assert memory.suffices()
+
+
+def trial_of() -> dict[str, Any]:
+    return {"trial": os.environ.get(TRIAL), "mine": os.environ["MINE"], "process": os.getpid()}
+
+
+def test_points_with_other_variables_have_another_process_but_their_trials_are_their_own() -> None:
+    own = [
+        {"MINE": "a", TRIAL: "1"},
+        {"MINE": "b"},
+        {"MINE": "a", TRIAL: "3"},
+        {"MINE": "a"},
+        {"MINE": "b", TRIAL: "5"},
+    ]
+    works = [
+        Work(f"{number}", Path("swept", f"{number}"), {**os.environ, **variables}, trial_of)
+        for number, variables in enumerate(own)
+    ]
+    points = run_points(works, TOGETHER)
+    assert [(each["mine"], each["trial"]) for each in points] == [(each["MINE"], each.get(TRIAL)) for each in own]
+    processes = [each["process"] for each in points]
+    assert processes == [processes[0], processes[1], processes[0], processes[0], processes[1]]
+    assert processes[0] != processes[1]
+
+
+def leave(code: int) -> dict[str, Any]:
+    raise SystemExit(code)
+
+
+def test_a_component_that_leaves_python_ends_its_point_alone() -> None:
+    works = [Work(name, Path("swept", name), dict(os.environ), partial(leave, 3)) for name in "ab"]
+    assert [each["status"] for each in run_points(works, TOGETHER)] == ["failed", "failed"]
