@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
@@ -25,7 +26,7 @@ T = TypeVar("T")
 # Seconds of a turn. Handing over takes some 50 µs: a hundredth. A captured update takes less than half a millisecond of
 # the processor, so a turn gives the device about ten, which keep it busy while the next training begins its turn.
 _TURN = 0.004
-_MOST_SHARED = 8  # things that are kept for others; points that vary what they are made of would keep all of them
+_MOST_KEPT = 2  # things that nobody has any more: a point's reference and its data, which the next one may want
 
 _own = threading.local()
 
@@ -38,6 +39,34 @@ class Surroundings(Protocol):
     def leave(self) -> None: ...
 
 
+class Shared:
+    """What was made for all: kept as long as somebody has it, and the last ones longer."""
+
+    def __init__(self) -> None:
+        self._there: dict[Hashable, tuple[Callable[[], Any], list[str]]] = {}
+        self._last: dict[Hashable, Any] = {}  # in the order in which they were asked for
+
+    def find(self, what: Hashable) -> Any:
+        """What is there, or None; what was noticed while it was made is noticed again."""
+        get, notices = self._there.get(what, (lambda: None, []))
+        if (made := get()) is not None:
+            self._hold(what, made)
+            for text in notices:
+                console.notice(text)
+        return made
+
+    def keep(self, what: Hashable, made: Any, notices: list[str]) -> None:
+        """Keeps what was just made."""
+        self._there[what] = weakref.ref(made), notices
+        self._hold(what, made)
+
+    def _hold(self, what: Hashable, made: Any) -> None:
+        self._last.pop(what, None)
+        self._last[what] = made
+        if len(self._last) > _MOST_KEPT:
+            del self._last[next(iter(self._last))]
+
+
 class Turns:
     """Whose turn it is, first come, first served.
 
@@ -47,7 +76,7 @@ class Turns:
 
     def __init__(self) -> None:
         self.asked = False
-        self.shared: dict[Hashable, tuple[Any, list[str]]] = {}
+        self.shared = Shared()
         self._guard = threading.Lock()
         self._taken = False
         self._line: deque[threading.Lock] = deque()
@@ -190,23 +219,16 @@ def once(what: Hashable, make: Callable[[], T]) -> T:
 
     Args:
         what: all that it depends on.
+        make: gives something that weak references can be made of (no dict).
     """
     seat: Seat | None = getattr(_own, "seat", None)
     if seat is None:
         return make()
-    made: T
-    shared = seat.turns.shared
-    if what in shared:
-        made, notices = shared.pop(what)
-        for text in notices:
-            console.notice(text)
-    else:
-        before, made = console.noticed(), make()
-        notices = console.noticed()[len(before) :]
+    made: T | None = seat.turns.shared.find(what)
+    if made is None:
+        before, made = len(console.noticed()), make()
+        seat.turns.shared.keep(what, made, console.noticed()[before:])
         _wait_for_device()  # the others read it on streams of their own
-    shared[what] = made, notices  # the last: those in front were not asked for for longest
-    while len(shared) > _MOST_SHARED:
-        del shared[next(iter(shared))]
     return made
 
 

@@ -71,6 +71,10 @@ def plain(config: Any) -> Config:
     return {str(key): value for key, value in values.items()}
 
 
+class _Plain(dict[str, Any]):
+    """A dict that weak references can be made of."""
+
+
 def reference(hydra: Any) -> Config:
     """The same choices of groups and nothing else: what the yaml files themselves say."""
     from hydra import compose as hydra_compose
@@ -81,4 +85,4 @@ def reference(hydra: Any) -> Config:
         f"{group}={choice}" for group, choice in choices.items() if group not in presets and choice is not None
     ]
     name = hydra.job.config_name
-    return once(("reference", name, *overrides), lambda: plain(hydra_compose(name, overrides)))
+    return once(("reference", name, *overrides), lambda: _Plain(plain(hydra_compose(name, overrides))))

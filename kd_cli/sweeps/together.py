@@ -115,7 +115,9 @@ class Company:
     def _next(self) -> int | None:
         """The point that can begin now."""
         if self._again:
-            self._alone = self._again.popleft() if not self._running else None
+            if self._running:
+                return None
+            self._alone = self._again.popleft()
             return self._alone
         if not self._waiting or (self._running and not self._room()):
             return None

@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from kd_cli import console
+from kd_cli.config.base import TRIAL
 from kd_cli.errors import OutOfMemory
 from kd_cli.launch.hydra_app import run_once
 from kd_cli.sweeps import launchers
@@ -27,7 +29,7 @@ from tests.conftest import SMALL
 
 JOBS = "kd_cli.experiments.experiment"
 TOGETHER, APART = Share(1, 1, at_once=3), Share(1, 1)
-LONG = ("trainer.epochs=60", "trainer.checkpoint_every=1000")
+LONG = ("trainer.epochs=25", "trainer.checkpoint_every=1000")
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
@@ -80,12 +82,15 @@ def test_points_that_share_a_process_are_those_that_run_alone_whatever_becomes_o
         "wild": ("trainer.lr=1e30",),
         "wrong": ("trainer.lr=-1",),
     }
-    works = [point(f"joint/{name}", *words, command="distill") for name, words in options.items()]
+    noticed = ("teacher_trainer.epochs=3",)  # it has no effect, which each is told
+    works = [point(f"joint/{name}", *noticed, *words, command="distill") for name, words in options.items()]
     points = run_points(works, Share(1, 1, at_once=4))
     assert [each["status"] for each in points] == [*["completed"] * 3, "diverged", "failed"]
     assert [each.get("exit_code") for each in points[3:]] == [4, 2]
     assert len({read("joint", name, "run.json")["pid"] for name in ("mild", "warm", "other", "wild")}) == 1
-    alone = run_points([point(f"alone/{name}", *words, command="distill") for name, words in options.items()], APART)
+    alone = run_points(
+        [point(f"alone/{name}", *noticed, *words, command="distill") for name, words in options.items()], APART
+    )
     assert [each["status"] for each in alone] == [each["status"] for each in points]
     for name in options:
         assert said("joint", name) == said("alone", name)
@@ -100,6 +105,8 @@ def test_points_take_turns_and_one_alone_runs_at_a_time() -> None:
     assert len({each["thread"] for each in points}) == 3
     assert {each["made"] for each in points} == {points[0]["made"]}
     assert any(each["met"] > 1 for each in points)
+    for name in "abc":  # what is to be said of what is made is said to all
+        assert Path("swept", name, "log.txt").read_text() == "note: it was made\n"
 
 
 _there: set[str] = set()
@@ -117,9 +124,14 @@ def see_others(name: str) -> dict[str, Any]:
         most, met = max(most, _at_work), max(met, len(_there))
         _at_work -= 1
         rest(0.001)
-    made = once("number", lambda: threading.get_ident())
+    made = min(once("number", make))
     _there.remove(name)
     return {"most": most, "met": met, "made": made, "thread": threading.get_ident()}
+
+
+def make() -> set[int]:
+    console.notice("it was made")
+    return {threading.get_ident()}
 
 
 def stops(*logs: str) -> Callable[[], bool]:
@@ -187,7 +199,7 @@ def dies_once(start: Callable[[], dict[str, Any]], mark: str, together: str) -> 
 
 
 def test_where_the_process_dies_its_points_go_on_each_in_one_of_its_own_and_the_others_together(kd, capsys) -> None:
-    long = point("joint/a", "trainer.epochs=20")
+    long = point("joint/a", "trainer.epochs=8")
     deadly = partial(dies_once, point("joint/b").start, "mark", "joint/a/checkpoints")
     works = [long, Work("b", Path("joint/b"), long.environment, deadly), point("joint/c"), point("joint/d")]
     points = run_points(works, Share(1, 1, at_once=2))
@@ -197,7 +209,7 @@ def test_where_the_process_dies_its_points_go_on_each_in_one_of_its_own_and_the_
     assert pids[2] == pids[3]
     assert "signal 9" in capsys.readouterr().err
     assert "goes on after epoch" in Path("joint/a/log.txt").read_text()
-    kd("train-baseline", *SMALL, "trainer.epochs=20", "hydra.run.dir=alone")
+    kd("train-baseline", *SMALL, "trainer.epochs=8", "hydra.run.dir=alone")
     assert read("joint/a/result.json")["weights_sha256"] == read("alone/result.json")["weights_sha256"]
 
 
@@ -214,6 +226,7 @@ def test_points_of_a_comparison_wait_for_the_teacher_that_they_share_with_one_an
         assert left_by(Path("swept/loss.temperature=4", part).resolve()) == left_by(Path("alone", part))
 
 
+@pytest.mark.slow
 def test_trials_of_a_search_are_pruned_one_by_one(kd, monkeypatch) -> None:
     monkeypatch.setattr(launchers, "divide", lambda *_, **__: TOGETHER)
     words = ("hydra/sweeper=optuna", "hydra.sweeper.n_trials=3", "hydra.sweeper.n_startup_trials=1", "trainer.epochs=6")
@@ -237,3 +250,35 @@ def test_another_point_begins_only_where_free_memory_exceeds_what_one_has_taken(
     assert not memory.suffices()
     free[0] = 41
     assert memory.suffices()
+
+
+def trial_of() -> dict[str, Any]:
+    return {"trial": os.environ.get(TRIAL), "mine": os.environ["MINE"], "process": os.getpid()}
+
+
+def test_points_with_other_variables_have_another_process_but_their_trials_are_their_own() -> None:
+    own = [
+        {"MINE": "a", TRIAL: "1"},
+        {"MINE": "b"},
+        {"MINE": "a", TRIAL: "3"},
+        {"MINE": "a"},
+        {"MINE": "b", TRIAL: "5"},
+    ]
+    works = [
+        Work(f"{number}", Path("swept", f"{number}"), {**os.environ, **variables}, trial_of)
+        for number, variables in enumerate(own)
+    ]
+    points = run_points(works, TOGETHER)
+    assert [(each["mine"], each["trial"]) for each in points] == [(each["MINE"], each.get(TRIAL)) for each in own]
+    processes = [each["process"] for each in points]
+    assert processes == [processes[0], processes[1], processes[0], processes[0], processes[1]]
+    assert processes[0] != processes[1]
+
+
+def leave(code: int) -> dict[str, Any]:
+    raise SystemExit(code)
+
+
+def test_a_component_that_leaves_python_ends_its_point_alone() -> None:
+    works = [Work(name, Path("swept", name), dict(os.environ), partial(leave, 3)) for name in "ab"]
+    assert [each["status"] for each in run_points(works, TOGETHER)] == ["failed", "failed"]
