@@ -121,7 +121,7 @@ class CachedTeacher:
         """Those of all epochs are there once for all trainings that share this process."""
 
         def copied() -> Answers:
-            return {tap: Rows(rows.values.to(self._device), rows.order) for tap, rows in answers.items()}
+            return Answers({tap: Rows(rows.values.to(self._device), rows.order) for tap, rows in answers.items()})
 
         path = self._entry.path / name
         return copied() if self._data.augmented else once(("answers", path, self._device), copied)
@@ -160,7 +160,7 @@ class CachedTeacher:
             self._stop(f"its answers take {kept}{per}, more than {limit} leaves; a larger number keeps them")
             return None
         self._announce()
-        answers = {tap: Rows.like(output, size) for tap, output in said.items()}
+        answers = Answers({tap: Rows.like(output, size) for tap, output in said.items()})
         views = self._data.views(ids.split(self._batch_size), seed=self._seed, epoch=epoch, device=self._device)
         progress = console.Counted("teacher    was asked about", size)
         with torch.inference_mode():

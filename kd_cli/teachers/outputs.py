@@ -56,7 +56,8 @@ class Rows:
         return self.values.index_select(0, ids.to(self.values.device)).permute(self._back)
 
 
-Answers = dict[str, Rows]
+class Answers(dict[str, Rows]):
+    """Tap → its rows. (A class of its own, since of a plain dict there are no weak references.)"""
 
 
 @dataclass(frozen=True)
@@ -84,10 +85,10 @@ class Entry:
         with suppress(OSError):
             os.utime(self.path / "about.json")  # used now: others make room first
         order = json.loads(found[1]["order"])
-        answers = {tap: Rows(values, tuple(order[tap])) for tap, values in found[0].items()}
+        answers = Answers({tap: Rows(values, tuple(order[tap])) for tap, values in found[0].items()})
         return answers if all(len(rows.values) == size for rows in answers.values()) else None
 
-    def write(self, name: str, answers: Answers) -> None:
+    def write(self, name: str, answers: Mapping[str, Rows]) -> None:
         """Keeps answers, if the disk takes them; what was not used for longest makes room."""
         tensors = {tap: rows.values.cpu() for tap, rows in answers.items()}
         make_room(self.path, self.limit - sum(values.nbytes for values in tensors.values()))
