@@ -40,13 +40,14 @@ def _look(file: int) -> None:
 
 
 def _remembered_yaml(load: Callable[..., Any]) -> Callable[..., Any]:
-    known: dict[tuple[Any, type], Any] = {}
+    known: dict[tuple[Any, str], Any] = {}
 
     def load_once(stream: Any, Loader: type) -> Any:
         text = stream.read() if hasattr(stream, "read") else stream
-        if (text, Loader) not in known:
-            known[text, Loader] = load(text, Loader=Loader)
-        return copy.deepcopy(known[text, Loader])
+        key = text, f"{Loader.__module__}.{Loader.__qualname__}"  # OmegaConf makes a class of this name each time
+        if key not in known:
+            known[key] = load(text, Loader=Loader)
+        return copy.deepcopy(known[key])
 
     return load_once
 
