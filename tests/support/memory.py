@@ -46,7 +46,9 @@ def _remembered_yaml(load: Callable[..., Any]) -> Callable[..., Any]:
         text = stream.read() if hasattr(stream, "read") else stream
         key = text, f"{Loader.__module__}.{Loader.__qualname__}"  # OmegaConf makes a class of this name each time
         if key not in known:
-            known[key] = load(text, Loader=Loader)
+            if hasattr(stream, "seek"):
+                stream.seek(0)  # what is wrong in it is said with its name
+            known[key] = load(stream, Loader=Loader)
         return copy.deepcopy(known[key])
 
     return load_once
