@@ -21,10 +21,14 @@ import pytest
 
 from kd_cli.cli import main
 from tests.support.advice import unreadable
+from tests.support.memory import remember
+from tests.support.sample import ALL
 
 os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is imported: the tests' processes have one core each
 
 ROOT = Path(__file__).resolve().parent.parent
+if not ALL:
+    remember()
 collect_ignore = [] if find_spec("optuna") else ["sweeps/test_search.py"]  # all of it is about an extra
 
 # The smallest experiment that still learns something.

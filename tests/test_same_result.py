@@ -20,6 +20,7 @@ from kd_cli.runs.provenance import changes, go_on
 from tests.conftest import SMALL
 from tests.support.forked import run
 from tests.support.images import make_tree
+from tests.support.sample import ALL
 
 # An assistant, augmentation, images that are decoded in workers, a loss with layers and a memory.
 COMMAND = (
@@ -76,14 +77,17 @@ def begin(number: int, root: Path, cold: bool) -> subprocess.Popen[bytes]:
 
 @pytest.mark.slow
 def test_eight_fresh_processes_give_one_hash() -> None:
+    """By default four of them: every number of workers, warm and cold caches."""
     root = make_tree(Path("tree").absolute(), per_class=16, suffix="jpg")
+    numbers = range(8) if ALL else (0, 5, 6, 3)
     pairs = [
-        [begin(number, root, cold=number % 3 == 0) for number in pair] for pair in ((0, 1), (2, 3), (4, 5), (6, 7))
+        [begin(number, root, cold=number % 3 == 0) for number in pair]
+        for pair in zip(numbers[::2], numbers[1::2], strict=True)
     ]
     for pair in pairs:
         for process in pair:
             process.wait()
-    folders = [Path("x" * number, f"start {number}") for number in range(8)]
+    folders = [Path("x" * number, f"start {number}") for number in numbers]
     said = [Path(folder, "said").read_text() for folder in folders]
     assert all((folder / "run" / "result.json").exists() for folder in folders), said
     assert len({digest(folder / "run") for folder in folders}) == 1

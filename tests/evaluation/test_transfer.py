@@ -194,6 +194,13 @@ def test_zero_shot_on_the_very_data_is_the_recorded_accuracy(kd, identity: str) 
     assert "dataset.mean=[0.1] has no effect" in tried.message
 
 
+@pytest.fixture
+def _two_penalties(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How one of many is chosen is tested above."""
+    monkeypatch.setattr("kd_cli.evaluation.linear_probe.PENALTIES", (1e-1, 1e-2))
+
+
+@pytest.mark.usefixtures("_two_penalties")
 def test_seeds_are_paired_and_images_are_made_to_fit(kd) -> None:
     kd("run", "-m", *SMALL, "teacher.hidden=[4]", "student.hidden=[4]", "seed=0,1", "hydra.sweep.dir=sweep")
     other = (*OTHER, "dataset.image_size=20", "dataset.channels=1")
@@ -265,6 +272,7 @@ def test_what_cannot_be_done_says_what_to_type(kd) -> None:
     assert "name a run: kd transfer outputs/…" in kd("transfer", *OTHER, code=2).message
 
 
+@pytest.mark.usefixtures("_two_penalties")
 def test_specialists_are_left_out(kd) -> None:
     small = ("trainer.epochs=1", "specialists.groups=1", "specialists.classes=3", "hydra.run.dir=there")
     kd("run", *SMALL, "teacher.hidden=[8]", *small)

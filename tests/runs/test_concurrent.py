@@ -18,6 +18,7 @@ from kd_cli.storage.locks import holder, is_held, take
 from tests.conftest import SMALL
 from tests.support.forked import Forked, fork, run
 from tests.support.images import make_tree
+from tests.support.sample import times
 
 TINY = (
     *("dataset=synthetic", "dataset.num_train=60", "dataset.num_test=20", "dataset.image_size=8"),
@@ -95,6 +96,9 @@ def test_where_there_are_no_locks_the_process_that_is_named_counts(
     assert "is on a file system without locks" in caplog.text
 
 
+STARTS = times(64, 12)
+
+
 @pytest.mark.slow
 def test_64_starts_with_one_name_get_64_folders() -> None:
     """All are given the name that a second gives; the preset, not the command line, fixes it."""
@@ -102,23 +106,26 @@ def test_64_starts_with_one_name_get_64_folders() -> None:
     preset = "# @package _global_\nhydra:\n  run:\n    dir: outputs/now\n"
     Path("presets/experiment/now.yaml").write_text(preset)
     words = ("train-baseline", *TINY, "--config-dir", "presets", "experiment=now", "--json")
-    started = [fork(*words) for _ in range(64)]
+    started = [fork(*words) for _ in range(STARTS)]
     all_end(started, 0)
     folders = {each.ended().json["run"] for each in started}
-    assert len(folders) == 64
+    assert len(folders) == STARTS
     assert sorted(Path("outputs").iterdir()) == sorted(Path(folder).relative_to(Path.cwd()) for folder in folders)
     assert {json.dumps(weights(folder)) for folder in folders} == {json.dumps(weights("outputs/now"))}
+
+
+RIVALS = times(16, 6)
 
 
 @pytest.mark.slow
 def test_of_sixteen_starts_in_a_named_folder_one_wins_and_the_others_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "3000")
     words = ("train-baseline", *TINY, "trainer.epochs=100000", "hydra.run.dir=one")
-    started = [fork(*words) for _ in range(16)]
+    started = [fork(*words) for _ in range(RIVALS)]
     wait_until(lambda: Path("one/.lock").exists() and "process" in holder(Path("one"))[:7])
     pid = json.loads(Path("one/.lock").read_text())["pid"]
     losers = [each for each in started if each.pid != pid]
-    assert len(losers) == 15
+    assert len(losers) == RIVALS - 1
     all_end(losers, 2)
     told = (
         rf"one is in use by process {pid} on \S+ since \d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d UTC \(kd train-baseline .*\); "
@@ -138,7 +145,7 @@ def test_a_dead_holder_is_taken_over_at_once_although_its_workers_still_live() -
         "dataset.in_memory=false",
         "dataset.workers=2",
         "student=linear",
-        "trainer.epochs=12",
+        "trainer.epochs=6",
         "trainer.batch_size=4",
     )
     run(*words, "hydra.run.dir=whole")
@@ -183,15 +190,18 @@ def distil(*words: str) -> tuple[str, ...]:
     return ("distill", *SMALL, "dataset.augment=crop_flip", "teacher.checkpoint=teacher", *words)
 
 
+ASKING = times(8, 4)
+
+
 @pytest.mark.slow
 def test_of_eight_processes_one_asks_the_teacher_and_all_get_the_same_student() -> None:
     run("train-teacher", *SMALL, "hydra.run.dir=teacher")
     run(*distil("trainer.epochs=1", "teacher_cache=false", "hydra.run.dir=alone"))
-    started = [fork(*distil("trainer.epochs=1", f"hydra.run.dir=run-{number}")) for number in range(8)]
+    started = [fork(*distil("trainer.epochs=1", f"hydra.run.dir=run-{number}")) for number in range(ASKING)]
     all_end(started, 0)
     said = [each.ended().out for each in started]
     assert sum("teacher    is asked about all" in text for text in said) == 1
-    assert {json.dumps(weights(f"run-{number}")) for number in range(8)} == {json.dumps(weights("alone"))}
+    assert {json.dumps(weights(f"run-{number}")) for number in range(ASKING)} == {json.dumps(weights("alone"))}
 
 
 @pytest.mark.slow
@@ -199,7 +209,7 @@ def test_killed_writers_and_a_cache_that_is_cleared_meanwhile_change_no_student(
     run("train-teacher", *SMALL, "hydra.run.dir=teacher")
     run(*distil("teacher_cache=false", "hydra.run.dir=alone"))
     killed = [fork(*distil(f"hydra.run.dir=killed-{number}"), before=dies_before_a_rename) for number in range(2)]
-    started = [fork(*distil(f"hydra.run.dir=run-{number}")) for number in range(6)]
+    started = [fork(*distil(f"hydra.run.dir=run-{number}")) for number in range(times(6, 3))]
     cleared = []
     while any(os.waitid(os.P_PID, each.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None for each in started):
         cleared.append(fork("cache", "clear"))
@@ -207,7 +217,7 @@ def test_killed_writers_and_a_cache_that_is_cleared_meanwhile_change_no_student(
     all_end(started, 0)
     all_end(killed, 0, -signal.SIGKILL)
     assert len(cleared) >= 2
-    assert {json.dumps(weights(f"run-{number}")) for number in range(6)} == {json.dumps(weights("alone"))}
+    assert {json.dumps(weights(f"run-{number}")) for number in range(len(started))} == {json.dumps(weights("alone"))}
     run("cache", "verify")
     for number in range(2):
         run("resume", f"killed-{number}")

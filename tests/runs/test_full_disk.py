@@ -25,6 +25,7 @@ from kd_cli.training.trainer import Trainer
 from tests.conftest import Outcome
 from tests.support.disks import apart, can_mount, grow, make_read_only, obey_permissions, small_disk
 from tests.support.forked import fork, run
+from tests.support.sample import ALL
 
 DATA = (
     "dataset=synthetic",
@@ -166,12 +167,13 @@ def undisturbed(words: tuple[str, ...]) -> tuple[dict[str, object], int]:
 @pytest.mark.usefixtures("_disks", "_teacher")
 @pytest.mark.parametrize("first", [1, 2])
 def test_a_run_goes_on_to_the_same_bits_from_a_disk_that_was_full_at_any_moment(first: int) -> None:
-    """Sixteen sizes of a disk: the first pages one by one, odd and even ones, then steps up to the whole run's."""
+    """Sixteen sizes of a disk (twelve by default): the first pages one by one, then steps up to the whole run's."""
 
     def scenario() -> None:
         expected, needed = undisturbed(DISTIL)
+        sizes = [*range(first, 9, 2), *(10 + (2 * i + first) * (needed - 12) // 10 for i in range(4))]
         met: Counter[str] = Counter()
-        for pages in [*range(first, 9, 2), *(10 + (2 * i + first) * (needed - 12) // 10 for i in range(4))]:
+        for pages in sizes if ALL else [*sizes[:4], *sizes[5:7]]:  # two more end in an epoch, too
             small_disk(Path("disk"), pages)
             name, words = refused(fork(*DISTIL).ended())
             met[name] += 1
@@ -179,7 +181,7 @@ def test_a_run_goes_on_to_the_same_bits_from_a_disk_that_was_full_at_any_moment(
             grow(Path("disk"), PLENTY)
             run(*words)
             assert outcome_of(Path("disk/run")) == expected, (pages, name)
-        assert met.total() == 8
+        assert met.total() == (8 if ALL else 6)
         assert {"run.json", "metrics.jsonl", "epoch-0001", "epoch-0002"} <= met.keys(), met
 
     apart(scenario)
@@ -215,7 +217,7 @@ def test_the_end_of_a_run_waits_for_room() -> None:
 def test_a_limit_on_the_size_of_files_is_met_like_a_full_disk() -> None:
     expected, _ = undisturbed(DISTIL)
     met = set()
-    for limit in (100, 300, 700, 2000, 6000, 20000):
+    for limit in (100, 300, 2000, 6000) if not ALL else (100, 300, 700, 2000, 6000, 20000):
         name, words = refused(with_small_files(limit, *DISTIL))
         met.add(name)
         whole(Path("disk/run"))

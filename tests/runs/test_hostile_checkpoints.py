@@ -32,6 +32,7 @@ from kd_cli.saved.network import Saved
 from kd_cli.storage.tensors import read_tables, read_tensors
 from kd_cli.types import DataSpec
 from tests.conftest import SMALL, Outcome
+from tests.support.sample import some
 
 MARK = "executed"
 GIGABYTE = 2**30
@@ -563,8 +564,8 @@ def check(kd: Callable[..., Outcome], *words: str, code: int = 3) -> None:
     assert ("DataError" if code == 3 else "ConfigError") in said
 
 
-@pytest.mark.slow  # two command lines for each
-@pytest.mark.parametrize("name", CONTENTS)
+@pytest.mark.slow  # two command lines for each; what reads them is tested with all of them above
+@pytest.mark.parametrize("name", some(list(CONTENTS), 9))
 def test_no_command_takes_a_hostile_file(name: str, kd: Callable[..., Outcome], run: Path) -> None:
     content = CONTENTS[name]()
     Path("weights.safetensors").write_bytes(content)
@@ -578,7 +579,7 @@ def test_no_command_takes_a_hostile_file(name: str, kd: Callable[..., Outcome], 
 @pytest.mark.parametrize("command", ["evaluate", "export", "profile", "predict"])
 def test_no_command_takes_a_file_of_torch(command: str, kd: Callable[..., Outcome]) -> None:
     Image.new("L", (16, 16)).save("x.png")
-    for suffix in (".pt", ".pth", ".ckpt", ".bin", ".pt2"):
+    for suffix in some((".pt", ".pth", ".ckpt", ".bin", ".pt2"), 2):
         Path(f"hostile{suffix}").write_bytes(torch_saved())
         typed = WORDS if command == "evaluate" else []  # the others need to know its classes first
         words = [f"hostile{suffix}", *(["x.png"] if command == "predict" else []), *typed]
@@ -603,7 +604,7 @@ def test_a_report_leaves_hostile_predictions_out(name: str, kd: Callable[..., Ou
 
 
 @pytest.mark.slow  # likewise
-@pytest.mark.parametrize("name", RECORDS)
+@pytest.mark.parametrize("name", some(list(RECORDS), 8))
 def test_no_command_takes_a_hostile_record(name: str, kd: Callable[..., Outcome], run: Path) -> None:
     file, change = RECORDS[name]
     edit(run / file, change)

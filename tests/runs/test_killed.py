@@ -19,6 +19,7 @@ from kd_cli.runs import checkpoint as checkpoints
 from kd_cli.training.trainer import Trainer
 from tests.support.forked import fork, run
 from tests.support.interrupted import COMMANDS, HARD, STEPS, everything, write_network
+from tests.support.sample import ALL, times
 
 pytestmark = pytest.mark.slow
 
@@ -56,8 +57,8 @@ SHORT = ("trainer.epochs=2", "trainer.batch_size=32")  # a checkpoint after each
 
 
 # Of each command: 50 are what docs/reliability.md counts, fewer what every run of the tests has time for.
-KILLS = int(os.environ.get("KD_TEST_KILLS", "15"))
-SAVING = KILLS // (5 if KILLS >= 50 else 10)  # at least, while a checkpoint is written: chance misses more of few
+KILLS = times(50, 5)
+SAVING = times(10, 1)  # at least, while a checkpoint is written: chance misses more of few
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -114,13 +115,17 @@ def leftovers(folder: Path) -> list[Path]:
 
 
 def test_killed_before_and_after_every_rename_it_ends_with_the_same_bits(work: Path, tmp_path: Path) -> None:
-    """Renames are what make a file or a folder whole: the process kills itself there."""
+    """Renames are what make a file or a folder whole: the process kills itself there.
+
+    By default before the first of each name, and after the last of all.
+    """
     words = ("distill", *HARD, *COMMANDS["distill"], *SHORT, "trainer.checkpoint_minutes=10")
     whole = tmp_path / "whole"
     run(*words, f"hydra.run.dir={whole}", before=cache_in(whole, partial(watch_renames, tmp_path / "renames")))
     points, expected, same = (tmp_path / "renames").read_text().splitlines(), everything(whole), []
     firsts = {points.index(name) for name in points}  # what comes after the others is what comes before the next ones
-    for number, after in [(number, False) for number in range(len(points))] + [(number, True) for number in firsts]:
+    every = [(number, False) for number in range(len(points))] + [(number, True) for number in firsts]
+    for number, after in every if ALL else [*((number, False) for number in sorted(firsts)), (len(points) - 1, True)]:
         folder, here = tmp_path / f"{number}-{after}", tmp_path / f"{number}-{after}-renames"
         killed = fork(
             *(*words, f"hydra.run.dir={folder}"),
@@ -154,16 +159,19 @@ def watch_renames(names: Path, kill_at: int = -1, after: bool = False) -> None:
     os.rename = os.replace = rename
 
 
+TRIALS = times(10, 3)
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_request_to_end_leaves_a_checkpoint_of_that_step(
     number: signal.Signals, code: int, work: Path, tmp_path: Path
 ) -> None:
-    """Ten times each, at a random step and a random moment inside it: no step is lost and none is done twice."""
+    """Ten times each (three by default), at random moments of random steps: no step is lost and none is done twice."""
     words = ("distill", *HARD, *COMMANDS["distill"], "trainer.checkpoint_minutes=10")
     whole, moment, longest = tmp_path / "whole", random.Random(code), 0.0
     run(*words, f"hydra.run.dir={whole}", before=cache_in(whole, partial(count_steps, tmp_path / "all")))
     assert len((tmp_path / "all").read_text()) == STEPS
-    for trial in range(10):
+    for trial in range(TRIALS):
         folder, steps = tmp_path / str(trial), tmp_path / f"{trial}-steps"
         step, late = moment.randrange(1, STEPS), moment.uniform(0, 0.01)
         stopped = fork(
@@ -177,7 +185,7 @@ def test_a_request_to_end_leaves_a_checkpoint_of_that_step(
         run(*words, f"hydra.run.dir={folder}", before=cache_in(folder, partial(count_steps, steps)))
         assert len(steps.read_text()) == STEPS
         assert everything(folder) == everything(whole)
-    print(f"{number.name}: 10 of 10; the longest took {longest:.2f} s")
+    print(f"{number.name}: {TRIALS} of {TRIALS}; the longest took {longest:.2f} s")
     assert longest < 5
 
 

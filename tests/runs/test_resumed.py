@@ -16,6 +16,7 @@ from kd_cli.runs.checkpoint import Checkpoints
 from kd_cli.storage.files import file_digest
 from tests.support.forked import fork, run
 from tests.support.interrupted import COMMANDS, HARD, STEPS, everything, write_network
+from tests.support.sample import ALL
 
 pytestmark = pytest.mark.slow
 
@@ -62,12 +63,14 @@ def resumed(folder: Path) -> dict[str, Any]:
 
 
 def test_from_each_of_48_steps_it_ends_with_the_same_bits(work: Path, tmp_path: Path) -> None:
+    """By default from the first and last ones of epochs, some inside, and the last of all."""
     expected = everything(work / "whole")
     snapshots = sorted((work / "snapshots").iterdir())
-    copies = [Path(shutil.copytree(snapshot, tmp_path / snapshot.name)) for snapshot in snapshots]
+    assert len(snapshots) == STEPS
+    taken = snapshots if ALL else [snapshots[step - 1] for step in (1, 6, 12, 13, 29, 36, 47, 48)]
+    copies = [Path(shutil.copytree(snapshot, tmp_path / snapshot.name)) for snapshot in taken]
     same = [copy for copy in copies if resumed(copy) == expected]
     print(f"{len(same)} of {len(copies)} ended with the same bits")
-    assert len(copies) == STEPS
     assert same == copies
 
 

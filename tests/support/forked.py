@@ -3,22 +3,51 @@
 from __future__ import annotations
 
 import importlib
+import io
+import logging
 import os
 import signal
 import sys
 import traceback
 import warnings
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass, field
+from unittest.mock import patch
+
+from omegaconf import OmegaConf
 
 from kd_cli.cli import main
-from kd_cli.config.compose import compose
-from tests.conftest import Outcome
+from kd_cli.config.compose import compose, conf_dir
+from tests.conftest import SMALL, Outcome
+from tests.support.sample import ALL
 
 for name in ("kd_cli.launch.hydra_app", "kd_cli.experiments.check", "kd_cli.sweeps.launchers"):
     importlib.import_module(name)
 # The parser of overrides is slow until it has read some.
 compose(["loss=kd", "trainer.epochs=1", "student=mlp", "student.hidden=[8]", "plugins=[a.py]"])
+
+
+def _warm_up() -> None:
+    """Reads and imports what most commands need; tests.support.memory keeps it for all that are forked."""
+    for path in sorted(conf_dir().rglob("*.yaml")):
+        OmegaConf.load(path)
+    logger = logging.getLogger("kd")
+    before = logger.handlers[:], logger.propagate, logger.level
+    for command in ("train-teacher", "run"):
+        with (
+            patch.object(sys, "argv", ["kd", command, "--dry-run", *SMALL]),
+            redirect_stdout(io.StringIO()),
+            redirect_stderr(io.StringIO()),
+            suppress(SystemExit),
+        ):
+            main()
+    logger.handlers[:], logger.propagate = before[:2]
+    logger.setLevel(before[2])
+
+
+if not ALL:
+    _warm_up()
 
 
 @dataclass

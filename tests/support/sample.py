@@ -1,0 +1,23 @@
+"""How much of what is repeated many times runs: a fixed sample, or with `KD_TEST_ALL=1` all of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TypeVar
+
+T = TypeVar("T")
+
+ALL = os.environ.get("KD_TEST_ALL", "") not in ("", "0")
+
+
+def some(cases: Sequence[T], count: int) -> list[T]:
+    """So many of the cases, evenly spread, the first and the last among them."""
+    if ALL or count >= len(cases):
+        return list(cases)
+    return [cases[round(number * (len(cases) - 1) / (count - 1))] for number in range(count)]
+
+
+def times(every: int, quick: int) -> int:
+    """How often something is repeated."""
+    return every if ALL else quick
