@@ -36,8 +36,9 @@ class Prepare:
         self.image_size = (height, width)
         deviation = torch.tensor(self.std, dtype=torch.float64)
         # (x / 255 − mean) / std as x · scale + bias. Expanded to a whole image, so that the innermost loop is long.
-        self._scale = (1 / (255 * deviation)).float().repeat(height, width, 1)
-        self._bias = (-torch.tensor(self.mean, dtype=torch.float64) / deviation).float().repeat(height, width, 1)
+        scale = (1 / (255 * deviation)).float().repeat(height, width, 1)
+        bias = (-torch.tensor(self.mean, dtype=torch.float64) / deviation).float().repeat(height, width, 1)
+        self._on_device = {scale.device: (scale, bias)}  # where a recorded step finds them, they stay
 
     def record(self) -> dict[str, Any]:
         """What was done to the images, as plain JSON values."""
@@ -58,9 +59,13 @@ class Prepare:
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """[B, H, W, C], uint8 → [B, C, H, W], float32, channels last in memory."""
-        self._scale, self._bias = self._scale.to(pixels.device), self._bias.to(pixels.device)
+        device = pixels.device
+        if device not in self._on_device:
+            scale, bias = next(iter(self._on_device.values()))
+            self._on_device[device] = scale.to(device), bias.to(device)
+        scale, bias = self._on_device[device]
         # Two steps, each rounded once: a fused kernel may round the tail of a batch otherwise than its body.
-        return pixels.float().mul_(self._scale).add_(self._bias).permute(0, 3, 1, 2)
+        return pixels.float().mul_(scale).add_(bias).permute(0, 3, 1, 2)
 
 
 def _per_channel(option: str, values: Sequence[float], channels: int) -> list[float]:

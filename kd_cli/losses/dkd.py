@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kd_cli.losses.base import LOSSES, Method
-from kd_cli.losses.common import at_least_float32, check_logits, log_probabilities, other_logits
+from kd_cli.losses.common import at_least_float32, check_logits, log_probabilities, of_label, other_logits
 from kd_cli.ranges import NonNegative, Positive
 from kd_cli.types import Batch, DataSpec, Outputs
 
@@ -48,8 +48,7 @@ def dkd_loss(
 def _log_binary(logits: Tensor, labels: Tensor, temperature: float) -> Tensor:
     """log (p of the label, p of all others together), [B, 2]."""
     softened = at_least_float32(logits) / temperature
-    label = softened.gather(1, labels[:, None]).squeeze(1)
-    gap = label - other_logits(softened, labels).logsumexp(dim=1)
+    gap = of_label(softened, labels) - other_logits(softened, labels).logsumexp(dim=1)
     return torch.stack([F.logsigmoid(gap), F.logsigmoid(-gap)], dim=1)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from kd_cli.losses.base import LOSSES, Method
-from kd_cli.losses.common import check_logits, log_probabilities, other_logits
+from kd_cli.losses.common import check_logits, log_probabilities, of_label, other_logits
 from kd_cli.ranges import NonNegative, Positive
 from kd_cli.types import Batch, Outputs
 
@@ -33,9 +33,9 @@ def nkd_loss(
         temperature: T > 0, of the other classes (the paper's λ).
     """
     check_logits(student_logits, teacher_logits)
-    teacher_logits, column = teacher_logits.detach(), labels[:, None]
-    belief = log_probabilities(teacher_logits).gather(1, column).exp()
-    target = -(belief * log_probabilities(student_logits).gather(1, column)).mean()
+    teacher_logits = teacher_logits.detach()
+    belief = of_label(log_probabilities(teacher_logits), labels).exp()
+    target = -(belief * of_label(log_probabilities(student_logits), labels)).mean()
     others = log_probabilities(other_logits(teacher_logits, labels), temperature).exp()
     other_logs = log_probabilities(other_logits(student_logits, labels), temperature)
     nontarget = -(others * other_logs).sum(dim=1).mean()

@@ -13,6 +13,7 @@ from kd_cli.arithmetic import exact
 from kd_cli.data.base import Data, Part
 from kd_cli.errors import ConfigError
 from kd_cli.metrics.scores import accuracy, confusion
+from kd_cli.turns import let_finish
 from kd_cli.types import DataSpec
 
 
@@ -42,6 +43,7 @@ def predict(
             labels.append(batch.labels)
     if not labels:
         return torch.zeros(0, data.spec.num_classes), torch.zeros(0, dtype=torch.int64)
+    let_finish(device)
     return torch.cat(logits).cpu(), torch.cat(labels).cpu()
 
 

@@ -56,6 +56,7 @@ def run(sender: Connection, works: Sequence[Work], share: Share, slot: Environme
     import torch  # noqa: F401 - once, and not in the turn of a point
 
     if share.device != "cpu":
+        os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")  # or eight streams at a time are one behind another
         start_cuda()
     gc.freeze()  # what is there stays; to look for what a point has left behind is quick
     Company(sender, works, share, turns).run()

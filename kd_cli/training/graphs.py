@@ -8,8 +8,9 @@ what a loss reads of the epoch is noted while it is recorded, and where it has c
 from __future__ import annotations
 
 import gc
+import warnings
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar, Union
 
@@ -84,6 +85,8 @@ class Recorder(Protocol):
 
     def drawn(self) -> Hashable: ...  # changes when random numbers are drawn
 
+    def waits(self) -> AbstractContextManager[list[str]]: ...  # fills it with what makes the program wait
+
 
 class Graphs:
     """Does updates, from the third on by replaying one.
@@ -127,7 +130,7 @@ class Graphs:
         self._update.stage()
         self._recorder.seed(self._update.seed())
         before = self._recorder.drawn()
-        with host_reads() as found:
+        with self._recorder.waits() as found:
             self._update.recorded(Notes())
         self._draws = self._recorder.drawn() != before
         if found:
@@ -151,14 +154,16 @@ class CudaRecorder:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._pool = torch.cuda.graph_pool_handle()
         # Replays on several streams must not share the tensors that a graph takes its seed from.
         self._random = self._default.clone_state()
 
     @property
+    def _index(self) -> int:
+        return self._device.index if self._device.index is not None else torch.cuda.current_device()
+
+    @property
     def _default(self) -> torch.Generator:
-        index = self._device.index if self._device.index is not None else torch.cuda.current_device()
-        return torch.cuda.default_generators[index]
+        return torch.cuda.default_generators[self._index]
 
     def seed(self, seed: int) -> None:
         seed_dropout(seed, self._device)
@@ -166,17 +171,36 @@ class CudaRecorder:
     def drawn(self) -> int:
         return self._default.get_offset()
 
+    @contextmanager
+    def waits(self) -> Iterator[list[str]]:
+        """Of what happens in kernels PyTorch itself tells."""
+        with host_reads() as found, warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")
+            try:
+                yield found
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+        for warning in told:
+            if "synchronizing CUDA operation" in str(warning.message):
+                found.append("an operation inside of PyTorch")
+            else:
+                warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+
     def record(self, action: Callable[[], None]) -> Replay:
-        graph = torch.cuda.CUDAGraph()
+        torch.cuda.empty_cache()  # what was freed is of no use to a graph, whose memory is its own
+        graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
         with self._own_numbers(), _no_garbage():
-            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+            graph.capture_begin(pool=pool, capture_error_mode="thread_local")
             try:
                 action()
+                graph.capture_end()
             except BaseException:
                 with suppress(RuntimeError):  # the first error says more
                     graph.capture_end()
+                with suppress(RuntimeError):  # PyTorch before 2.12 would go on taking memory for it
+                    torch._C._cuda_endAllocateToPool(self._index, pool)
                 raise
-            graph.capture_end()
 
         def replay(seed: int | None) -> None:
             if seed is not None:

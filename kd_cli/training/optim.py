@@ -63,7 +63,8 @@ class MovingAverage(AveragedModel):
     """
 
     def __init__(self, network: nn.Module, decay: float) -> None:
-        super().__init__(network, use_buffers=True)
+        device = next(iter(network.parameters())).device  # of the count, too: a replay of a CUDA graph raises it
+        super().__init__(network, device, use_buffers=True)
         self._decay, self._begun = decay, False
 
     @torch.no_grad()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
@@ -255,7 +256,7 @@ class _Update:
     """A trainer's next update, in the two ways of `graphs.Update`."""
 
     def __init__(self, trainer: Trainer) -> None:
-        self._trainer = trainer
+        self._trainer: Trainer = weakref.proxy(trainer)  # a circle would keep a graph's memory until it is looked for
         self._columns: list[str] = []
 
     def plainly(self) -> None:

@@ -27,6 +27,8 @@ def test_every_operation_of_a_loss_adds_in_one_order_on_cuda(name: str) -> None:
     teacher = make_teacher()
     found = operations(distillation(name, teacher), make_batch(), teacher)
     assert not found & UNORDERED
+    # The gradient of a gather is added up by a sort there, in some versions behind a wait for the device.
+    assert "aten.scatter_add" not in found or name in WAITS
 
 
 @pytest.mark.parametrize("name", LOSSES.names())

@@ -8,6 +8,7 @@ Python is an error.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 from kd_cli.seeds import seed_dropout
+from kd_cli.training.host_reads import host_reads
 
 CPU = torch.device("cpu")
 
@@ -101,6 +103,9 @@ class TapeRecorder:
 
     def seed(self, seed: int) -> None:
         seed_dropout(seed, CPU)
+
+    def waits(self) -> AbstractContextManager[list[str]]:
+        return host_reads()
 
     def drawn(self) -> Hashable:
         return torch.get_rng_state().numpy().tobytes()

@@ -5,7 +5,9 @@ On the CPU a tape stands for the CUDA graph; tests/gpu has the graph itself.
 
 from __future__ import annotations
 
+import gc
 import logging
+import weakref
 from typing import Any
 
 import pytest
@@ -199,6 +201,17 @@ def test_what_is_not_finite_is_found_with_its_step_and_its_images_and_moves_noth
         trained(broken, True, data, epochs=1, batch_size=16)
     learned = dict(whole.network.named_parameters())
     assert all(torch.equal(learned[name], value) for name, value in broken.network.named_parameters())
+
+
+def test_what_was_recorded_is_let_go_with_the_trainer() -> None:
+    trainer, _ = trained(Supervised(make_student()), True, epochs=1)
+    gone = weakref.ref(trainer)
+    gc.disable()
+    try:
+        del trainer
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 class Foreign(nn.Linear):

@@ -57,6 +57,11 @@ def test_whole_numbers_are_copied_and_fractions_averaged(name: str) -> None:
         torch.testing.assert_close(next(average.module.parameters()), before + (1 - decay))
 
 
+def test_all_of_an_average_is_where_its_network_is() -> None:
+    average = MovingAverage(nn.BatchNorm1d(2, device="meta"), 0.9)
+    assert {tensor.device.type for tensor in average.state_dict().values()} == {"meta"}  # its count of updates, too
+
+
 def test_counters_are_those_of_the_network() -> None:
     network = nn.BatchNorm1d(2)
     average = MovingAverage(network, 0.9)
