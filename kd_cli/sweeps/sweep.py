@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
 from math import prod
@@ -63,13 +64,14 @@ class Sweep:
             How many values are left.
         """
         group, known = override.key_or_group, loader.get_group_options(override.key_or_group)
-        single = list(dict.fromkeys(values))
+        times = Counter(values)  # in their order
+        single = list(times)
         good = [value for value in single if not known or value in known] or single
-        for value in (value for value in single if value not in good):
+        for value in sorted(set(single) - set(good), key=single.index):
             text = f"{group}: there is no {group} {value!r}{suggest(value, known)}"
             self.failures.append(failed(f"{group}={value}", KDError(text), exit_code=2))
         if len(single) < len(values):
-            again = ", ".join(value for value in single if values.count(value) > 1)
+            again = ", ".join(value for value, count in times.items() if count > 1)
             console.notice(f"{override.get_key_element()}: {again} stands there more than once; it is one point")
         if len(good) < len(values):
             self.arguments[place] = f"{override.get_key_element()}={','.join(good)}"
