@@ -108,7 +108,7 @@ def check_possible(recipe: Recipe, *, validation: bool = True, on_cuda: bool) ->
         on_cuda: it runs on a CUDA device.
 
     Raises:
-        ConfigError: early stopping without validation images, or tf32 or fp16 without CUDA.
+        ConfigError: early stopping without validation images, or tf32, fp16 or CUDA graphs without CUDA.
     """
     if recipe.early_stopping and not validation:
         raise ConfigError("trainer.early_stopping needs validation images; type dataset.val_fraction=0.1")
@@ -117,3 +117,5 @@ def check_possible(recipe: Recipe, *, validation: bool = True, on_cuda: bool) ->
         raise ConfigError(
             f"trainer.precision: {recipe.precision} needs a CUDA device; type trainer.precision={instead}"
         )
+    if recipe.cuda_graphs is True and not on_cuda:
+        raise ConfigError("trainer.cuda_graphs: true needs a CUDA device; type trainer.cuda_graphs=auto")

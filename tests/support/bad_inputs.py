@@ -154,6 +154,7 @@ RANGES = (
 CONFLICTS = (
     _bad("trainer.precision=fp16", "precision", "bf16"),
     _bad("trainer.precision=tf32", "precision", "trainer.precision=fp32"),
+    _bad("trainer.cuda_graphs=true", "cuda_graphs", "trainer.cuda_graphs=auto"),
     _bad("trainer.early_stopping=3", "trainer.early_stopping", "dataset.val_fraction=0.1", "dataset.val_fraction=0"),
     _bad(
         "trainer.nesterov=true", "trainer.nesterov", "momentum above 0", "trainer.optimizer=sgd", "trainer.momentum=0"

@@ -274,6 +274,12 @@ def test_a_rate_that_is_far_too_large_ends_in_advice() -> None:
     assert all(torch.equal(task.found[name], value) for name, value in learned.items())
 
 
+def test_graphs_without_cuda_are_refused_where_they_are_demanded() -> None:
+    with pytest.raises(ConfigError, match=r"trainer\.cuda_graphs: true needs a CUDA device; type .*=auto"):
+        Trainer(Recipe(cuda_graphs=True), seed=0, device=CPU)
+    Trainer(Recipe(cuda_graphs="auto"), seed=0, device=CPU)
+
+
 def test_fp16_without_cuda_is_refused_by_its_key() -> None:
     with pytest.raises(ConfigError, match=r"trainer\.precision: fp16 needs a CUDA device"):
         Trainer(Recipe(precision="fp16"), seed=0, device=CPU)
