@@ -165,7 +165,8 @@ def test_a_single_run_does_not_mind_the_launcher_of_its_preset(kd) -> None:
     Path("mine/experiment").mkdir(parents=True)
     text = "# @package _global_\ndefaults:\n  - override /hydra/launcher: submitit_local\n"
     Path("mine/experiment/mine.yaml").write_text(f"{text}hydra: {{launcher: {{timeout_min: 7}}}}\n")
-    kd("train-baseline", "--dry-run", "--config-dir", "mine", "experiment=mine", *SMALL)
+    said = kd("train-baseline", "--dry-run", "--config-dir", "mine", "experiment=mine", *SMALL).out
+    assert "Nothing speaks against it" in said
 
 
 def test_a_sweep_has_a_folder_per_point_and_says_whether_distillation_helped(kd) -> None:
@@ -278,7 +279,7 @@ def test_one_of_several_copies_trains_nothing_and_says_what_to_type(
 def test_a_single_copy_trains_wherever_it_runs(kd, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
     for name, value in ALONE[place].items():
         monkeypatch.setenv(name, value)
-    kd("train-baseline", "--dry-run", *SMALL)
+    assert "Nothing speaks against it" in kd("train-baseline", "--dry-run", *SMALL).out
 
 
 def test_mappings_for_functions_of_others_take_keys_without_a_plus(kd, tmp_path: Path) -> None:
