@@ -1,14 +1,13 @@
-"""Image files that are decoded one by one."""
+"""One encoded image: what it is, and its pixels."""
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import inspect
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Literal
 
@@ -16,8 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kd_cli.data.resize import resize_as_pil, square_size
-from kd_cli.data.store import read_all
 from kd_cli.errors import DataError
 from kd_cli.storage.files import open_regular
 
@@ -25,6 +22,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 Mode = Literal["rgb", "gray"]
+Opening = AbstractContextManager[BinaryIO]  # what gives the encoded bytes once it is entered, seekable
 CHANNELS: dict[Mode, int] = {"rgb": 3, "gray": 1}
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")  # PIL knows others, and runs programs for some of them
 MOST_PIXELS = 89_000_000  # of one image; a file of some kB may claim more than there is memory for
@@ -37,146 +35,36 @@ class Unreadable(DataError):
     """An image file that cannot be read."""
 
 
-class Files:
-    """Images in files, all of one shape once decoded.
-
-    Args:
-        root: folder that `names` are relative to.
-        names: of the files.
-        sizes: bytes of each file.
-        image_size: H = W, pixels, to which others are stretched (bilinear, antialiased); none: all files must be as
-            large as the first.
-        mode: colour or grey.
-
-    Raises:
-        DataError: none of the files can be read.
-    """
-
-    def __init__(
-        self, root: Path, names: Sequence[str], sizes: Sequence[int], image_size: int | None, mode: Mode
-    ) -> None:
-        self.root, self.names, self.sizes = root, names, sizes
-        self.image_size, self.mode = image_size, mode
-        self._first, self.image_shape = self._first_shape()
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def __getitem__(self, row: int) -> Tensor:
-        """[H, W, C], uint8. Raises DataError: the file cannot be read, or has another size."""
-        path = self.root / self.names[row]
-        pixels = read_image(path, self.mode)
-        self.check_size(path, *pixels.shape[:2])
-        return pixels if pixels.shape == self.image_shape else resize_as_pil(pixels, self.image_shape)
-
-    def check_size(self, path: Path, height: int, width: int) -> None:
-        """Raises DataError: all images must have one size, and this one has another."""
-        wanted = self.image_shape
-        if self.image_size is None and (height, width) != wanted[:2]:
-            raise DataError(
-                f"{path} has {width}×{height} pixels, {self._first} {wanted[1]}×{wanted[0]}; "
-                f"type dataset.image_size={square_size(*wanted[:2])} (or another size) to bring all to one"
-            )
-
-    @property
-    def digest(self) -> str:
-        """Of names, file sizes, mode and image size; the files are not read."""
-        rows = [f"{name}\t{size}" for name, size in zip(self.names, self.sizes, strict=True)]
-        return hashlib.sha256("\n".join([self.mode, str(self.image_shape), *rows]).encode()).hexdigest()
-
-    def subset(self, rows: Sequence[int]) -> Files:
-        """Some of them, in the order given."""
-        chosen = copy.copy(self)
-        chosen.names, chosen.sizes = [self.names[row] for row in rows], [self.sizes[row] for row in rows]
-        return chosen
-
-    def decode(self, workers: int) -> tuple[Tensor, dict[int, DataError]]:
-        """All that can be read: [M, H, W, C], and the rows of the others with what is wrong with each.
-
-        Raises:
-            DataError: a file has another size.
-        """
-        images, done = torch.empty((len(self), *self.image_shape), dtype=torch.uint8), 0
-        errors: dict[int, DataError] = {}
-        for decoded, wrong in read_all(self, workers):
-            images[done : done + len(decoded)] = decoded
-            done += len(decoded)
-            errors |= _only_unreadable(wrong)
-        return images[:done], errors
-
-    def check(self, workers: int) -> tuple[Tensor, dict[int, DataError]]:
-        """As `decode`, by the headers alone: a stamp of each file's first bytes [M]."""
-        stamps: list[Tensor] = []
-        errors: dict[int, DataError] = {}
-        for read, wrong in read_all(_Headers(self), workers):
-            stamps.append(read.view(torch.int64).flatten())
-            errors |= _only_unreadable(wrong)
-        return torch.cat(stamps), errors
-
-    def _first_shape(self) -> tuple[Path, tuple[int, int, int]]:
-        first = self.root / self.names[0]
-        if self.image_size is not None:
-            return first, (self.image_size, self.image_size, CHANNELS[self.mode])
-        for name in self.names:
-            with suppress(Unreadable):
-                height, width, channels = read_image(self.root / name, self.mode).shape
-                return self.root / name, (height, width, channels)
-        raise DataError(f"none of the {len(self):,} files can be read as an image ({first}, …); mend or remove them")
-
-
-class _Headers:
-    """The stamps of files that are sound as far as their headers tell, as images of eight bytes."""
-
-    image_shape = (1, 1, 8)
-    digest = ""
-
-    def __init__(self, files: Files) -> None:
-        self._files = files
-
-    def __len__(self) -> int:
-        return len(self._files)
-
-    def __getitem__(self, row: int) -> Tensor:
-        path = self._files.root / self._files.names[row]
-        height, width, stamp = read_header(path)
-        self._files.check_size(path, height, width)
-        return torch.tensor([stamp]).view(torch.uint8).view(self.image_shape)
-
-
-def _only_unreadable(errors: Mapping[int, DataError]) -> Mapping[int, DataError]:
-    """Raises what else is wrong, at once: no file that is left out mends that."""
-    other = next((error for error in errors.values() if not isinstance(error, Unreadable)), None)
-    if other is not None:
-        raise other
-    return errors
-
-
-def read_image(path: Path, mode: Mode) -> Tensor:
-    """One file, as `open_image` sees it: [H, W, C], uint8. Raises DataError: it cannot be read."""
-    image, _ = open_image(path)
+def read_image(path: Path | str, mode: Mode, opening: Opening | None = None) -> Tensor:
+    """One image, as `open_image` sees it: [H, W, C], uint8. Raises DataError: it cannot be read."""
+    image, _ = open_image(path, opening)
     return pixels_of(image, mode)
 
 
-def open_image(path: Path) -> tuple[Image.Image, str]:
-    """One file as it is meant to be seen, in PIL's mode `L` or `RGB`, and how it is stored: `16-bit grey`.
+def open_image(path: Path | str, opening: Opening | None = None) -> tuple[Image.Image, str]:
+    """One image as it is meant to be seen, in PIL's mode `L` or `RGB`, and how it is stored: `16-bit grey`.
 
     It is turned as its EXIF orientation says, what is transparent shows white, 16 bits become 8, and of an animation
     the first frame is taken.
 
+    Args:
+        path: of the file, or what messages call the image.
+        opening: gives its bytes; none: the file's.
+
     Raises:
         Unreadable: it cannot be read.
     """
-    with _opened(path) as (image, _):
+    with _opened(path, opening) as (image, _):
         return _opaque(_eight_bits(_upright(image))), _stored_as(image)
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[tuple[Image.Image, BinaryIO]]:
+def _opened(path: Path | str, opening: Opening | None = None) -> Iterator[tuple[Image.Image, BinaryIO]]:
     """An image whose header is read, and its file; all that goes wrong meanwhile makes it unreadable."""
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with warnings.catch_warnings(), open_regular(path) as file:
+        with warnings.catch_warnings(), opening or open_regular(Path(path)) as file:
             warnings.simplefilter("ignore")  # PIL's remarks on palettes and metadata; what cannot be read is an error
             image = Image.open(file, formats=FORMATS)
             _check_size(image)
@@ -195,23 +83,26 @@ def is_image(path: str) -> bool:
     if not os.path.isfile(path):  # noqa: PTH113  (to open a device may do something)
         return False
     try:
-        with _opened(Path(path)):
+        with _opened(path):
             return True
     except Unreadable:
         return False
 
 
-def read_header(path: Path) -> tuple[int, int, int]:
+def read_header(path: Path | str, opening: Callable[[], Opening] | None = None) -> tuple[int, int, int]:
     """Height and width, pixels, as it will be seen, and a stamp of its first bytes; decoded only where it may be cut.
+
+    Args:
+        path, opening: as of `open_image`; it is opened a second time to be decoded.
 
     Raises:
         Unreadable: it cannot be read.
     """
-    with _opened(path) as (image, file):
+    with _opened(path, opening and opening()) as (image, file):
         width, height = image.size[::-1] if _is_turned(image) else image.size
         if not _ends_whole(image.format, file):
-            image, _ = open_image(path)
-            width, height = image.size
+            whole, _ = open_image(path, opening and opening())
+            width, height = whole.size
         file.seek(0)
         digest = hashlib.blake2b(file.read(_STAMPED), digest_size=8).digest()
     return height, width, int.from_bytes(digest, "big", signed=True)

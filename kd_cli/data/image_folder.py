@@ -16,8 +16,10 @@ from torch import Tensor
 
 from kd_cli.data.base import DATASETS, Raw, checked_by
 from kd_cli.data.common import InMemory
-from kd_cli.data.decode import Files, Mode
-from kd_cli.data.sampling import stratified_split
+from kd_cli.data.decode import Mode
+from kd_cli.data.files import Files, FolderSource
+from kd_cli.data.names import pack
+from kd_cli.data.sampling import others, stratified_split
 from kd_cli.data.store import fits_in_memory
 from kd_cli.data.tree import File, Tree, read_tree
 from kd_cli.errors import DataError, listed
@@ -79,24 +81,24 @@ def image_folder(
     named: Any = {"train": train_folder, "val": val_folder, "test": test_folder}
     folder = Path(root).expanduser().resolve()
     tree = read_tree(folder, named, validated=val_fraction > 0, only_test=test_fraction == 1)
-    names, sizes = [file.name for file in tree.files], [file.size for file in tree.files]
-    files = Files(folder, names, sizes, image_size, mode)
+    sizes = torch.tensor([file.size for file in tree.files])
+    files = Files(FolderSource(folder, pack(file.name for file in tree.files), sizes), image_size, mode)
     height, width, channels = files.image_shape
     held = fits_in_memory(len(files) * height * width * channels, in_memory, memory_limit_gb)
-    read = _read(files, tree.files, workers, held=held, refused=unreadable == "refuse")
+    read = _read(folder, files, tree.files, workers, held=held, refused=unreadable == "refuse")
     tree = tree.without(read.errors)
-    return _raw(files, tree, read, *_divide(tree, test_fraction, val_fraction, split_seed))
+    return _raw(folder, files, tree, read, *_divide(tree, test_fraction, val_fraction, split_seed))
 
 
-def _raw(files: Files, tree: Tree, read: _Read, train: Tensor, val: Tensor, test: Tensor) -> Raw:
+def _raw(root: Path, files: Files, tree: Tree, read: _Read, train: Tensor, val: Tensor, test: Tensor) -> Raw:
     """The data set of what could be read.
 
     Args:
         tree: without the files that could not.
         train, test: rows of the tree; `val`: places in `train`.
     """
-    _tell_twins(files.root, tree.files, read.stamps, {"training": train, "validation": train[val], "test": test})
-    readable = [row for row in range(len(files)) if row not in read.errors]
+    _tell_twins(root, tree.files, read.stamps, {"training": train, "validation": train[val], "test": test})
+    readable = others(len(files), torch.tensor(list(read.errors), dtype=torch.int64))
     images, labels = files.subset(readable) if read.images is None else read.images, tree.labels
     parts = (_take(images, train), labels[train], _take(images, test), labels[test])
     division = hashlib.sha256(read.digest.encode() + test.numpy().tobytes()).hexdigest() if read.digest else None
@@ -106,7 +108,7 @@ def _raw(files: Files, tree: Tree, read: _Read, train: Tensor, val: Tensor, test
 def _take(images: Tensor | Files, rows: Tensor) -> Tensor | Files:
     """Rows in ascending order; without a copy where they are neighbours."""
     if isinstance(images, Files):
-        return images.subset(rows.tolist())
+        return images.subset(rows)
     neighbours = len(rows) == 0 or int(rows[-1] - rows[0]) + 1 == len(rows)
     first = int(rows[0]) if len(rows) else 0
     return images[first : first + len(rows)] if neighbours else images[rows]
@@ -142,18 +144,18 @@ class _Read:
     digest: str = ""
 
 
-def _read(files: Files, listing: Sequence[File], workers: int, *, held: bool, refused: bool) -> _Read:
+def _read(root: Path, files: Files, listing: Sequence[File], workers: int, *, held: bool, refused: bool) -> _Read:
     """Decodes all files, or reads their headers, unless that is kept since an earlier time.
 
     Args:
         refused: whether files that cannot be read are; nothing is kept then, for they will be mended.
     """
     kind = "images" if held else "headers"
-    path = cache_folder() / "data" / f"{_key(files, listing, kind)}.safetensors"
+    path = cache_folder() / "data" / f"{_key(root, files, listing, kind)}.safetensors"
     found = read_cached(path)
     read = _kept(*found) if found else None
     if read is None or (read.errors and refused):
-        log.info("%s %s images of %s, once", "decoding" if held else "checking", f"{len(files):,}", files.root)
+        log.info("%s %s images of %s, once", "decoding" if held else "checking", f"{len(files):,}", root)
         images, wrong = files.decode(workers) if held else (None, {})
         stamps, wrong = files.check(workers) if images is None else (_stamps(images), wrong)
         digest = "" if images is None else digest_tensor(images)
@@ -171,10 +173,10 @@ def _kept(tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> _Read:
     return _Read(tensors["stamps"], errors, tensors.get("images"), facts["digest"])
 
 
-def _key(files: Files, listing: Sequence[File], kind: str) -> str:
+def _key(root: Path, files: Files, listing: Sequence[File], kind: str) -> str:
     """Changes with any file's name, size or time, with how files become pixels, and with what is kept."""
     times = [file.time for file in listing]
-    text = f"{CACHE_FORMAT}\n{kind}\n{files.root}\n{files.image_size}\n{files.digest}\n{times}"
+    text = f"{CACHE_FORMAT}\n{kind}\n{root}\n{files.image_size}\n{files.digest}\n{times}"
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
