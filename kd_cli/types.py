@@ -40,12 +40,14 @@ class Batch:
         labels: [B], int64.
         ids: [B], int64, positions in the training set: 0 … N-1.
         epoch: the pass over the training set that it belongs to: 0, 1, …
+        repeat: [B], int64: which of the epoch's views each image shows; None: the first.
     """
 
     images: Tensor
     labels: Tensor
     ids: Tensor
     epoch: int = 0
+    repeat: Tensor | None = None
 
     def at(self, schedule: Callable[[int], T]) -> T:
         """What a schedule says of this batch's epoch.

@@ -244,12 +244,16 @@ class Data:
         rows, steps = self._parts["train"], self.steps(batch_size, limit)
         return Feed(rows, self._prepare, seed=seed, batch_size=batch_size, steps=steps, device=device, shard=shard)
 
-    def views(self, ids: Sequence[Tensor], *, seed: int, epoch: int, device: torch.device) -> Iterator[Batch]:
-        """Training images by their ids, a batch for each item [B], as they are augmented in an epoch."""
-        table = self._prepare.table(self.size("train"), seed, epoch, device)
+    def views_in(self, epoch: int) -> tuple[int, ...]:
+        """The views of each training image that an epoch shows, in the order of `Batch.repeat`."""
+        return (epoch,)
+
+    def views(self, ids: Sequence[Tensor], *, seed: int, view: int, device: torch.device) -> Iterator[Batch]:
+        """Training images by their ids, a batch for each item [B], as they are augmented in one view."""
+        table = self._prepare.table(self.size("train"), seed, view, device)
         for batch in self.pixels("train", ids, device):
             pixels = self._prepare.augment(batch.images, table[batch.ids])
-            yield Batch(self._prepare.normalise(pixels), batch.labels, batch.ids, epoch)
+            yield Batch(self._prepare.normalise(pixels), batch.labels, batch.ids)
 
     def eval_batches(self, part: Part, *, batch_size: int, device: torch.device) -> Iterator[Batch]:
         """All images of a part in their fixed order, normalised, not augmented; ids are positions in that part."""
