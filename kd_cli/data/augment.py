@@ -24,7 +24,7 @@ Spec: TypeAlias = Union[str, Sequence[Union[str, Mapping[str, Any]]]]  # noqa: U
 
 
 class Augmentation(Protocol):
-    """One thing that is done to training images. A component of `AUGMENTATIONS` may have `boxes` or `mix` instead."""
+    """One thing that is done to training images. A component of `AUGMENTATIONS` may have `box` or `mix` instead."""
 
     def draw(self, size: int, shape: Shape, random: torch.Generator) -> Tensor:
         """All that is random about `size` images: [N, columns], float32."""
@@ -67,7 +67,7 @@ class Augment:
         self._numbered = [
             (number, each)
             for number, each in enumerate(built)
-            if not is_mixing(each) and not (cropped and hasattr(each, "boxes"))
+            if not is_mixing(each) and not (cropped and hasattr(each, "box"))
         ]
         self._mixings = [(number, each) for number, each in enumerate(built) if is_mixing(each)]
         self._widths = [each.draw(0, shape, torch.Generator()).shape[1] for _, each in self._numbered]
@@ -78,12 +78,19 @@ class Augment:
         """Whether an image is made of two."""
         return bool(self._mixings)
 
+    @property
+    def recorded(self) -> Any:
+        """What is configured, as plain JSON values."""
+        return (
+            self.spec
+            if isinstance(self.spec, str)
+            else [dict(each) if isinstance(each, Mapping) else each for each in self.spec]
+        )
+
     def draw(self, size: int, seed: int, view: int) -> Tensor:
         """The table of a view: a row for each training image, [N, columns], float32."""
         tables = [each.draw(size, self.shape, _stream(seed, view, number)) for number, each in self._numbered]
-        return torch.cat([*tables, *self._draw_mixing(size, seed, view)], dim=1) if tables else torch.cat(
-            [torch.zeros(size, 0), *self._draw_mixing(size, seed, view)], dim=1
-        )
+        return torch.cat([torch.zeros(size, 0), *tables, *self._draw_mixing(size, seed, view)], dim=1)
 
     def _draw_mixing(self, size: int, seed: int, view: int) -> list[Tensor]:
         """Of several mixings each image has one, drawn evenly."""
@@ -96,9 +103,11 @@ class Augment:
 
     def apply(self, pixels: Tensor, table: Tensor) -> Tensor:
         """[B, H, W, C] and their rows of the table → [B, H, W, C], uint8, augmented and not yet mixed."""
-        if len(pixels):
-            for (_, each), columns in zip(self._numbered, table.split([*self._widths, self._rest(table)], 1), strict=False):
-                pixels = each.apply(pixels, columns)
+        if not len(pixels):
+            return pixels
+        own = table[:, : sum(self._widths)].split(self._widths, dim=1) if self._widths else ()
+        for (_, each), columns in zip(self._numbered, own, strict=True):
+            pixels = each.apply(pixels, columns)
         return pixels
 
     def mix(self, images: Tensor, others: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
@@ -113,9 +122,6 @@ class Augment:
             images, its = each.mix(images, others, columns)
             share = share * its
         return images, share
-
-    def _rest(self, table: Tensor) -> int:
-        return table.shape[1] - sum(self._widths)
 
 
 def is_mixing(augmentation: Augmentation | Mixing) -> bool:
@@ -134,7 +140,9 @@ def listed_parts(spec: Spec) -> list[Mapping[str, Any]]:
         return []
     named = [part if isinstance(part, Mapping) else {"name": part} for part in parts]
     if any(part.get("name") == "none" for part in named):
-        raise ConfigError("dataset.augment: 'none' stands alone; type dataset.augment=none, or leave it out of the list")
+        raise ConfigError(
+            "dataset.augment: 'none' stands alone; type dataset.augment=none, or leave it out of the list"
+        )
     return named
 
 
@@ -150,7 +158,7 @@ def build_all(spec: Spec) -> list[Any]:
     for number, part in enumerate(parts):
         built.append(AUGMENTATIONS.build(part, where="dataset.augment" if single else f"dataset.augment[{number}]"))
     names = [part["name"] for part in parts]
-    crops = [name for name, each in zip(names, built, strict=True) if hasattr(each, "boxes")]
+    crops = [name for name, each in zip(names, built, strict=True) if hasattr(each, "box")]
     if crops and (len(crops) > 1 or names[0] != crops[0]):
         raise ConfigError(
             f"dataset.augment: {crops[0]} cuts its window out of the whole image, so it stands first, and once; type "
@@ -162,7 +170,7 @@ def build_all(spec: Spec) -> list[Any]:
 def source_crop(spec: Spec) -> Any:
     """The augmentation that cuts windows out of whole images, if there is one."""
     first = build_all(spec)[:1]
-    return cast(Any, first[0]) if first and hasattr(first[0], "boxes") else None
+    return cast(Any, first[0]) if first and hasattr(first[0], "box") else None
 
 
 def _stream(seed: int, view: int, number: int) -> torch.Generator:

@@ -14,10 +14,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from kd_cli.data.augment import Spec, source_crop
 from kd_cli.data.base import DATASETS, Raw, checked_by
 from kd_cli.data.common import InMemory
 from kd_cli.data.decode import Mode
 from kd_cli.data.files import Files, FolderSource
+from kd_cli.data.geometry import Geometry, Interpolation, Resize
 from kd_cli.data.names import pack
 from kd_cli.data.sampling import others, stratified_split
 from kd_cli.data.store import fits_in_memory
@@ -33,11 +35,19 @@ CACHE_FORMAT = 4  # raise it when decoding or resizing changes, or what is kept
 _SHOWN = 50  # of many unreadable files
 
 
-def _check(*, root: str, image_size: int | None, test_fraction: float, **_: Any) -> None:
+def _check(
+    *,
+    root: str,
+    image_size: int | None,
+    resize: Resize | int,
+    crop_pct: float,
+    interpolation: Interpolation,
+    test_fraction: float,
+    **_: Any,
+) -> None:
     if not root:
         raise ValueError("root is empty; type dataset.root=DIR")
-    if image_size is not None and image_size < 1:
-        raise ValueError(f"image_size={image_size} must be above 0 pixels; type dataset.image_size=32")
+    Geometry(image_size, resize, crop_pct, interpolation)
     if not 0 < test_fraction <= 0.9 and test_fraction != 1:
         raise ValueError(f"test_fraction={test_fraction} is outside 0 … 0.9, and not 1; type dataset.test_fraction=0.2")
 
@@ -47,6 +57,9 @@ def _check(*, root: str, image_size: int | None, test_fraction: float, **_: Any)
 def image_folder(
     root: str,
     image_size: int | None = None,
+    resize: Resize | int = "auto",
+    crop_pct: float = 0.875,
+    interpolation: Interpolation = "bilinear",
     mode: Mode = "rgb",
     train_folder: str | None = None,
     val_folder: str | None = None,
@@ -58,13 +71,15 @@ def image_folder(
     in_memory: InMemory = "auto",
     memory_limit_gb: float = 4.0,
     workers: int = 2,
+    augment: Spec = "none",
 ) -> Raw:
     """The images of a tree; files that are not images are passed over with a notice, and links are followed.
 
     Args:
         root: holds `train/`, `test/` and, maybe, `val/`, each with a folder for each class, or the class folders
             themselves.
-        image_size: H = W, pixels, to which all are stretched; none: they must all have one size.
+        image_size: H = W, pixels; none: they must all have one size.
+        resize, crop_pct, interpolation: how others are brought to it, as of `Geometry`.
         mode: colour or grey.
         train_folder: what is `train/`, where it is not called so.
         val_folder: what is `val/`, `valid/`, `validation/` or `dev/`; its images validate, whatever `val_fraction`
@@ -82,9 +97,12 @@ def image_folder(
     folder = Path(root).expanduser().resolve()
     tree = read_tree(folder, named, validated=val_fraction > 0, only_test=test_fraction == 1)
     sizes = torch.tensor([file.size for file in tree.files])
-    files = Files(FolderSource(folder, pack(file.name for file in tree.files), sizes), image_size, mode)
+    geometry = Geometry(image_size, resize, crop_pct, interpolation)
+    files = Files(FolderSource(folder, pack(file.name for file in tree.files), sizes), geometry, mode)
     height, width, channels = files.image_shape
-    held = fits_in_memory(len(files) * height * width * channels, in_memory, memory_limit_gb)
+    # What windows are cut out of is larger than what a network sees, and is decoded whenever it is seen.
+    windows = files.resizes and source_crop(augment) is not None
+    held = not windows and fits_in_memory(len(files) * height * width * channels, in_memory, memory_limit_gb)
     read = _read(folder, files, tree.files, workers, held=held, refused=unreadable == "refuse")
     tree = tree.without(read.errors)
     return _raw(folder, files, tree, read, *_divide(tree, test_fraction, val_fraction, split_seed))
@@ -102,7 +120,9 @@ def _raw(root: Path, files: Files, tree: Tree, read: _Read, train: Tensor, val: 
     images, labels = files.subset(readable) if read.images is None else read.images, tree.labels
     parts = (_take(images, train), labels[train], _take(images, test), labels[test])
     division = hashlib.sha256(read.digest.encode() + test.numpy().tobytes()).hexdigest() if read.digest else None
-    return Raw(*parts, tree.class_names, division, val_rows=val, unreadable=len(read.errors))
+    return Raw(
+        *parts, tree.class_names, division, val_rows=val, unreadable=len(read.errors), geometry=files.geometry.record()
+    )
 
 
 def _take(images: Tensor | Files, rows: Tensor) -> Tensor | Files:
@@ -176,7 +196,7 @@ def _kept(tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> _Read:
 def _key(root: Path, files: Files, listing: Sequence[File], kind: str) -> str:
     """Changes with any file's name, size or time, with how files become pixels, and with what is kept."""
     times = [file.time for file in listing]
-    text = f"{CACHE_FORMAT}\n{kind}\n{root}\n{files.image_size}\n{files.digest}\n{times}"
+    text = f"{CACHE_FORMAT}\n{kind}\n{root}\n{files.geometry}\n{files.digest}\n{times}"
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate, pairwise
+from math import prod
 from typing import Any, Protocol, Union, cast
 
 import torch
@@ -11,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from kd_cli.data.common import InMemory
+from kd_cli.data.sampling import generator
 from kd_cli.errors import DataError
 from kd_cli.machine import available_cores
 from kd_cli.storage.tensors import digest_tensor
@@ -76,6 +81,32 @@ def fits_in_memory(num_bytes: int, in_memory: InMemory, memory_limit_gb: float) 
     return num_bytes <= memory_limit_gb * 1e9 if in_memory == "auto" else bool(in_memory)
 
 
+@dataclass(frozen=True)
+class Windows:
+    """Which windows of images are cut out where these are decoded: a function of (seed, view, id).
+
+    Args:
+        crop: draws one.
+        seed: of the training.
+        views: a window for each.
+    """
+
+    crop: Crop
+    seed: int
+    views: Sequence[int]
+
+    def boxes(self, number: int, height: int, width: int) -> list[tuple[int, int, int, int]]:
+        """Top, left, height and width, pixels, of the windows of image `number` (0 … N-1), which has this size."""
+        streams = (generator(self.seed, "window", view, number) for view in self.views)
+        return [self.crop.box(height, width, stream) for stream in streams]
+
+
+class Crop(Protocol):
+    """Draws windows of images."""
+
+    def box(self, height: int, width: int, random: torch.Generator) -> tuple[int, int, int, int]: ...
+
+
 class Store:
     """Gives batches of pixels.
 
@@ -83,16 +114,18 @@ class Store:
         images: [N, H, W, C].
         streamed: read through worker processes although `images` may be a tensor.
         workers: how many; 0 decodes in this process.
+        kept: bytes of decoded images that are kept once they were read, as many as fit; the others are read again.
 
     Attributes:
         resident: pixels are taken from a tensor on the device.
     """
 
-    def __init__(self, images: Images, *, streamed: bool, workers: int) -> None:
+    def __init__(self, images: Images, *, streamed: bool, workers: int, kept: int = 0) -> None:
         self.images = images
         self.resident = isinstance(images, Tensor) and not streamed
         self._workers = workers
         self._on_device: dict[torch.device, Tensor] = {}
+        self._kept = None if isinstance(images, Tensor) else _Kept(images, kept)
 
     def batches(self, rows: Sequence[Tensor], device: torch.device) -> Iterator[Tensor]:
         """For each item of `rows` [B] its pixels [B, H, W, C], uint8, on `device`.
@@ -100,14 +133,41 @@ class Store:
         Raises:
             DataError: an image cannot be read.
         """
-        if not self.resident:
-            for pixels, errors in _stream(self.images, rows, self._workers, pin=device.type == "cuda"):
-                for error in errors.values():
-                    raise error
-                yield pixels.to(device, non_blocking=True)
+        if self.resident:
+            yield from (self.take(chosen, device) for chosen in rows)
             return
-        for chosen in rows:
-            yield self.take(chosen, device)
+        on_cpu = [chosen.cpu() for chosen in rows]
+        missing = on_cpu if self._kept is None else [self._kept.missing(chosen) for chosen in on_cpu]
+        read = self._read(_Reader(self.images, torch.cat(missing)) if missing else None, missing, device)
+        for chosen, absent in zip(on_cpu, missing, strict=True):
+            pixels = next(read) if len(absent) else torch.empty((0, *shape_of(self.images)), dtype=torch.uint8)
+            yield (pixels if self._kept is None else self._kept.whole(chosen, absent, pixels)).to(
+                device, non_blocking=True
+            )
+
+    def windows(
+        self, rows: Sequence[Tensor], ids: Sequence[Tensor], windows: Windows, device: torch.device
+    ) -> Iterator[Tensor]:
+        """For each item its images' windows, those of an image one after another: [B × views, H, W, C], uint8.
+
+        Args:
+            rows, ids: [B] each.
+
+        Raises:
+            DataError: an image cannot be read.
+        """
+        chosen = [each.cpu() for each in rows]
+        reader = _WindowReader(self.images, torch.cat(chosen), torch.cat(list(ids)).cpu(), windows) if chosen else None
+        yield from (pixels.to(device, non_blocking=True) for pixels in self._read(reader, chosen, device))
+
+    def _read(self, reader: _Reader | None, batches: Sequence[Tensor], device: torch.device) -> Iterator[Tensor]:
+        if reader is None or not len(reader):
+            return
+        sizes = [len(rows) for rows in batches if len(rows)]
+        for pixels, errors in _stream(reader, sizes, self._workers, pin=device.type == "cuda"):
+            for error in errors.values():
+                raise error
+            yield pixels
 
     def take(self, rows: Tensor, device: torch.device) -> Tensor:
         """As `batches`, of resident pixels.
@@ -122,21 +182,81 @@ class Store:
         return self._on_device[device].index_select(0, rows)
 
 
+class _Kept:
+    """Decoded images that stay in memory, the first that were read, as many as fit.
+
+    Args:
+        num_bytes: that they may take.
+    """
+
+    def __init__(self, images: Streamed, num_bytes: int) -> None:
+        shape = images.image_shape
+        self._room = min(len(images), num_bytes // prod(shape))
+        self._pixels = torch.empty((self._room, *shape), dtype=torch.uint8)  # touched, and taken, as it is filled
+        self._place = torch.full((len(images) if self._room else 0,), -1)
+        self._used = 0
+
+    def missing(self, rows: Tensor) -> Tensor:
+        """Those of the rows [B] that are to be read."""
+        return rows[self._place[rows] < 0] if self._room else rows
+
+    def whole(self, rows: Tensor, absent: Tensor, read: Tensor) -> Tensor:
+        """The pixels of the rows [B], of which those `absent` were read now; they are kept if there is room."""
+        if not self._room:
+            return read
+        pixels = torch.empty((len(rows), *read.shape[1:]), dtype=torch.uint8)
+        were = self._place[rows] >= 0
+        was_absent = torch.isin(rows, absent)
+        pixels[was_absent] = read
+        pixels[~was_absent] = self._pixels[self._place[rows[~was_absent]]]
+        self._keep(rows[was_absent & ~were], pixels[was_absent & ~were])
+        return pixels
+
+    def _keep(self, rows: Tensor, pixels: Tensor) -> None:
+        count = min(len(rows), self._room - self._used)
+        if count:
+            places = torch.arange(self._used, self._used + count)
+            self._pixels[places] = pixels[:count]
+            self._place[rows[:count]] = places
+            self._used += count
+
+
 class _Reader(Dataset[Any]):
-    """Hands a worker's DataError on as a value: raised there, it would arrive wrapped in a traceback."""
+    """Gives the images of `rows` [M], and a worker's DataError as a value: raised there, it would arrive wrapped in a
+    traceback."""
 
-    def __init__(self, images: Images) -> None:
-        self.images = images
+    def __init__(self, images: Images, rows: Tensor) -> None:
+        self.images, self.rows = images, rows
+        self.image_shape = shape_of(images)
 
-    def __getitem__(self, row: int) -> Tensor | DataError:
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, place: int) -> Tensor | DataError:
         try:
-            return self.images[row]
+            return self.pixels(int(self.rows[place]), place)
         except DataError as error:
             return error
 
+    def pixels(self, row: int, place: int) -> Tensor:  # noqa: ARG002
+        """[1, H, W, C]."""
+        return self.images[row][None]
+
+
+class _WindowReader(_Reader):
+    """Gives windows of the images: [views, H, W, C]."""
+
+    def __init__(self, images: Images, rows: Tensor, ids: Tensor, windows: Windows) -> None:
+        super().__init__(images, rows)
+        self.ids, self.drawn = ids, windows
+
+    def pixels(self, row: int, place: int) -> Tensor:
+        number = int(self.ids[place])
+        return cast(Tensor, cast(Any, self.images).windows(row, partial(self.drawn.boxes, number)))
+
 
 class _Collate:
-    """Items → those that could be read [B, H, W, C], and by their places what is wrong with the others."""
+    """Items → those that could be read, and by their places what is wrong with the others."""
 
     def __init__(self, image_shape: tuple[int, int, int]) -> None:
         self.image_shape = image_shape
@@ -144,23 +264,38 @@ class _Collate:
     def __call__(self, items: Sequence[Tensor | DataError]) -> _Read:
         pixels = [item for item in items if isinstance(item, Tensor)]
         errors = {place: item for place, item in enumerate(items) if isinstance(item, DataError)}
-        return torch.stack(pixels) if pixels else torch.empty((0, *self.image_shape), dtype=torch.uint8), errors
+        return torch.cat(pixels) if pixels else torch.empty((0, *self.image_shape), dtype=torch.uint8), errors
+
+
+class _Ranges:
+    """Batches of neighbouring places, by their sizes: as many numbers as batches, however many images they have."""
+
+    def __init__(self, sizes: Sequence[int]) -> None:
+        self._sizes = sizes
+
+    def __len__(self) -> int:
+        return len(self._sizes)
+
+    def __iter__(self) -> Iterator[range]:
+        ends = accumulate(self._sizes, initial=0)
+        return (range(*pair) for pair in pairwise(ends))
 
 
 def read_all(images: Streamed, workers: int) -> Iterator[_Read]:
     """All images once, chunk by chunk: those that can be read [M, H, W, C], and row → what is wrong with another."""
-    chunks = list(torch.arange(len(images)).split(_CHUNK))
-    for chunk, (pixels, errors) in zip(chunks, _stream(images, chunks, workers, pin=False), strict=True):
-        yield pixels, {int(chunk[place]): error for place, error in errors.items()}
+    reader = _Reader(images, torch.arange(len(images)))
+    sizes = [min(_CHUNK, len(images) - first) for first in range(0, len(images), _CHUNK)]
+    for number, (pixels, errors) in enumerate(_stream(reader, sizes, workers, pin=False)):
+        yield pixels, {number * _CHUNK + place: error for place, error in errors.items()}
 
 
-def _stream(images: Images, batches: Sequence[Tensor], workers: int, *, pin: bool) -> Iterator[_Read]:
-    """Decodes batches of rows in worker processes, never more of them than processors; in order."""
+def _stream(reader: _Reader, sizes: Sequence[int], workers: int, *, pin: bool) -> Iterator[_Read]:
+    """Decodes batches of these sizes in worker processes, never more of them than processors; in order."""
     loader: DataLoader[Any] = DataLoader(
-        _Reader(images),
-        batch_sampler=[rows.tolist() for rows in batches],
+        reader,
+        batch_sampler=cast(Any, _Ranges(sizes)),
         num_workers=min(workers, available_cores()),
-        collate_fn=_Collate(shape_of(images)),
+        collate_fn=_Collate(reader.image_shape),
         pin_memory=pin,
         generator=torch.Generator(),  # its own: the default would draw from the global one and change the run
     )

@@ -1,4 +1,4 @@
-"""The augmentation of small images: a window of the padded image (He et al. 2016, arXiv:1512.03385, §4.2), then a flip."""
+"""What small images are augmented by: a shift by some pixels (He et al. 2016, arXiv:1512.03385, §4.2), then a flip."""
 
 from __future__ import annotations
 

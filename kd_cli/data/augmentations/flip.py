@@ -22,7 +22,7 @@ class Flip:
 
     def draw(self, size: int, shape: tuple[int, int, int], random: torch.Generator) -> Tensor:  # noqa: ARG002
         _, _, flip = torch.rand(3, size, generator=random)  # the stream of crop_flip
-        return (flip < self.p).float()[:, None]
+        return torch.lt(flip, self.p).float()[:, None]
 
     def apply(self, pixels: Tensor, table: Tensor) -> Tensor:
         return mirrored(pixels, table[:, 0])

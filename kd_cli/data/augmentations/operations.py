@@ -1,7 +1,7 @@
 """What can be done to an image's pixels, for a whole batch at once: each image has a row of parameters of its own.
 
-Pixels are uint8 before and after every step, warped ones are sampled nearest, and an image's result never depends on its
-batch. B per batch, [B, H, W, C] pixels.
+Pixels are uint8 before and after every step, warped ones are sampled nearest, and what becomes of an image never
+depends on its batch. B per batch, [B, H, W, C] pixels.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from kd_cli.data.resize import luma
 
 # Columns of a row of parameters.
 FACTOR, TO_MEAN, TO_GREY, XX, XY, X1, YX, YY, Y1, CENTRE_Y, CENTRE_X, HALF = range(12)
@@ -29,8 +31,8 @@ def _factor(magnitude: Tensor) -> Tensor:
 
 
 # operation → the parameters that its magnitude sets. Its unit: of the colour operations how far a factor is from 1, of
-# rotate radians, of shears tangents, of translations and cutout (half a side) shares of the image, of posterize the bits
-# that are taken away, of solarize the grey level from which on pixels are inverted, of hue turns. The others have none.
+# rotate radians, of shears tangents, of translations and cutout (half a side) shares of the image, of posterize bits that
+# are taken away, of solarize the grey level from which on pixels are inverted, of hue turns. Others have none.
 OPERATIONS: Mapping[str, Mapping[int, Setter]] = {
     "identity": {},
     "brightness": {FACTOR: _factor},
@@ -56,12 +58,12 @@ OPERATIONS: Mapping[str, Mapping[int, Setter]] = {
     "cutout": {HALF: torch.abs},
 }
 _ABOUT_CORNER = {"shear_x": X1, "shear_y": Y1}
-_COLOURED = ("saturation", "hue")
+COLOURED = ("saturation", "hue")
 
 
 def names_for(channels: int, names: Sequence[str]) -> list[str]:
     """Those that change images of so many channels."""
-    return [name for name in names if channels == 3 or name not in _COLOURED]
+    return [name for name in names if channels == 3 or name not in COLOURED]
 
 
 def pick(uniform: Tensor, count: int) -> Tensor:
@@ -141,14 +143,6 @@ def _blend(pixels: Tensor, table: Tensor) -> Tensor:
     factor, to_mean, to_grey = (_spread(table[:, column]) for column in (FACTOR, TO_MEAN, TO_GREY))
     origin = mean * to_mean + grey * to_grey
     return origin.add((pixels - origin).mul_(factor)).round_().clamp_(0, 255).to(torch.uint8)
-
-
-def luma(pixels: Tensor) -> Tensor:
-    """Luma in whole numbers (ITU-R 601 in 16 bits, as PIL has it): [B, H, W, 1]. Sums of it are exact in any order."""
-    if pixels.shape[-1] != 3:
-        return pixels.int().sum(dim=-1, keepdim=True) // pixels.shape[-1]
-    red, green, blue = pixels.int().unbind(dim=-1)
-    return ((19595 * red + 38470 * green + 7471 * blue + 32768) >> 16).unsqueeze(-1)
 
 
 def _sharpen(pixels: Tensor, table: Tensor) -> Tensor:

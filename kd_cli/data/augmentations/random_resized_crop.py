@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from torch import Tensor
 from kd_cli.data.augment import AUGMENTATIONS
 from kd_cli.ranges import Rule
 
+Number = TypeVar("Number", float, Tensor)
 _TRIES = 10  # torchvision's
 _SHARES = Rule("two shares of the area, 0 < least ≤ largest ≤ 1", lambda each: 0 < each[0] <= each[1] <= 1)
 _RATIOS = Rule("two ratios, 0 < least ≤ largest", lambda each: 0 < each[0] <= each[1] < math.inf)
@@ -35,17 +36,22 @@ class RandomResizedCrop:
     ) -> None:
         self.scale, self.ratio = scale, ratio
 
-    def boxes(self, height: int, width: int, random: torch.Generator) -> tuple[int, int, int, int]:
-        """Top, left, height and width of a window, pixels, drawn as torchvision draws it."""
-        top, left, tall, wide = self._boxes(1, height, width, random)[0].tolist()
-        return int(top), int(left), int(tall), int(wide)
+    def box(self, height: int, width: int, random: torch.Generator) -> tuple[int, int, int, int]:
+        """Top, left, height and width of a window, pixels: what `draw` gives for one image, in less time."""
+        *uniform, y, x = torch.rand(2 * _TRIES + 2, generator=random, dtype=torch.float64).tolist()
+        low, high = map(math.log, self.ratio)
+        for share, place in zip(uniform[:_TRIES], uniform[_TRIES:], strict=True):
+            area = height * width * _between(share, self.scale)
+            ratio = math.exp(_between(place, (low, high)))
+            wide, tall = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+            if 0 < wide <= width and 0 < tall <= height:
+                return _drawn(y, height - tall), _drawn(x, width - wide), tall, wide
+        tall, wide = self._middle(height, width)
+        return (height - tall) // 2, (width - wide) // 2, tall, wide
 
     def draw(self, size: int, shape: tuple[int, int, int], random: torch.Generator) -> Tensor:
+        """Top, left, height and width of each window: [N, 4]. Each has ten tries, and the middle where none fits."""
         height, width, _ = shape
-        return self._boxes(size, height, width, random)
-
-    def _boxes(self, size: int, height: int, width: int, random: torch.Generator) -> Tensor:
-        """[N, 4]; each image has ten tries, and its middle where none fits."""
         uniform = torch.rand(size, 2 * _TRIES + 2, generator=random, dtype=torch.float64)
         area = height * width * _between(uniform[:, :_TRIES], self.scale)
         ratio = _between(uniform[:, _TRIES : 2 * _TRIES], [math.log(each) for each in self.ratio]).exp()
@@ -76,9 +82,13 @@ class RandomResizedCrop:
         return _between_lines(stretched, *columns, dim=2).round_().clamp_(0, 255).to(torch.uint8)
 
 
-def _between(uniform: Tensor, limits: Sequence[float]) -> Tensor:
+def _between(uniform: Number, limits: Sequence[float]) -> Number:
     low, high = limits
     return low + (high - low) * uniform
+
+
+def _drawn(uniform: float, free: int) -> int:
+    return min(int(uniform * (free + 1)), free)
 
 
 def _places(first: Tensor, length: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
