@@ -233,6 +233,11 @@ class Data:
         return self.size("train") // self._repeats * self._repeats
 
     @property
+    def repeatable(self) -> bool:
+        """Whether an epoch shows each image in one view, that of its number."""
+        return self._repeats == 1 and self._cycle is None
+
+    @property
     def mixes(self) -> bool:
         """Whether training images are made of two, and have the labels of both."""
         return self._prepare.augmentation.mixes

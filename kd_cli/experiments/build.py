@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from kd_cli.storage.files import file_digest
 from kd_cli.teachers.cache import CachedTeacher, make_entry
 from kd_cli.teachers.load import Teacher
 from kd_cli.training.task import Distillation
+
+log = logging.getLogger("kd")
 
 
 def build_network(
@@ -83,6 +86,7 @@ def build_task(
             name=loss["name"],
             label_smoothing=recipe.label_smoothing,
             ask_in=min(recipe.batch_size, data.spec.num_train),
+            mixed=data.mixes,
         )
     except ValueError as error:
         raise ConfigError(f"loss={loss['name']} cannot work on this pair: {error}") from error
@@ -94,6 +98,11 @@ def remember_teacher(setup: Setup, task: Distillation, teacher: Teacher, data: D
     steps = data.steps(recipe.batch_size, recipe.limit_train_batches)
     if not setup.cache_limit or recipe.epochs * steps * recipe.batch_size < data.spec.num_train:
         return
+    if data.mixes and not data.repeatable:
+        log.warning(
+            "the teacher is asked at every step: dataset.repeats and dataset.views mix images otherwise each time"
+        )
+        return
     entry = make_entry(
         teacher.digest,
         setup.teacher,
@@ -104,7 +113,8 @@ def remember_teacher(setup: Setup, task: Distillation, teacher: Teacher, data: D
         precision=recipe.precision,
         taps=task.teacher_taps,
     )
-    used = steps * recipe.batch_size if steps < data.steps(recipe.batch_size) else None
+    whole = steps == data.steps(recipe.batch_size) or not data.repeatable
+    used = None if whole else steps * recipe.batch_size
     task.cache = CachedTeacher(
         task.ask,
         data,

@@ -194,8 +194,8 @@ def test_strong_uses_every_operation_and_saturation_only_in_colour() -> None:
         assert table.shape[1] == strong.FIRST + strong.NUM_OPERATIONS * width
         rows = table[:, strong.FIRST : strong.FIRST + width]
         changed = (rows != torch.tensor(operations.IDENTITY)).float().mean(dim=0)
-        assert (changed[operations.TO_GREY] > 0) == (channels == 3)
-        others = ("FACTOR", "TO_MEAN", "XX", "X1", "Y1", "XY", "HALF")
+        assert (changed[operations.COLOUR] > 0) == (channels == 3)
+        others = ("BRIGHT", "CONTRAST", "XX", "X1", "Y1", "XY", "HALF")
         assert changed[[getattr(operations, name) for name in others]].min() > 0.08
 
 

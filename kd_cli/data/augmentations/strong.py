@@ -10,7 +10,7 @@ from torch import Tensor
 from kd_cli.data.augment import AUGMENTATIONS
 from kd_cli.data.augmentations.crop_flip import CropFlip
 from kd_cli.data.augmentations.operations import (
-    BLEND,
+    COLOURS,
     CUT_OUT,
     IDENTITY,
     WARP,
@@ -50,7 +50,7 @@ class Strong:
     def apply(self, pixels: Tensor, table: Tensor) -> Tensor:
         pixels = self._crop_flip.apply(pixels, table[:, :FIRST])
         for columns in table[:, FIRST:].split(len(IDENTITY), dim=1):
-            pixels = operate(pixels, columns, (BLEND, WARP, CUT_OUT))
+            pixels = operate(pixels, columns, (*COLOURS, WARP, CUT_OUT))
         return pixels
 
 
