@@ -16,7 +16,7 @@ from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 from torchvision.transforms.v2 import functional as v2
 
-from kd_cli.data.augmentations import operations
+from kd_cli.data.augmentations import operations, steps
 from kd_cli.data.augmentations.random_resized_crop import RandomResizedCrop
 from kd_cli.data.geometry import Geometry
 
@@ -62,7 +62,7 @@ SAME: Mapping[str, tuple[float, Callable[[Tensor], Tensor], Callable[[Image.Imag
 def own(name: str, magnitude: float, pixels: Tensor) -> Tensor:
     """What kd makes of an image [H, W, C]."""
     rows = operations.chosen_parameters([name], torch.zeros(1), torch.tensor([magnitude]), pixels.shape[:2])
-    return operations.operate(pixels[None], rows)[0]
+    return steps.operate(pixels[None], rows)[0]
 
 
 def results(name: str, pixels: Tensor) -> Iterator[tuple[str, Tensor, Tensor]]:

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from kd_cli.data.augment import AUGMENTATIONS
-from kd_cli.data.augmentations.operations import COLOURS, HUE_STEP, chosen_parameters, names_for, operate
+from kd_cli.data.augmentations.operations import chosen_parameters, names_for
+from kd_cli.data.augmentations.steps import COLOURS, HUE_STEP, operate
 from kd_cli.ranges import NonNegative, Share, require
 
 

@@ -9,16 +9,8 @@ from torch import Tensor
 
 from kd_cli.data.augment import AUGMENTATIONS
 from kd_cli.data.augmentations.crop_flip import CropFlip
-from kd_cli.data.augmentations.operations import (
-    COLOURS,
-    CUT_OUT,
-    IDENTITY,
-    WARP,
-    names_for,
-    operate,
-    parameters,
-    pick,
-)
+from kd_cli.data.augmentations.operations import IDENTITY, names_for, parameters, pick
+from kd_cli.data.augmentations.steps import COLOURS, CUT_OUT, WARP, operate
 
 FIRST = 3  # column: before it are those of the crop and the flip
 NUM_OPERATIONS = 2  # RandAugment's N
