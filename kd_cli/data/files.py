@@ -67,8 +67,9 @@ class FolderSource:
 
     def described(self) -> Iterator[bytes]:
         """Names and sizes."""
-        for names, sizes in zip(self.names.chunks(), self.sizes.split(CHUNK), strict=True):
-            yield b"".join(b"\n%s\t%d" % pair for pair in zip(names, sizes.tolist(), strict=True))
+        for number, names in enumerate(self.names.chunks()):
+            sizes = self.sizes[number * CHUNK : (number + 1) * CHUNK].tolist()
+            yield b"".join(b"\n%s\t%d" % pair for pair in zip(names, sizes, strict=True))
 
     def subset(self, rows: Tensor) -> FolderSource:
         """Some of them, in the order given."""
