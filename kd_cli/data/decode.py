@@ -7,7 +7,7 @@ import inspect
 import os
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Literal
 
@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kd_cli.data.jpeg import usual_size
 from kd_cli.errors import DataError
 from kd_cli.storage.files import open_regular
 
@@ -98,14 +99,35 @@ def read_header(path: Path | str, opening: Callable[[], Opening] | None = None) 
     Raises:
         Unreadable: it cannot be read.
     """
-    with _opened(path, opening and opening()) as (image, file):
+    opening = opening or (lambda: open_regular(Path(path)))
+    seen = _usual_header(opening)
+    if seen is not None:
+        return seen
+    with _opened(path, opening()) as (image, file):
         width, height = image.size[::-1] if _is_turned(image) else image.size
         if not _ends_whole(image.format, file):
-            whole, _ = open_image(path, opening and opening())
+            whole, _ = open_image(path, opening())
             width, height = whole.size
         file.seek(0)
-        digest = hashlib.blake2b(file.read(_STAMPED), digest_size=8).digest()
-    return height, width, int.from_bytes(digest, "big", signed=True)
+        return height, width, _stamp(file.read(_STAMPED))
+
+
+def _usual_header(opening: Callable[[], Opening]) -> tuple[int, int, int] | None:
+    """As `read_header`, of a whole JPEG file that is like most; PIL takes five times as long."""
+    with suppress(OSError), opening() as file:  # what is wrong is said by who looks again
+        head = file.read(_STAMPED)
+        size = usual_size(head)
+        if (
+            size is not None
+            and size[0] * size[1] <= MOST_PIXELS
+            and (head.endswith(_ENDS["JPEG"]) if len(head) < _STAMPED else _ends_whole("JPEG", file))
+        ):
+            return *size, _stamp(head)
+    return None
+
+
+def _stamp(head: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(head, digest_size=8).digest(), "big", signed=True)
 
 
 def _is_turned(image: Image.Image) -> bool:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -15,7 +17,7 @@ from torch import Tensor
 from kd_cli.data.decode import CHANNELS, Mode, Opening, Unreadable, read_header, read_image
 from kd_cli.data.names import CHUNK, Names
 from kd_cli.data.resize import resize_as_pil, square_size
-from kd_cli.data.store import read_all
+from kd_cli.data.store import each_chunk, read_all
 from kd_cli.errors import DataError
 from kd_cli.storage.files import open_regular
 
@@ -40,6 +42,27 @@ class Source(Protocol):
         """Some of them, in the order given."""
 
 
+class _Unopened:
+    """A file that is opened when it is entered. (A generator would take half as long as all the rest.)"""
+
+    def __init__(self, path: str, size: int) -> None:
+        self._path, self._size = path, size
+
+    def __enter__(self) -> BinaryIO:
+        self._file = open_regular(self._path)
+        size = os.fstat(self._file.fileno()).st_size
+        if size != self._size:
+            self._file.close()
+            raise Unreadable(
+                f"{self._path} has {size:,} bytes, and had {self._size:,} when kd looked at its folder: it was written "
+                f"anew meanwhile. Type the command again; if that says the same: touch {Path(self._path).parent}"
+            )
+        return self._file
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+
 class FolderSource:
     """The files below a folder.
 
@@ -59,11 +82,9 @@ class FolderSource:
         """The path."""
         return f"{self.root}/{self.names[row]}"
 
-    @contextmanager
-    def open(self, row: int) -> Iterator[BinaryIO]:
-        """The file. Raises OSError: it cannot be read."""
-        with open_regular(Path(self.name(row))) as file:
-            yield file
+    def open(self, row: int) -> Opening:
+        """The file."""
+        return _Unopened(self.name(row), int(self.sizes[row]))
 
     def described(self) -> Iterator[bytes]:
         """Names and sizes."""
@@ -144,10 +165,23 @@ class Files:
         """As `decode`, by the headers alone: a stamp of each image's first bytes [M]."""
         stamps: list[Tensor] = []
         errors: dict[int, DataError] = {}
-        for read, wrong in read_all(_Headers(self), workers):
-            stamps.append(read.view(torch.int64).flatten())
+        for read, wrong in each_chunk(self._headers, len(self), workers):
+            stamps.append(read)
             errors |= _only_unreadable(wrong)
         return torch.cat(stamps), errors
+
+    def _headers(self, rows: Sequence[int]) -> tuple[Tensor, dict[int, DataError]]:
+        """Stamps of those that are sound as far as their headers tell [M], and by place what is wrong with others."""
+        stamps, errors = [], {}
+        for place, row in enumerate(rows):
+            name = self.source.name(row)
+            try:
+                height, width, stamp = read_header(name, partial(self.source.open, row))
+                self.check_size(name, height, width)
+                stamps.append(stamp)
+            except DataError as error:
+                errors[place] = error
+        return torch.tensor(stamps, dtype=torch.int64), errors
 
     def _first_shape(self) -> tuple[str, tuple[int, int, int]]:
         first = self.source.name(0)
@@ -159,26 +193,6 @@ class Files:
                 height, width, channels = read_image(name, self.mode, self.source.open(row)).shape
                 return name, (height, width, channels)
         raise DataError(f"none of the {len(self):,} files can be read as an image ({first}, …); mend or remove them")
-
-
-class _Headers:
-    """The stamps of images that are sound as far as their headers tell, as images of eight bytes."""
-
-    image_shape = (1, 1, 8)
-    digest = ""
-
-    def __init__(self, files: Files) -> None:
-        self._files = files
-
-    def __len__(self) -> int:
-        return len(self._files)
-
-    def __getitem__(self, row: int) -> Tensor:
-        source = self._files.source
-        name = source.name(row)
-        height, width, stamp = read_header(name, lambda: source.open(row))
-        self._files.check_size(name, height, width)
-        return torch.tensor([stamp]).view(torch.uint8).view(self.image_shape)
 
 
 def _only_unreadable(errors: Mapping[int, DataError]) -> Mapping[int, DataError]:

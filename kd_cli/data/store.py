@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, Union, cast
 
 import torch
@@ -101,7 +101,7 @@ class Store:
             DataError: an image cannot be read.
         """
         if not self.resident:
-            for pixels, errors in _stream(self.images, rows, self._workers, pin=device.type == "cuda"):
+            for pixels, errors in _in_workers(_Decoded(self.images), rows, self._workers, pin=device.type == "cuda"):
                 for error in errors.values():
                     raise error
                 yield pixels.to(device, non_blocking=True)
@@ -122,45 +122,47 @@ class Store:
         return self._on_device[device].index_select(0, rows)
 
 
-class _Reader(Dataset[Any]):
-    """Hands a worker's DataError on as a value: raised there, it would arrive wrapped in a traceback."""
+class _Decoded:
+    """Rows → those that can be read [B, H, W, C], and by their places what is wrong with the others.
+
+    An error is handed on as a value: raised in a worker, it would arrive wrapped in a traceback.
+    """
 
     def __init__(self, images: Images) -> None:
         self.images = images
 
-    def __getitem__(self, row: int) -> Tensor | DataError:
-        try:
-            return self.images[row]
-        except DataError as error:
-            return error
-
-
-class _Collate:
-    """Items → those that could be read [B, H, W, C], and by their places what is wrong with the others."""
-
-    def __init__(self, image_shape: tuple[int, int, int]) -> None:
-        self.image_shape = image_shape
-
-    def __call__(self, items: Sequence[Tensor | DataError]) -> _Read:
-        pixels = [item for item in items if isinstance(item, Tensor)]
-        errors = {place: item for place, item in enumerate(items) if isinstance(item, DataError)}
-        return torch.stack(pixels) if pixels else torch.empty((0, *self.image_shape), dtype=torch.uint8), errors
+    def __call__(self, rows: Sequence[int]) -> _Read:
+        pixels, errors = [], {}
+        for place, row in enumerate(rows):
+            try:
+                pixels.append(self.images[row])
+            except DataError as error:
+                errors[place] = error
+        empty = torch.empty((0, *shape_of(self.images)), dtype=torch.uint8)
+        return torch.stack(pixels) if pixels else empty, errors
 
 
 def read_all(images: Streamed, workers: int) -> Iterator[_Read]:
     """All images once, chunk by chunk: those that can be read [M, H, W, C], and row → what is wrong with another."""
-    chunks = list(torch.arange(len(images)).split(_CHUNK))
-    for chunk, (pixels, errors) in zip(chunks, _stream(images, chunks, workers, pin=False), strict=True):
-        yield pixels, {int(chunk[place]): error for place, error in errors.items()}
+    yield from each_chunk(_Decoded(images), len(images), workers)
 
 
-def _stream(images: Images, batches: Sequence[Tensor], workers: int, *, pin: bool) -> Iterator[_Read]:
-    """Decodes batches of rows in worker processes, never more of them than processors; in order."""
+def each_chunk(work: Callable[[Sequence[int]], _Read], size: int, workers: int) -> Iterator[_Read]:
+    """What `work` makes of the rows 0 … size-1, some at a time; its errors by row."""
+    chunks = torch.arange(size).split(_CHUNK)
+    for chunk, (made, errors) in zip(chunks, _in_workers(work, chunks, workers, pin=False), strict=True):
+        yield made, {int(chunk[place]): error for place, error in errors.items()}
+
+
+def _in_workers(
+    work: Callable[[Sequence[int]], _Read], batches: Sequence[Tensor], workers: int, *, pin: bool
+) -> Iterator[_Read]:
+    """What `work` makes of batches of rows, in worker processes, never more of them than processors; in order."""
     loader: DataLoader[Any] = DataLoader(
-        _Reader(images),
-        batch_sampler=[rows.tolist() for rows in batches],
+        _Rows(work),
+        batch_sampler=_Lists(batches),
         num_workers=min(workers, available_cores()),
-        collate_fn=_Collate(shape_of(images)),
+        collate_fn=cast(Any, _as_it_is),
         pin_memory=pin,
         generator=torch.Generator(),  # its own: the default would draw from the global one and change the run
     )
@@ -172,3 +174,30 @@ def _stream(images: Images, batches: Sequence[Tensor], workers: int, *, pin: boo
         yield from iterator
     finally:
         del iterator  # now: left to the garbage collector, its workers are waited for, five seconds
+
+
+class _Rows(Dataset[Any]):
+    """As DataLoader asks a data set for a whole batch."""
+
+    def __init__(self, work: Callable[[Sequence[int]], _Read]) -> None:
+        self._work = work
+
+    def __getitems__(self, rows: list[int]) -> _Read:
+        return self._work(rows)
+
+
+class _Lists:
+    """Batches of rows as lists, made one at a time: those of a million images would take 50 MB."""
+
+    def __init__(self, batches: Sequence[Tensor]) -> None:
+        self._batches = batches
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return (rows.tolist() for rows in self._batches)
+
+
+def _as_it_is(read: _Read) -> _Read:
+    return read
