@@ -32,6 +32,19 @@ class DataSpec:
 
 
 @dataclass(frozen=True)
+class Mixed:
+    """What the images of a batch are mixed with.
+
+    Args:
+        labels: [B], int64, of the images that were mixed in.
+        share: [B], that an image's own label has; the other's has the rest.
+    """
+
+    labels: Tensor
+    share: Tensor
+
+
+@dataclass(frozen=True)
 class Batch:
     """One normalised, augmented batch.
 
@@ -40,12 +53,16 @@ class Batch:
         labels: [B], int64.
         ids: [B], int64, positions in the training set: 0 … N-1.
         epoch: the pass over the training set that it belongs to: 0, 1, …
+        repeat: [B], int64: which of the epoch's views each image shows; None: the first.
+        mixed: what the images are mixed with; `labels` are their own then. None: nothing.
     """
 
     images: Tensor
     labels: Tensor
     ids: Tensor
     epoch: int = 0
+    repeat: Tensor | None = None
+    mixed: Mixed | None = None
 
     def at(self, schedule: Callable[[int], T]) -> T:
         """What a schedule says of this batch's epoch.

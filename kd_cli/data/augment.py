@@ -1,226 +1,177 @@
-"""Batched augmentation: the random numbers of an epoch are drawn for all images at once, a batch takes its rows.
+"""How training images are augmented: a list of augmentations, one after another, each a file of its own.
 
-none       nothing
-flip       horizontal, probability 1/2
-crop_flip  four black pixels are added at each side and a random window of the old size cut out; then flip
-strong     crop_flip, then two random operations (with replacement) of random signed strength, in the manner of
-           RandAugment (Cubuk et al. 2019, arXiv:1909.13719; its strengths are one number for all, here each is drawn),
-           one of which is Cutout (DeVries and Taylor 2017, arXiv:1708.04552)
+The random numbers of an epoch are drawn for all images at once and a batch takes its rows, so what becomes of an image
+is a function of (seed, view, id): it depends on neither batch nor process, and is known to whoever asks again.
 
-Pixels are uint8 before and after every step and sampled nearest, so that an image's result never depends on its batch.
-N training images, B per batch, [B, H, W, C] pixels.
+N training images, B per batch, [B, H, W, C] pixels, uint8.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, TypeAlias, Union, cast
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-NAMES = ("none", "flip", "crop_flip", "strong")
-PADDING = 4  # pixels; He et al. 2016, arXiv:1512.03385, §4.2
-NUM_OPERATIONS = 2  # RandAugment's N
+from kd_cli.data.sampling import generator
+from kd_cli.errors import ConfigError
+from kd_cli.registry import Registry
 
-# Columns of the table: the crop and the flip, then for each operation its parameters.
-DOWN, RIGHT, FLIP, FIRST = 0, 1, 2, 3
-FACTOR, TO_MEAN, TO_GREY, XX, XY, X1, YX, YY, Y1, CENTRE_Y, CENTRE_X, HALF = range(12)
-IDENTITY = (1.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.5, 0.5, 0.0)
-
-Setter = Callable[[Tensor], Tensor]
-ANGLE = math.radians(30)
+Shape = tuple[int, int, int]  # (H, W, C)
+# A name, or a list of names and of mappings {name: NAME, option: value}.
+Spec: TypeAlias = Union[str, Sequence[Union[str, Mapping[str, Any]]]]  # noqa: UP007
 
 
-def _factor(strength: Tensor) -> Tensor:
-    return 1 + 0.9 * strength
+class Augmentation(Protocol):
+    """One thing that is done to training images. A component of `AUGMENTATIONS` may have `box` or `mix` instead."""
+
+    def draw(self, size: int, shape: Shape, random: torch.Generator) -> Tensor:
+        """All that is random about `size` images: [N, columns], float32."""
+
+    def apply(self, pixels: Tensor, table: Tensor) -> Tensor:
+        """[B, H, W, C] and their rows of the table [B, columns] → pixels of the same shape, uint8."""
 
 
-def _three_tenths(strength: Tensor) -> Tensor:
-    return 0.3 * strength
+class Mixing(Protocol):
+    """What makes an image of two (`mixup`, `cutmix`); after all augmentations, on normalised images."""
+
+    def draw(self, size: int, shape: Shape, random: torch.Generator) -> Tensor:
+        """As an augmentation's; a row that is `unmixed` leaves an image as it is."""
+
+    def unmixed(self) -> Sequence[float]:
+        """The row of the table that leaves an image as it is."""
+
+    def mix(self, images: Tensor, others: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, C, H, W] and what each is mixed with → mixed images, and the share [B] of their own labels."""
 
 
-# operation → the parameters that its strength, -1 … 1, sets; strength 0 is the identity. The ranges are RandAugment's.
-OPERATIONS: Mapping[str, Mapping[int, Setter]] = {
-    "brightness": {FACTOR: _factor},
-    "contrast": {FACTOR: _factor, TO_MEAN: torch.ones_like},
-    "saturation": {FACTOR: _factor, TO_GREY: torch.ones_like},
-    "rotate": {
-        XX: lambda strength: torch.cos(ANGLE * strength),
-        XY: lambda strength: -torch.sin(ANGLE * strength),
-        YX: lambda strength: torch.sin(ANGLE * strength),
-        YY: lambda strength: torch.cos(ANGLE * strength),
-    },
-    "shear_x": {XY: _three_tenths},
-    "shear_y": {YX: _three_tenths},
-    "translate_x": {X1: _three_tenths},
-    "translate_y": {Y1: _three_tenths},
-    "cutout": {HALF: lambda strength: 0.25 * strength.abs()},  # up to half the image: 16 pixels of 32
-}
+AUGMENTATIONS: Registry[Any] = Registry("augmentation", "kd_cli.data.augmentations")
 
 
-def draw(name: str, size: int, channels: int, generator: torch.Generator) -> Tensor:
-    """The table of an epoch: [N, columns], float32; a row is all that is random about one image.
+class Augment:
+    """The augmentations of a data set, in their order, but for those that mix.
 
     Args:
-        name: one of `NAMES`.
-        size: N.
-        channels: C; saturation is for three.
+        spec: what is configured: `none`, a name or a list.
+        shape: (H, W, C) of the images.
+        cropped: whether `random_resized_crop` is done where files are decoded, and not here.
+
+    Raises:
+        ConfigError: unknown names or options, or an order in which they cannot be done.
     """
-    if name == "none":
-        return torch.zeros(size, 0)
-    down, right, flip = torch.rand(3, size, generator=generator)
-    shift = [_pick(each, 2 * PADDING + 1).float() - PADDING for each in (down, right)]
-    columns = [torch.stack([*shift, (flip < 0.5).float()], dim=1)]
-    if name == "flip":
-        columns[0][:, :FLIP] = 0
-    if name == "strong":
-        columns += [_draw_operation(size, channels, generator) for _ in range(NUM_OPERATIONS)]
-    return torch.cat(columns, dim=1)
 
+    def __init__(self, spec: Spec, shape: Shape, *, cropped: bool = False) -> None:
+        self.spec, self.shape = spec, shape
+        built = build_all(spec)
+        self._numbered = [
+            (number, each)
+            for number, each in enumerate(built)
+            if not is_mixing(each) and not (cropped and hasattr(each, "box"))
+        ]
+        self._mixings = [(number, each) for number, each in enumerate(built) if is_mixing(each)]
+        self._widths = [each.draw(0, shape, torch.Generator()).shape[1] for _, each in self._numbered]
+        self._mixing_widths = [len(each.unmixed()) for _, each in self._mixings]
 
-def _draw_operation(size: int, channels: int, generator: torch.Generator) -> Tensor:
-    """For each image one operation's parameters: [N, 12]."""
-    names = [name for name in OPERATIONS if channels == 3 or name != "saturation"]
-    choice, strength, *centre = torch.rand(4, size, generator=generator)
-    number, strength, middle = _pick(choice, len(names)), 2 * strength - 1, torch.stack(centre, dim=1)
-    table = torch.empty(size, len(IDENTITY))
-    for index, name in enumerate(names):
-        chosen = number == index
-        table[chosen] = parameters(name, strength[chosen], middle[chosen])
-    return table
+    @property
+    def mixes(self) -> bool:
+        """Whether an image is made of two."""
+        return bool(self._mixings)
 
+    @property
+    def recorded(self) -> Any:
+        """What is configured, as plain JSON values."""
+        return (
+            self.spec
+            if isinstance(self.spec, str)
+            else [dict(each) if isinstance(each, Mapping) else each for each in self.spec]
+        )
 
-def _pick(uniform: Tensor, count: int) -> Tensor:
-    """Numbers of [0, 1) as whole numbers 0 … count-1."""
-    return (uniform * count).long().clamp(max=count - 1)
+    def draw(self, size: int, seed: int, view: int) -> Tensor:
+        """The table of a view: a row for each training image, [N, columns], float32."""
+        tables = [each.draw(size, self.shape, _stream(seed, view, number)) for number, each in self._numbered]
+        return torch.cat([torch.zeros(size, 0), *tables, *self._draw_mixing(size, seed, view)], dim=1)
 
+    def _draw_mixing(self, size: int, seed: int, view: int) -> list[Tensor]:
+        """Of several mixings each image has one, drawn evenly."""
+        tables = [each.draw(size, self.shape, _stream(seed, view, number)) for number, each in self._mixings]
+        if len(tables) > 1:
+            chosen = torch.randint(len(tables), (size,), generator=generator(seed, "mix", view))
+            for number, (table, (_, each)) in enumerate(zip(tables, self._mixings, strict=True)):
+                table[chosen != number] = torch.tensor(list(each.unmixed()))
+        return tables
 
-def parameters(name: str, strength: Tensor, centre: Tensor) -> Tensor:
-    """What an operation of `OPERATIONS` does: [N, 12].
-
-    Args:
-        strength: [N], -1 … 1.
-        centre: [N, 2], of a cut-out square: y and x as shares of height and width.
-    """
-    table = torch.tensor(IDENTITY).repeat(len(strength), 1)
-    table[:, CENTRE_Y : CENTRE_X + 1] = centre
-    for column, setter in OPERATIONS[name].items():
-        table[:, column] = setter(strength)
-    return table
-
-
-def apply(name: str, pixels: Tensor, table: Tensor) -> Tensor:
-    """Augments a batch.
-
-    Args:
-        name: one of `NAMES`.
-        pixels: [B, H, W, C], uint8.
-        table: [B, columns], these images' rows of what `draw` gave for this name.
-    """
-    if name == "none" or not len(pixels):
+    def apply(self, pixels: Tensor, table: Tensor) -> Tensor:
+        """[B, H, W, C] and their rows of the table → [B, H, W, C], uint8, augmented and not yet mixed."""
+        if not len(pixels):
+            return pixels
+        own = table[:, : sum(self._widths)].split(self._widths, dim=1) if self._widths else ()
+        for (_, each), columns in zip(self._numbered, own, strict=True):
+            pixels = each.apply(pixels, columns)
         return pixels
-    pixels = shift_and_flip(pixels, table[:, DOWN], table[:, RIGHT], table[:, FLIP])
-    for start in range(FIRST, table.shape[1], len(IDENTITY)):
-        pixels = operate(pixels, table[:, start : start + len(IDENTITY)])
-    return pixels
+
+    def mix(self, images: Tensor, others: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
+        """Normalised images [B, C, H, W], those they are mixed with, and the former's rows of the table.
+
+        Returns:
+            The mixed images, and the share [B] that an image's own label has.
+        """
+        share = torch.ones(len(images), device=images.device)
+        first = sum(self._widths)
+        for (_, each), columns in zip(self._mixings, table[:, first:].split(self._mixing_widths, 1), strict=True):
+            images, its = each.mix(images, others, columns)
+            share = share * its
+        return images, share
 
 
-def shift_and_flip(pixels: Tensor, down: Tensor, right: Tensor, flip: Tensor) -> Tensor:
-    """The window that lies `down` and `right` of the image, [B] pixels each; mirrored where `flip` is 1."""
-    batch, height, width, channels = pixels.shape
-    padded = functional.pad(pixels, (0, 0, PADDING, PADDING, PADDING, PADDING))
-    image, line, pixel, _ = padded.stride()
-    number = torch.arange(batch, device=pixels.device)
-    corner = number * image + (down.long() + PADDING) * line + (right.long() + PADDING) * pixel
-    starts = corner[:, None] + torch.arange(height, device=pixels.device) * line  # [B, H]
-    # Each byte of `padded` as the start of a run as long as one line: a line is then one copy.
-    run = width * channels
-    runs = padded.as_strided((padded.numel() - run + 1, run), (1, 1))
-    window = runs.index_select(0, starts.flatten()).view(pixels.shape)
-    both = torch.cat([window, window.flip(2)])
-    return both.index_select(0, number + flip.long() * batch)
+def is_mixing(augmentation: Augmentation | Mixing) -> bool:
+    """Whether it makes an image of two."""
+    return hasattr(augmentation, "mix")
 
 
-def operate(pixels: Tensor, table: Tensor) -> Tensor:
-    """One operation per image; `table` [B, 12] as `parameters` gives it."""
-    return operate_on_some(pixels, table) if pixels.device.type == "cpu" else operate_on_all(pixels, table)
+def listed_parts(spec: Spec) -> list[Mapping[str, Any]]:
+    """Each augmentation's name and options.
+
+    Raises:
+        ConfigError: `none` in a list.
+    """
+    parts = [spec] if isinstance(spec, str) else list(spec)
+    if parts == ["none"]:
+        return []
+    named = [part if isinstance(part, Mapping) else {"name": part} for part in parts]
+    if any(part.get("name") == "none" for part in named):
+        raise ConfigError(
+            "dataset.augment: 'none' stands alone; type dataset.augment=none, or leave it out of the list"
+        )
+    return named
 
 
-def operate_on_all(pixels: Tensor, table: Tensor) -> Tensor:
-    """Each step sees all images, the same bits come of those that it leaves alone: the host need not know which."""
-    for step, _ in STEPS:
-        pixels = step(pixels, table)
-    return pixels
+def build_all(spec: Spec) -> list[Any]:
+    """The augmentations, checked.
+
+    Raises:
+        ConfigError: unknown names or options, or an order in which they cannot be done.
+    """
+    parts = listed_parts(spec)
+    single = isinstance(spec, str)
+    built = []
+    for number, part in enumerate(parts):
+        built.append(AUGMENTATIONS.build(part, where="dataset.augment" if single else f"dataset.augment[{number}]"))
+    names = [part["name"] for part in parts]
+    crops = [name for name, each in zip(names, built, strict=True) if hasattr(each, "box")]
+    if crops and (len(crops) > 1 or names[0] != crops[0]):
+        raise ConfigError(
+            f"dataset.augment: {crops[0]} cuts its window out of the whole image, so it stands first, and once; type "
+            f"dataset.augment=[{','.join([crops[0], *(name for name in names if name not in crops)])}]"
+        )
+    return built
 
 
-def operate_on_some(pixels: Tensor, table: Tensor) -> Tensor:
-    """Each step sees only the images that it changes, which is less work."""
-    identity = torch.tensor(IDENTITY, device=table.device)
-    for step, columns in STEPS:
-        differs = (table[:, columns] != identity[columns]).any(dim=1).nonzero().flatten()
-        if len(differs):
-            pixels = pixels.index_copy(0, differs, step(pixels[differs], table[differs]))
-    return pixels
+def source_crop(spec: Spec) -> Any:
+    """The augmentation that cuts windows out of whole images, if there is one."""
+    first = build_all(spec)[:1]
+    return cast(Any, first[0]) if first and hasattr(first[0], "box") else None
 
 
-def _blend(pixels: Tensor, table: Tensor) -> Tensor:
-    """Moves each pixel away from (factor > 1) or towards black, the image's mean grey, or its own grey."""
-    grey = luma(pixels)
-    mean = (grey.sum(dim=(1, 2), keepdim=True) + grey[0].numel() // 2) // grey[0].numel()
-    factor, to_mean, to_grey = (_spread(table[:, column]) for column in (FACTOR, TO_MEAN, TO_GREY))
-    origin = mean * to_mean + grey * to_grey
-    return origin.add((pixels - origin).mul_(factor)).round_().clamp_(0, 255).to(torch.uint8)
-
-
-def luma(pixels: Tensor) -> Tensor:
-    """Luma in whole numbers (ITU-R 601 in 16 bits, as PIL has it): [B, H, W, 1]. Sums of it are exact in any order."""
-    if pixels.shape[-1] != 3:
-        return pixels.int().sum(dim=-1, keepdim=True) // pixels.shape[-1]
-    red, green, blue = pixels.int().unbind(dim=-1)
-    return ((19595 * red + 38470 * green + 7471 * blue + 32768) >> 16).unsqueeze(-1)
-
-
-def _warp(pixels: Tensor, table: Tensor) -> Tensor:
-    """An affine map about the centre; the table holds where each output pixel comes from."""
-    _, height, width, _ = pixels.shape
-    dy = (torch.arange(height, device=pixels.device) - (height - 1) / 2)[:, None]
-    dx = torch.arange(width, device=pixels.device) - (width - 1) / 2
-    xx, xy, x1, yx, yy, y1 = (each[:, None, None] for each in table[:, XX : Y1 + 1].unbind(dim=1))
-    x = xx * dx + xy * dy + (width - 1) / 2 + x1 * width
-    y = yx * dx + yy * dy + (height - 1) / 2 + y1 * height
-    return _sample(pixels, y.round().long(), x.round().long())
-
-
-def _cut_out(pixels: Tensor, table: Tensor) -> Tensor:
-    """Blackens a square."""
-    _, height, width, _ = pixels.shape
-    rows = torch.arange(height, device=pixels.device) + 0.5
-    columns = torch.arange(width, device=pixels.device) + 0.5
-    half = table[:, HALF, None]
-    hit_row = (rows - table[:, CENTRE_Y, None] * height).abs() < half * height
-    hit_column = (columns - table[:, CENTRE_X, None] * width).abs() < half * width
-    return pixels.masked_fill((hit_row[:, :, None] & hit_column[:, None, :]).unsqueeze(-1), 0)
-
-
-def _sample(pixels: Tensor, y: Tensor, x: Tensor) -> Tensor:
-    """The pixels at (y, x), whole numbers that broadcast to [B, H, W]; black outside the image."""
-    batch, height, width, channels = pixels.shape
-    inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
-    first = torch.arange(batch, device=pixels.device)[:, None, None] * (height * width)
-    index = (first + y.clamp(0, height - 1) * width + x.clamp(0, width - 1)).flatten()
-    taken = pixels.reshape(-1, channels).index_select(0, index).view(pixels.shape)
-    return taken.mul_(inside.unsqueeze(-1))
-
-
-def _spread(column: Tensor) -> Tensor:
-    """[B] → [B, 1, 1, 1]."""
-    return column[:, None, None, None]
-
-
-STEPS: tuple[tuple[Callable[[Tensor, Tensor], Tensor], slice], ...] = (
-    (_blend, slice(FACTOR, FACTOR + 1)),
-    (_warp, slice(XX, Y1 + 1)),
-    (_cut_out, slice(HALF, HALF + 1)),
-)
+def _stream(seed: int, view: int, number: int) -> torch.Generator:
+    return generator(seed, "augment", view, *([number] if number else []))

@@ -13,17 +13,19 @@ import hashlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor
 
 from kd_cli.data import sampling as order
+from kd_cli.data.augment import build_all, source_crop
 from kd_cli.data.common import COMMON, Common
-from kd_cli.data.feed import Feed, Rows
+from kd_cli.data.feed import Feed, Order, Rows
 from kd_cli.data.preprocess import Prepare
-from kd_cli.data.store import Images, Store, check_part, digest_of, fits_in_memory, shape_of
-from kd_cli.errors import ConfigError, DataError
+from kd_cli.data.store import Images, Store, Windows, check_part, digest_of, fits_in_memory, shape_of
+from kd_cli.errors import ConfigError, DataError, offer
 from kd_cli.out_of_memory import needing_memory
 from kd_cli.registry import Registry, bind_options
 from kd_cli.storage.tensors import digest_tensor
@@ -47,6 +49,7 @@ class Raw:
         digest: hex, where the source already knows what identifies its pixels.
         val_rows: the training images that validate, int64; None: `val_fraction` of each class.
         unreadable: files that were left out because they cannot be read.
+        geometry: how the images were brought to one size, as a record of the preprocessing has it.
     """
 
     train_images: Images
@@ -57,6 +60,7 @@ class Raw:
     digest: str | None = None
     val_rows: Tensor | None = None
     unreadable: int = 0
+    geometry: Mapping[str, Any] | None = None
 
 
 DATASETS: Registry[Raw] = Registry("dataset", "kd_cli.data", injected=tuple(COMMON))
@@ -107,9 +111,11 @@ def _common(options: Mapping[str, Any]) -> Common:
     checked = bind_options(Common, shared, where="dataset", what=what)
     try:
         _check_own(DATASETS.component(str(options["name"])), arguments)
-        return Common(**checked)
+        common = Common(**checked)
     except ValueError as error:
         raise ConfigError(f"{what}: {error}") from error
+    build_all(common.augment)
+    return common
 
 
 def _check_own(component: Callable[..., Raw], arguments: Mapping[str, Any]) -> None:
@@ -138,19 +144,28 @@ class Data:
         height, width, channels = _check_raw(name, raw)
         labels = raw.train_labels
         kept, taken = order.divide(labels, raw.val_rows, common)
-        train, test = _stores(raw, common)
+        self._crop = source_crop(common.augment) if getattr(raw.train_images, "resizes", False) else None
+        train, val, test = _stores(raw, common, len(taken), cropped=self._crop is not None)
         self._parts: dict[Part, Rows] = {
             "train": Rows(train, kept, labels[kept]),
-            "val": Rows(train, taken, labels[taken]),
+            "val": Rows(val, taken, labels[taken]),
             "test": Rows(test, torch.arange(len(raw.test_labels)), raw.test_labels),
         }
-        self._prepare = Prepare(common.augment, common.mean or (0.0,), common.std or (1.0,), (height, width, channels))
+        self._prepare = Prepare(
+            common.augment,
+            common.mean or (0.0,),
+            common.std or (1.0,),
+            (height, width, channels),
+            cropped=self._crop is not None,
+            geometry=raw.geometry,
+        )
+        self._repeats, self._cycle = common.repeats, common.views
         self.name = name
         self.spec = DataSpec(len(raw.class_names), len(kept), (channels, height, width), raw.class_names)
         self.preprocessing: dict[str, Any] = self._prepare.record()
         self.fingerprint = _fingerprint(raw, [taken] if common.images_per_class is None else [kept, taken])
         self.unreadable = raw.unreadable
-        self.augmented = common.augment != "none"  # training images look different in every epoch
+        self.augmented = common.augment not in ("none", ())  # training images look different in every epoch
         self._view: View | None = None
         order.tell_rare(name, raw.class_names, *map(self.labels, get_args(Part)))
 
@@ -210,7 +225,17 @@ class Data:
             batch_size: B of the global batch.
             limit: at most so many.
         """
-        return order.count_steps(self.size("train"), batch_size, limit)
+        return order.count_steps(self.shown, batch_size, limit)
+
+    @property
+    def shown(self) -> int:
+        """Images that an epoch shows, each as often as its views."""
+        return self.size("train") // self._repeats * self._repeats
+
+    @property
+    def mixes(self) -> bool:
+        """Whether training images are made of two, and have the labels of both."""
+        return self._prepare.augmentation.mixes
 
     def train_batches(self, *, epoch: int, first: int = 0, **options: Any) -> Iterator[Batch]:
         """The batches of an epoch, shuffled and augmented as (seed, epoch) say, whatever the workers and processes.
@@ -241,15 +266,58 @@ class Data:
             shard: (rank, world): of each global batch the rows rank, rank + world, … A last batch with fewer images
                 than `world` is empty for the highest ranks.
         """
-        rows, steps = self._parts["train"], self.steps(batch_size, limit)
-        return Feed(rows, self._prepare, seed=seed, batch_size=batch_size, steps=steps, device=device, shard=shard)
+        shown = self._order(seed, batch_size, self.steps(batch_size, limit))
+        return Feed(self._parts["train"], self._prepare, shown, device=device, shard=shard)
 
-    def views(self, ids: Sequence[Tensor], *, seed: int, epoch: int, device: torch.device) -> Iterator[Batch]:
-        """Training images by their ids, a batch for each item [B], as they are augmented in an epoch."""
-        table = self._prepare.table(self.size("train"), seed, epoch, device)
-        for batch in self.pixels("train", ids, device):
-            pixels = self._prepare.augment(batch.images, table[batch.ids])
-            yield Batch(self._prepare.normalise(pixels), batch.labels, batch.ids, epoch)
+    def _order(self, seed: int, batch_size: int, steps: int) -> Order:
+        if batch_size % self._repeats:
+            fitting = offer("trainer.batch_size", -(-batch_size // self._repeats) * self._repeats)
+            raise ConfigError(
+                f"trainer.batch_size={batch_size} is no multiple of dataset.repeats={self._repeats}, the views of an "
+                f"image that a batch has; type {fitting}"
+            )
+        return Order(seed, batch_size, steps, self._repeats, self._cycle, self._crop)
+
+    def views_in(self, epoch: int) -> tuple[int, ...]:
+        """The views of each training image that an epoch shows, in the order of `Batch.repeat`."""
+        return order.views_in(epoch, self._repeats, self._cycle)
+
+    def views(
+        self, ids: Sequence[Tensor], *, seed: int, view: int, device: torch.device, batch_size: int | None = None
+    ) -> Iterator[Batch]:
+        """Training images by their ids, a batch for each item [B], as they are augmented in one view.
+
+        Args:
+            batch_size: of the training; mixed images are paired in its batches, and view and epoch are then the same.
+        """
+        table, part = self._prepare.table(self.size("train"), seed, (view,), device), self._parts["train"]
+        seen = self._augmented(ids, table, seed, view, device)
+        if not self.mixes:
+            yield from (
+                Batch(images, part.labels[each].to(device), each.to(device))
+                for images, each in zip(seen, ids, strict=True)
+            )
+            return
+        assert batch_size is not None
+        batches = self._order(seed, batch_size, self.steps(batch_size)).images(self.size("train"), view, (0, 1))
+        pairs = order.partner_ids(batches, self.size("train"))
+        others = self._augmented([pairs[each] for each in ids], table, seed, view, device)
+        for each, images, mixed_in in zip(ids, seen, others, strict=True):
+            mixed, _ = self._prepare.augmentation.mix(images, mixed_in, table[each.to(device)])
+            yield Batch(mixed, part.labels[each].to(device), each.to(device))
+
+    def _augmented(
+        self, ids: Sequence[Tensor], table: Tensor, seed: int, view: int, device: torch.device
+    ) -> Iterator[Tensor]:
+        """Training images as a view shows them, not yet mixed: [B, C, H, W] for each item [B]."""
+        part = self._parts["train"]
+        rows = [part.rows[each.cpu()] for each in ids]
+        if self._crop is not None:
+            read = part.store.windows(rows, ids, Windows(self._crop, seed, (view,)), device)
+        else:
+            read = part.store.batches([each.to(device) for each in rows], device)
+        for each, pixels in zip(ids, read, strict=True):
+            yield self._prepare.made(pixels, table[each.to(device)])
 
     def eval_batches(self, part: Part, *, batch_size: int, device: torch.device) -> Iterator[Batch]:
         """All images of a part in their fixed order, normalised, not augmented; ids are positions in that part."""
@@ -271,12 +339,25 @@ class Data:
             yield Batch(images, label, number)
 
 
-def _stores(raw: Raw, common: Common) -> tuple[Store, Store]:
+def _stores(raw: Raw, common: Common, validating: int, *, cropped: bool) -> tuple[Store, Store, Store]:
+    """Of the images that train, validate and are tested.
+
+    Args:
+        validating: images that validate.
+        cropped: windows are cut out of the images that train, so that their pixels are not kept.
+    """
     both = (raw.train_images, raw.test_images)
     num_bytes = sum(images.numel() for images in both if isinstance(images, Tensor))
     streamed = not fits_in_memory(num_bytes, common.in_memory, common.memory_limit_gb)
-    train, test = (Store(images, streamed=streamed, workers=common.workers) for images in both)
-    return train, test
+    room = {"auto": int(common.memory_limit_gb * 1e9), True: 2**62, False: 0}[common.in_memory]
+    stores = []
+    # What is read most often is kept first.
+    for images, count in ((both[0], validating), (both[1], len(both[1])), (both[0], 0 if cropped else len(both[0]))):
+        kept = 0 if isinstance(images, Tensor) else min(room, count * prod(shape_of(images)))
+        stores.append(Store(images, streamed=streamed, workers=common.workers, kept=kept))
+        room -= kept
+    val, test, train = stores
+    return train, train if train.resident else val, test
 
 
 def _check_raw(name: str, raw: Raw) -> tuple[int, int, int]:

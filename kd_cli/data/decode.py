@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Literal
+from typing import TYPE_CHECKING, BinaryIO, Literal, cast
 
 import numpy as np
 import torch
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 Mode = Literal["rgb", "gray"]
 Opening = AbstractContextManager[BinaryIO]  # what gives the encoded bytes once it is entered, seekable
 CHANNELS: dict[Mode, int] = {"rgb": 3, "gray": 1}
+_CHANNELS_OF: dict[str, Mode] = {"RGB": "rgb", "L": "gray"}  # PIL's modes that need no conversion
+Scaled = tuple[tuple[int, int], dict[int, Tensor]]  # (height, width) of the whole image; scale → [H, W, C], uint8
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")  # PIL knows others, and runs programs for some of them
 MOST_PIXELS = 89_000_000  # of one image; a file of some kB may claim more than there is memory for
 _ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82", "GIF": b";"}  # of a whole file
@@ -57,6 +59,49 @@ def open_image(path: Path | str, opening: Opening | None = None) -> tuple[Image.
     """
     with _opened(path, opening) as (image, _):
         return _opaque(_eight_bits(_upright(image))), _stored_as(image)
+
+
+def read_scaled(path: Path | str, mode: Mode, opening: Opening, scales: Callable[[int, int], set[int]]) -> Scaled:
+    """One image, as `open_image` sees it, decoded at one or several scales.
+
+    Args:
+        scales: from height and width, pixels, those of 1, 2, 4 and 8 that are wanted of a JPEG; other formats have 1.
+
+    Raises:
+        Unreadable: it cannot be read.
+    """
+    with _opened(path, opening) as (image, file):
+        width, height = image.size[::-1] if _is_turned(image) else image.size
+        wanted = scales(height, width) if image.format == "JPEG" else {1}
+        return (height, width), {scale: _decoded(image, file, mode, scale) for scale in sorted(wanted)}
+
+
+def _decoded(image: Image.Image, file: BinaryIO, mode: Mode, scale: int) -> Tensor:
+    """[H, W, C]; a plain JPEG of full size by torchvision, which gives PIL's bits in less time."""
+    from PIL import Image
+
+    file.seek(0)
+    if scale == 1 and image.format == "JPEG" and not _orientation(image) and _CHANNELS_OF.get(image.mode) == mode:
+        decoded = _decode_jpeg(file.read(), mode)
+        if decoded is not None:
+            return decoded
+    file.seek(0)
+    again = Image.open(file, formats=FORMATS)
+    if scale > 1:
+        again.draft(None, (again.width // scale, again.height // scale))
+    return pixels_of(_opaque(_eight_bits(_upright(again))), mode)
+
+
+def _decode_jpeg(content: bytes, mode: Mode) -> Tensor | None:
+    """None: it is not sound, and PIL says why."""
+    from torchvision.io import ImageReadMode, decode_jpeg
+
+    wanted = ImageReadMode.RGB if mode == "rgb" else ImageReadMode.GRAY
+    try:
+        planes = decode_jpeg(torch.frombuffer(bytearray(content), dtype=torch.uint8), wanted)
+    except RuntimeError:
+        return None
+    return cast(Tensor, planes).permute(1, 2, 0)
 
 
 @contextmanager
@@ -131,12 +176,18 @@ def _stamp(head: bytes) -> int:
 
 
 def _is_turned(image: Image.Image) -> bool:
+    return _orientation(image) in _TURNED
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF's, if it is another than upright; otherwise 0."""
     if image.format == "PNG" and "exif" not in image.info:  # to look further PIL would decode it
-        return False
+        return 0
     try:
-        return image.getexif().get(0x0112) in _TURNED
+        given = image.getexif().get(0x0112)
+        return int(given or 0) if given in range(2, 9) else 0
     except Exception:  # as in `_upright`
-        return False
+        return 0
 
 
 def _ends_whole(kind: str | None, file: BinaryIO) -> bool:

@@ -17,6 +17,7 @@ from kd_cli.data.base import Part, Raw
 from kd_cli.data.common import InMemory
 from kd_cli.data.decode import Mode
 from kd_cli.data.files import Files, Source
+from kd_cli.data.geometry import Geometry, Interpolation, Resize
 from kd_cli.data.sampling import others, stratified_split
 from kd_cli.data.store import fits_in_memory
 from kd_cli.errors import DataError, listed
@@ -65,11 +66,12 @@ class Listing:
 class Reading:
     """The options by which encoded images become a data set; `image_folder` describes each.
 
-    Raises:
-        ValueError: a value is out of range.
+    Args:
+        geometry: how they are brought to one size.
+        windows: larger images are cut where they are decoded, whenever they are seen.
     """
 
-    image_size: int | None
+    geometry: Geometry
     mode: Mode
     test_fraction: float
     unreadable: Literal["refuse", "skip"]
@@ -78,19 +80,29 @@ class Reading:
     in_memory: InMemory
     memory_limit_gb: float
     workers: int
+    windows: bool
 
     def holds(self, files: Files) -> bool:
         """Whether the decoded images are to be held in memory."""
         height, width, channels = files.image_shape
-        return fits_in_memory(len(files) * height * width * channels, self.in_memory, self.memory_limit_gb)
+        fits = fits_in_memory(len(files) * height * width * channels, self.in_memory, self.memory_limit_gb)
+        return fits and not (files.resizes and self.windows)
 
 
-def check_reading(*, root: str, image_size: int | None, test_fraction: float, **_: Any) -> None:
+def check_reading(
+    *,
+    root: str,
+    image_size: int | None,
+    resize: Resize | int,
+    crop_pct: float,
+    interpolation: Interpolation,
+    test_fraction: float,
+    **_: Any,
+) -> None:
     """Raises ValueError: an option of encoded images is out of range."""
     if not root:
         raise ValueError("root is empty; type dataset.root=DIR")
-    if image_size is not None and image_size < 1:
-        raise ValueError(f"image_size={image_size} must be above 0 pixels; type dataset.image_size=32")
+    Geometry(image_size, resize, crop_pct, interpolation)
     if not 0 < test_fraction <= 0.9 and test_fraction != 1:
         raise ValueError(f"test_fraction={test_fraction} is outside 0 … 0.9, and not 1; type dataset.test_fraction=0.2")
 
@@ -112,7 +124,8 @@ def read_listing(listing: Listing, files: Files, reading: Reading) -> Raw:
     images: Tensor | Files = read.images if read.images is not None else files.subset(readable)
     parts = (_take(images, train), kept.labels[train], _take(images, test), kept.labels[test])
     division = hashlib.sha256(read.digest.encode() + test.numpy().tobytes()).hexdigest() if read.digest else None
-    return Raw(*parts, listing.class_names, division, val_rows=val, unreadable=len(read.errors))
+    facts: Any = {"val_rows": val, "unreadable": len(read.errors), "geometry": files.geometry.record()}
+    return Raw(*parts, listing.class_names, division, **facts)
 
 
 def _take(images: Tensor | Files, rows: Tensor) -> Tensor | Files:
@@ -185,7 +198,7 @@ def _kept(tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> _Read:
 
 def _key(listing: Listing, files: Files, kind: str) -> str:
     """Changes with any image's name, size or time, with how it becomes pixels, and with what is kept."""
-    text = f"{CACHE_FORMAT}\n{kind}\n{listing.where}\n{files.image_size}\n{files.digest}\n{listing.stamp}"
+    text = f"{CACHE_FORMAT}\n{kind}\n{listing.where}\n{files.geometry}\n{files.digest}\n{listing.stamp}"
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 

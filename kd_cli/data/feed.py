@@ -7,7 +7,7 @@ finds its images by itself. N training images, B per batch, M that an epoch uses
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
@@ -16,8 +16,8 @@ from torch import Tensor
 
 from kd_cli.data import sampling
 from kd_cli.data.preprocess import Prepare
-from kd_cli.data.store import Store
-from kd_cli.types import Batch
+from kd_cli.data.store import Crop, Store, Windows
+from kd_cli.types import Batch, Mixed
 
 
 @dataclass(frozen=True)
@@ -29,33 +29,65 @@ class Rows:
     labels: Tensor
 
 
+@dataclass(frozen=True)
+class Order:
+    """Which images, and which of their views, an epoch shows.
+
+    Args:
+        seed: of order and augmentation.
+        batch_size: B of the global batch, a multiple of `repeats`.
+        steps: global batches of an epoch.
+        repeats: views of an image in one batch.
+        cycle: different views that an image has; None: no end of them.
+        crop: cuts windows out of images where they are decoded.
+    """
+
+    seed: int
+    batch_size: int
+    steps: int
+    repeats: int = 1
+    cycle: int | None = None
+    crop: Crop | None = None
+
+    def views(self, epoch: int) -> tuple[int, ...]:
+        """The views that it shows, in the order of `Batch.repeat`."""
+        return sampling.views_in(epoch, self.repeats, self.cycle)
+
+    def images(self, size: int, epoch: int, shard: tuple[int, int]) -> list[Tensor]:
+        """The images of each batch, each once."""
+        order = sampling.shown(size, self.seed, epoch, self.repeats)
+        return sampling.cut(order, self.batch_size // self.repeats, range(self.steps), shard)
+
+
 class Feed:
     """Shuffled and augmented as (seed, epoch) say, whatever the device, the workers and the processes.
 
     Args:
         part: the images that train.
         prepare: augments and normalises.
-        seed: of order and augmentation.
-        batch_size: B of the global batch.
-        steps: global batches of an epoch.
+        order: of the images.
         device: of the batches.
-        shard: (rank, world): of each global batch the rows rank, rank + world, …
+        shard: (rank, world): of each global batch the images rank, rank + world, …
+
+    Raises:
+        ValueError: images are mixed, and some of their partners would be another process'.
     """
 
     def __init__(
         self,
         part: Rows,
         prepare: Prepare,
+        order: Order,
         *,
-        seed: int,
-        batch_size: int,
-        steps: int,
         device: torch.device,
         shard: tuple[int, int] = (0, 1),
     ) -> None:
         self._part, self._store, self._prepare = part, part.store, prepare
-        self._seed, self._batch_size, self.steps, self._shard = seed, batch_size, steps, shard
-        self._device = device
+        self._order, self._shard, self._device = order, shard, device
+        self._mixes = prepare.augmentation.mixes
+        if self._mixes and shard[1] > 1:
+            raise ValueError("mixup and cutmix pair images of a whole batch, which one process must have")
+        self.steps = order.steps
         self._epoch = 0
         self._buffers: dict[str, Tensor] = {}
         self._streamed: Iterator[Tensor] = iter(())
@@ -69,19 +101,32 @@ class Feed:
         Args:
             first: how many of its batches are left out.
         """
-        order = sampling.permutation(len(self._part.rows), self._seed, epoch)
-        ids = sampling.cut(order, self._batch_size, range(self.steps), self._shard)
-        flat = torch.cat(ids) if ids else order[:0]
+        size, views = len(self._part.rows), self._order.views(epoch)
+        images = self._order.images(size, epoch, self._shard)
+        once = torch.cat(images) if images else torch.empty(0, dtype=torch.int64)
+        ids = once.repeat_interleave(len(views))
+        repeat = torch.arange(len(views)).repeat(len(once))
         self._epoch = epoch
-        self._bounds = list(pairwise(accumulate(map(len, ids), initial=0)))
-        self._hold("ids", flat)
-        self._hold("rows", self._part.rows[flat])
-        self._hold("labels", self._part.labels[flat])
-        self._hold("table", self._prepare.table(len(order), self._seed, epoch, self._device))
+        self._bounds = [(one * len(views), other * len(views)) for one, other in _bounds(images)]
+        self._hold("ids", ids)
+        self._hold("rows", self._part.rows[ids])
+        self._hold("labels", self._part.labels[ids])
+        if len(views) > 1:
+            self._hold("repeat", repeat)
+        self._hold("drawn", repeat * size + ids)  # rows of the table
+        self._hold("table", self._prepare.table(size, self._order.seed, views, self._device))
         if not self._store.resident:
-            rows = self._buffers["rows"]
             self._fetched.clear()
-            self._streamed = self._store.batches([rows[slice(*each)] for each in self._bounds[first:]], self._device)
+            self._streamed = self._stream(images[first:], views)
+
+    def _stream(self, images: list[Tensor], views: tuple[int, ...]) -> Iterator[Tensor]:
+        """The pixels of one batch after another; each image is decoded once."""
+        rows, crop = [self._part.rows[each] for each in images], self._order.crop
+        if crop is not None:
+            yield from self._store.windows(rows, images, Windows(crop, self._order.seed, views), self._device)
+            return
+        for pixels in self._store.batches(rows, self._device):
+            yield pixels.repeat_interleave(len(views), dim=0) if len(views) > 1 else pixels
 
     def fetch(self, count: int) -> None:
         """Reads the pixels of the next `count` batches, where images are read one by one: who waits can wait here.
@@ -99,9 +144,9 @@ class Feed:
             DataError: an image cannot be read.
         """
         place = slice(*self._bounds[number])
-        rows, labels, ids = (self._buffers[name][place] for name in ("rows", "labels", "ids"))
-        pixels = self._store.take(rows, self._device) if self._store.resident else self._next()
-        return Batch(*self._made(pixels, labels, ids), self._epoch)
+        taken = {name: values[place] for name, values in self._buffers.items() if name != "table"}
+        pixels = self._store.take(taken["rows"], self._device) if self._store.resident else self._next()
+        return self._made(pixels, taken)
 
     def size(self, number: int) -> int:
         """Images of a batch."""
@@ -124,8 +169,8 @@ class Feed:
                 self._staged.append(torch.empty_like(pixels))
             self._staged[place].copy_(pixels, non_blocking=True)
 
-    def at(self, number: Tensor, place: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Images, labels and ids of a whole batch, found on the device.
+    def at(self, number: Tensor, place: int) -> Batch:
+        """A whole batch, found on the device.
 
         Args:
             number: [1], int64: which batch of the epoch.
@@ -133,17 +178,21 @@ class Feed:
         """
         size = self._bounds[0][1]
         places = number * size + torch.arange(size, device=self._device)
-        rows, labels, ids = (self._buffers[name].index_select(0, places) for name in ("rows", "labels", "ids"))
-        pixels = self._store.take(rows, self._device) if self._store.resident else self._staged[place]
-        return self._made(pixels, labels, ids)
+        taken = {name: values.index_select(0, places) for name, values in self._buffers.items() if name != "table"}
+        pixels = self._store.take(taken["rows"], self._device) if self._store.resident else self._staged[place]
+        return self._made(pixels, taken)
 
     def _next(self) -> Tensor:
         self.fetch(1)
         return self._fetched.popleft()
 
-    def _made(self, pixels: Tensor, labels: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        seen = self._prepare.augment(pixels, self._buffers["table"].index_select(0, ids))
-        return self._prepare.normalise(seen), labels, ids
+    def _made(self, pixels: Tensor, taken: Mapping[str, Tensor]) -> Batch:
+        table, labels = self._buffers["table"].index_select(0, taken["drawn"]), taken["labels"]
+        images, mixed = self._prepare.made(pixels, table), None
+        if self._mixes:
+            images, share = self._prepare.augmentation.mix(images, sampling.partners(images), table)
+            mixed = Mixed(sampling.partners(labels), share)
+        return Batch(images, labels, taken["ids"], self._epoch, taken.get("repeat"), mixed)
 
     def _hold(self, name: str, values: Tensor) -> None:
         """One copy to the device per epoch, not one per batch."""
@@ -151,3 +200,7 @@ class Feed:
             self._buffers[name].copy_(values)
         else:
             self._buffers[name] = values.to(self._device, copy=True)
+
+
+def _bounds(batches: list[Tensor]) -> list[tuple[int, int]]:
+    return list(pairwise(accumulate(map(len, batches), initial=0)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -14,9 +14,10 @@ from typing import BinaryIO, Protocol
 import torch
 from torch import Tensor
 
-from kd_cli.data.decode import CHANNELS, Mode, Opening, Unreadable, read_header, read_image
+from kd_cli.data.decode import CHANNELS, Mode, Opening, Unreadable, read_header, read_image, read_scaled
+from kd_cli.data.geometry import Box, Geometry, scaled_box
 from kd_cli.data.names import CHUNK, Names
-from kd_cli.data.resize import resize_as_pil, square_size
+from kd_cli.data.resize import square_size
 from kd_cli.data.store import each_chunk, read_all
 from kd_cli.errors import DataError
 from kd_cli.storage.files import open_regular
@@ -102,16 +103,16 @@ class Files:
 
     Args:
         source: where they lie.
-        image_size: H = W, pixels, to which others are stretched (bilinear, antialiased); none: all images must be as
-            large as the first.
+        geometry: how they are brought to one size.
         mode: colour or grey.
 
     Raises:
         DataError: none of the images can be read.
     """
 
-    def __init__(self, source: Source, image_size: int | None, mode: Mode) -> None:
-        self.source, self.image_size, self.mode = source, image_size, mode
+    def __init__(self, source: Source, geometry: Geometry, mode: Mode) -> None:
+        self.source, self.geometry, self.mode = source, geometry, mode
+        self.resizes = geometry.image_size is not None
         self._first, self.image_shape = self._first_shape()
 
     def __len__(self) -> int:
@@ -119,15 +120,41 @@ class Files:
 
     def __getitem__(self, row: int) -> Tensor:
         """[H, W, C], uint8. Raises DataError: the image cannot be read, or has another size."""
-        name = self.source.name(row)
+        name, geometry = self.source.name(row), self.geometry
+        if geometry.shorter is not None:
+            opening = self.source.open(row)
+            _, decoded = read_scaled(name, self.mode, opening, lambda height, width: {geometry.scale(height, width)})
+            return geometry.fitted(next(iter(decoded.values())))
         pixels = read_image(name, self.mode, self.source.open(row))
         self.check_size(name, *pixels.shape[:2])
-        return pixels if pixels.shape == self.image_shape else resize_as_pil(pixels, self.image_shape)
+        return geometry.fitted(pixels)
+
+    def windows(self, row: int, boxes: Callable[[int, int], Sequence[Box]]) -> Tensor:
+        """Several windows of an image that is decoded once: [R, H, W, C], uint8.
+
+        Args:
+            boxes: from height and width, pixels, the R windows.
+
+        Raises:
+            DataError: the image cannot be read.
+        """
+        geometry = self.geometry
+
+        def scales(height: int, width: int) -> set[int]:
+            return {geometry.window_scale(box) for box in boxes(height, width)}
+
+        (height, width), decoded = read_scaled(self.source.name(row), self.mode, self.source.open(row), scales)
+        cut = []
+        for box in boxes(height, width):
+            scale = geometry.window_scale(box)
+            pixels = decoded.get(scale, decoded[min(decoded)])
+            cut.append(geometry.window(pixels, scaled_box(box, scale if scale in decoded else 1, *pixels.shape[:2])))
+        return torch.stack(cut)
 
     def check_size(self, name: str, height: int, width: int) -> None:
         """Raises DataError: all images must have one size, and this one has another."""
         wanted = self.image_shape
-        if self.image_size is None and (height, width) != wanted[:2]:
+        if not self.resizes and (height, width) != wanted[:2]:
             raise DataError(
                 f"{name} has {width}×{height} pixels, {self._first} {wanted[1]}×{wanted[0]}; "
                 f"type dataset.image_size={square_size(*wanted[:2])} (or another size) to bring all to one"
@@ -135,8 +162,9 @@ class Files:
 
     @property
     def digest(self) -> str:
-        """Of names, bytes, mode and image size; the images are not read."""
-        digest = hashlib.sha256(f"{self.mode}\n{self.image_shape}".encode())
+        """Of names, bytes, mode and geometry; the images are not read."""
+        how = [self.mode, str(self.image_shape), *map(str, self.geometry.record().values())]
+        digest = hashlib.sha256("\n".join(how).encode())
         for piece in self.source.described():
             digest.update(piece)
         return digest.hexdigest()
@@ -165,34 +193,43 @@ class Files:
         """As `decode`, by the headers alone: a stamp of each image's first bytes [M]."""
         stamps: list[Tensor] = []
         errors: dict[int, DataError] = {}
-        for read, wrong in each_chunk(self._headers, len(self), workers):
+        for read, wrong in each_chunk(_Headers(self), workers):
             stamps.append(read)
             errors |= _only_unreadable(wrong)
         return torch.cat(stamps), errors
 
-    def _headers(self, rows: Sequence[int]) -> tuple[Tensor, dict[int, DataError]]:
-        """Stamps of those that are sound as far as their headers tell [M], and by place what is wrong with others."""
-        stamps, errors = [], {}
-        for place, row in enumerate(rows):
-            name = self.source.name(row)
-            try:
-                height, width, stamp = read_header(name, partial(self.source.open, row))
-                self.check_size(name, height, width)
-                stamps.append(stamp)
-            except DataError as error:
-                errors[place] = error
-        return torch.tensor(stamps, dtype=torch.int64), errors
-
     def _first_shape(self) -> tuple[str, tuple[int, int, int]]:
         first = self.source.name(0)
-        if self.image_size is not None:
-            return first, (self.image_size, self.image_size, CHANNELS[self.mode])
+        if self.geometry.image_size is not None:
+            return first, (self.geometry.image_size, self.geometry.image_size, CHANNELS[self.mode])
         for row in range(len(self)):
             name = self.source.name(row)
             with suppress(Unreadable):
                 height, width, channels = read_image(name, self.mode, self.source.open(row)).shape
                 return name, (height, width, channels)
         raise DataError(f"none of the {len(self):,} files can be read as an image ({first}, …); mend or remove them")
+
+
+class _Headers:
+    """The stamps of images that are sound as far as their headers tell [M], int64."""
+
+    def __init__(self, files: Files) -> None:
+        self._files = files
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitems__(self, rows: Sequence[int]) -> tuple[Tensor, dict[int, DataError]]:
+        stamps, errors, source = [], {}, self._files.source
+        for number, row in enumerate(rows):
+            name = source.name(row)
+            try:
+                height, width, stamp = read_header(name, partial(source.open, row))
+                self._files.check_size(name, height, width)
+                stamps.append(stamp)
+            except DataError as error:
+                errors[number] = error
+        return torch.tensor(stamps, dtype=torch.int64), errors
 
 
 def _only_unreadable(errors: Mapping[int, DataError]) -> Mapping[int, DataError]:

@@ -6,11 +6,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from kd_cli.data.augment import Spec, source_crop
 from kd_cli.data.base import DATASETS, Raw, checked_by
 from kd_cli.data.common import InMemory
 from kd_cli.data.decode import Mode
 from kd_cli.data.encoded import Listing, Reading, check_reading, read_listing
 from kd_cli.data.files import Files, FolderSource
+from kd_cli.data.geometry import Geometry, Interpolation, Resize
 from kd_cli.data.tree import Tree
 from kd_cli.data.tree_index import FEWEST, find_tree
 from kd_cli.storage.tensors import digest_tensor
@@ -21,6 +23,9 @@ from kd_cli.storage.tensors import digest_tensor
 def image_folder(
     root: str,
     image_size: int | None = None,
+    resize: Resize | int = "auto",
+    crop_pct: float = 0.875,
+    interpolation: Interpolation = "bilinear",
     mode: Mode = "rgb",
     train_folder: str | None = None,
     val_folder: str | None = None,
@@ -32,13 +37,15 @@ def image_folder(
     in_memory: InMemory = "auto",
     memory_limit_gb: float = 4.0,
     workers: int = 2,
+    augment: Spec = "none",
 ) -> Raw:
     """The images of a tree; files that are not images are passed over with a notice, and links are followed.
 
     Args:
         root: holds `train/`, `test/` and, maybe, `val/`, each with a folder for each class, or the class folders
             themselves.
-        image_size: H = W, pixels, to which all are stretched; none: they must all have one size.
+        image_size: H = W, pixels; none: they must all have one size.
+        resize, crop_pct, interpolation: how others are brought to it, as of `Geometry`.
         mode: colour or grey.
         train_folder: what is `train/`, where it is not called so.
         val_folder: what is `val/`, `valid/`, `validation/` or `dev/`; its images validate, whatever `val_fraction`
@@ -55,15 +62,16 @@ def image_folder(
     named: Any = {"train": train_folder, "val": val_folder, "test": test_folder}
     folder = Path(root).expanduser().resolve()
     reading = Reading(
-        *(image_size, mode, test_fraction, unreadable, val_fraction, split_seed),
-        *(in_memory, memory_limit_gb, workers),
+        Geometry(image_size, resize, crop_pct, interpolation),
+        *(mode, test_fraction, unreadable, val_fraction, split_seed, in_memory, memory_limit_gb, workers),
+        windows=source_crop(augment) is not None,
     )
     find = partial(find_tree, folder, named, validated=val_fraction > 0, only_test=test_fraction == 1)
     listing = _listing(folder, find())
-    files = Files(listing.source, image_size, mode)
+    files = Files(listing.source, reading.geometry, mode)
     if reading.holds(files) and len(files) >= FEWEST:  # what is held is not read again: an index is not enough
         listing = _listing(folder, find(each=True))
-        files = Files(listing.source, image_size, mode)
+        files = Files(listing.source, reading.geometry, mode)
     return read_listing(listing, files, reading)
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from kd_cli.data import augment
-from kd_cli.data.sampling import generator
+from kd_cli.data.augment import Augment, Spec
 from kd_cli.errors import ConfigError
 
 
@@ -17,20 +16,30 @@ class Prepare:
     """Augments and normalises batches of one image shape.
 
     Args:
-        augmentation: its name.
+        augmentation: what is configured.
         mean: per channel, of values 0 … 1; one number serves all channels.
         std: likewise.
         image_shape: (H, W, C).
+        cropped: windows are cut out where the images are decoded, not here.
+        geometry: of image files, as a record has it.
 
     Raises:
-        ConfigError: mean or std have neither one number nor one per channel.
+        ConfigError: as `Augment`, and where mean or std have neither one number nor one per channel.
     """
 
     def __init__(
-        self, augmentation: str, mean: Sequence[float], std: Sequence[float], image_shape: tuple[int, int, int]
+        self,
+        augmentation: Spec,
+        mean: Sequence[float],
+        std: Sequence[float],
+        image_shape: tuple[int, int, int],
+        *,
+        cropped: bool = False,
+        geometry: Mapping[str, Any] | None = None,
     ) -> None:
         height, width, channels = image_shape
-        self.augmentation = augmentation
+        self.augmentation = Augment(augmentation, image_shape, cropped=cropped)
+        self.geometry = geometry or {}
         self.mean = _per_channel("mean", mean, channels)
         self.std = _per_channel("std", std, channels)
         self.image_size = (height, width)
@@ -45,17 +54,18 @@ class Prepare:
         return {
             "mean": self.mean,
             "std": self.std,
-            "augment": self.augmentation,
+            "augment": self.augmentation.recorded,
             "image_size": list(self.image_size),
+            **self.geometry,
         }
 
-    def table(self, size: int, seed: int, epoch: int, device: torch.device) -> Tensor:
-        """The random numbers of an epoch, a row for each training image: [N, columns]."""
-        return augment.draw(self.augmentation, size, len(self.mean), generator(seed, "augment", epoch)).to(device)
+    def table(self, size: int, seed: int, views: Sequence[int], device: torch.device) -> Tensor:
+        """The random numbers of some views, for each a row for each training image: [views × N, columns]."""
+        return torch.cat([self.augmentation.draw(size, seed, view) for view in views]).to(device)
 
-    def augment(self, pixels: Tensor, table: Tensor) -> Tensor:
-        """[B, H, W, C] and their rows of the table [B, columns] → [B, H, W, C], uint8."""
-        return augment.apply(self.augmentation, pixels, table)
+    def made(self, pixels: Tensor, table: Tensor) -> Tensor:
+        """[B, H, W, C], uint8, and their rows of the table → [B, C, H, W], augmented, normalised, not yet mixed."""
+        return self.normalise(self.augmentation.apply(pixels, table))
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """[B, H, W, C], uint8 → [B, C, H, W], float32, channels last in memory."""

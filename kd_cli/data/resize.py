@@ -9,8 +9,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from kd_cli.data.augment import luma
-
 Mode = Literal["bilinear", "nearest"]
 
 
@@ -58,3 +56,11 @@ def _recoloured(pixels: Tensor, channels: int) -> Tensor:
     if {given, channels} != {1, 3}:
         raise ValueError(f"images of {given} channels cannot become images of {channels}")
     return pixels.expand(*pixels.shape[:-1], 3) if given == 1 else luma(pixels).to(torch.uint8)
+
+
+def luma(pixels: Tensor) -> Tensor:
+    """Luma in whole numbers (ITU-R 601 in 16 bits, as PIL has it): [B, H, W, 1]. Sums of it are exact in any order."""
+    if pixels.shape[-1] != 3:
+        return pixels.int().sum(dim=-1, keepdim=True) // pixels.shape[-1]
+    red, green, blue = pixels.int().unbind(dim=-1)
+    return ((19595 * red + 38470 * green + 7471 * blue + 32768) >> 16).unsqueeze(-1)

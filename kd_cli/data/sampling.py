@@ -25,6 +25,23 @@ def permutation(size: int, seed: int, epoch: int) -> Tensor:
     return torch.randperm(size, generator=generator(seed, "order", epoch))
 
 
+def shown(size: int, seed: int, epoch: int, repeats: int) -> Tensor:
+    """The images of an epoch in their order, int64: all [N], or an R-th of them, [N // R]; R epochs divide all."""
+    place = epoch % repeats
+    count = size // repeats
+    return permutation(size, seed, epoch - place)[place * count : (place + 1) * count]
+
+
+def views_in(epoch: int, repeats: int, cycle: int | None) -> tuple[int, ...]:
+    """The views of an image that an epoch shows: those that R epochs would show it one by one.
+
+    Args:
+        cycle: different views that there are; None: no end of them.
+    """
+    first = epoch - epoch % repeats
+    return tuple(view % cycle if cycle else view for view in range(first, first + repeats))
+
+
 def count_steps(size: int, batch_size: int, limit: int | None = None) -> int:
     """Batches per epoch. A last batch of one image is not counted: batch normalisation cannot train on it."""
     full, rest = divmod(size, batch_size)
@@ -41,6 +58,19 @@ def cut(order: Tensor, batch_size: int, steps: range, shard: tuple[int, int] = (
     """
     rank, world = shard
     return [order[step * batch_size : (step + 1) * batch_size][rank::world] for step in steps]
+
+
+def partners(values: Tensor) -> Tensor:
+    """What each row of a global batch is mixed with: that of the row half a batch further. [B, …]"""
+    return values.roll(-(len(values) // 2), 0)
+
+
+def partner_ids(batches: Sequence[Tensor], size: int) -> Tensor:
+    """For each training image [N] the one that it is mixed with in an epoch; those not shown, with themselves."""
+    found = torch.arange(size)
+    for ids in batches:
+        found[ids] = partners(ids)
+    return found
 
 
 def divide(labels: Tensor, own: Tensor | None, common: Common) -> tuple[Tensor, Tensor]:

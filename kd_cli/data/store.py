@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate, pairwise
+from math import prod
 from typing import Any, Protocol, Union, cast
 
 import torch
@@ -11,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from kd_cli.data.common import InMemory
+from kd_cli.data.sampling import generator
 from kd_cli.errors import DataError
 from kd_cli.machine import available_cores
 from kd_cli.storage.tensors import digest_tensor
@@ -76,6 +81,40 @@ def fits_in_memory(num_bytes: int, in_memory: InMemory, memory_limit_gb: float) 
     return num_bytes <= memory_limit_gb * 1e9 if in_memory == "auto" else bool(in_memory)
 
 
+@dataclass(frozen=True)
+class Windows:
+    """Which windows of images are cut out where these are decoded: a function of (seed, view, id).
+
+    Args:
+        crop: draws one.
+        seed: of the training.
+        views: a window for each.
+    """
+
+    crop: Crop
+    seed: int
+    views: Sequence[int]
+
+    def boxes(self, number: int, height: int, width: int) -> list[tuple[int, int, int, int]]:
+        """Top, left, height and width, pixels, of the windows of image `number` (0 … N-1), which has this size."""
+        streams = (generator(self.seed, "window", view, number) for view in self.views)
+        return [self.crop.box(height, width, stream) for stream in streams]
+
+
+class Reader(Protocol):
+    """What worker processes do: places 0 … M-1, some at a time → a tensor, and by number what is wrong with others."""
+
+    def __len__(self) -> int: ...
+
+    def __getitems__(self, places: Sequence[int]) -> _Read: ...
+
+
+class Crop(Protocol):
+    """Draws windows of images."""
+
+    def box(self, height: int, width: int, random: torch.Generator) -> tuple[int, int, int, int]: ...
+
+
 class Store:
     """Gives batches of pixels.
 
@@ -83,16 +122,18 @@ class Store:
         images: [N, H, W, C].
         streamed: read through worker processes although `images` may be a tensor.
         workers: how many; 0 decodes in this process.
+        kept: bytes of decoded images that are kept once they were read, as many as fit; the others are read again.
 
     Attributes:
         resident: pixels are taken from a tensor on the device.
     """
 
-    def __init__(self, images: Images, *, streamed: bool, workers: int) -> None:
+    def __init__(self, images: Images, *, streamed: bool, workers: int, kept: int = 0) -> None:
         self.images = images
         self.resident = isinstance(images, Tensor) and not streamed
         self._workers = workers
         self._on_device: dict[torch.device, Tensor] = {}
+        self._kept = None if isinstance(images, Tensor) else _Kept(images, kept)
 
     def batches(self, rows: Sequence[Tensor], device: torch.device) -> Iterator[Tensor]:
         """For each item of `rows` [B] its pixels [B, H, W, C], uint8, on `device`.
@@ -100,14 +141,41 @@ class Store:
         Raises:
             DataError: an image cannot be read.
         """
-        if not self.resident:
-            for pixels, errors in _in_workers(_Decoded(self.images), rows, self._workers, pin=device.type == "cuda"):
-                for error in errors.values():
-                    raise error
-                yield pixels.to(device, non_blocking=True)
+        if self.resident:
+            yield from (self.take(chosen, device) for chosen in rows)
             return
-        for chosen in rows:
-            yield self.take(chosen, device)
+        on_cpu = [chosen.cpu() for chosen in rows]
+        missing = on_cpu if self._kept is None else [self._kept.missing(chosen) for chosen in on_cpu]
+        read = self._read(_Reader(self.images, torch.cat(missing)) if missing else None, missing, device)
+        for chosen, absent in zip(on_cpu, missing, strict=True):
+            pixels = next(read) if len(absent) else torch.empty((0, *shape_of(self.images)), dtype=torch.uint8)
+            yield (pixels if self._kept is None else self._kept.whole(chosen, absent, pixels)).to(
+                device, non_blocking=True
+            )
+
+    def windows(
+        self, rows: Sequence[Tensor], ids: Sequence[Tensor], windows: Windows, device: torch.device
+    ) -> Iterator[Tensor]:
+        """For each item its images' windows, those of an image one after another: [B × views, H, W, C], uint8.
+
+        Args:
+            rows, ids: [B] each.
+
+        Raises:
+            DataError: an image cannot be read.
+        """
+        chosen = [each.cpu() for each in rows]
+        reader = _WindowReader(self.images, torch.cat(chosen), torch.cat(list(ids)).cpu(), windows) if chosen else None
+        yield from (pixels.to(device, non_blocking=True) for pixels in self._read(reader, chosen, device))
+
+    def _read(self, reader: _Reader | None, batches: Sequence[Tensor], device: torch.device) -> Iterator[Tensor]:
+        if reader is None or not len(reader):
+            return
+        sizes = [len(rows) for rows in batches if len(rows)]
+        for pixels, errors in _stream(reader, sizes, self._workers, pin=device.type == "cuda"):
+            for error in errors.values():
+                raise error
+            yield pixels
 
     def take(self, rows: Tensor, device: torch.device) -> Tensor:
         """As `batches`, of resident pixels.
@@ -122,47 +190,117 @@ class Store:
         return self._on_device[device].index_select(0, rows)
 
 
-class _Decoded:
-    """Rows → those that can be read [B, H, W, C], and by their places what is wrong with the others.
+class _Kept:
+    """Decoded images that stay in memory, the first that were read, as many as fit.
 
-    An error is handed on as a value: raised in a worker, it would arrive wrapped in a traceback.
+    Args:
+        num_bytes: that they may take.
     """
 
-    def __init__(self, images: Images) -> None:
-        self.images = images
+    def __init__(self, images: Streamed, num_bytes: int) -> None:
+        shape = images.image_shape
+        self._room = min(len(images), num_bytes // prod(shape))
+        self._pixels = torch.empty((self._room, *shape), dtype=torch.uint8)  # touched, and taken, as it is filled
+        self._place = torch.full((len(images) if self._room else 0,), -1)
+        self._used = 0
 
-    def __call__(self, rows: Sequence[int]) -> _Read:
-        pixels, errors = [], {}
-        for place, row in enumerate(rows):
+    def missing(self, rows: Tensor) -> Tensor:
+        """Those of the rows [B] that are to be read."""
+        return rows[self._place[rows] < 0] if self._room else rows
+
+    def whole(self, rows: Tensor, absent: Tensor, read: Tensor) -> Tensor:
+        """The pixels of the rows [B], of which those `absent` were read now; they are kept if there is room."""
+        if not self._room:
+            return read
+        pixels = torch.empty((len(rows), *read.shape[1:]), dtype=torch.uint8)
+        were = self._place[rows] >= 0
+        was_absent = torch.isin(rows, absent)
+        pixels[was_absent] = read
+        pixels[~was_absent] = self._pixels[self._place[rows[~was_absent]]]
+        self._keep(rows[was_absent & ~were], pixels[was_absent & ~were])
+        return pixels
+
+    def _keep(self, rows: Tensor, pixels: Tensor) -> None:
+        count = min(len(rows), self._room - self._used)
+        if count:
+            places = torch.arange(self._used, self._used + count)
+            self._pixels[places] = pixels[:count]
+            self._place[rows[:count]] = places
+            self._used += count
+
+
+class _Reader(Dataset[Any]):
+    """Gives the images of `rows` [M], a batch at a time.
+
+    A worker's DataError is given as a value: raised there, it would arrive wrapped in a traceback.
+    """
+
+    def __init__(self, images: Images, rows: Tensor) -> None:
+        self.images, self.rows = images, rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitems__(self, places: Sequence[int]) -> _Read:
+        """Of those at some places the ones that can be read, and by number what is wrong with the others."""
+        read, errors = [], {}
+        for number, place in enumerate(places):
             try:
-                pixels.append(self.images[row])
+                read.append(self.pixels(int(self.rows[place]), place))
             except DataError as error:
-                errors[place] = error
-        empty = torch.empty((0, *shape_of(self.images)), dtype=torch.uint8)
-        return torch.stack(pixels) if pixels else empty, errors
+                errors[number] = error
+        return torch.cat(read) if read else torch.empty((0, *shape_of(self.images)), dtype=torch.uint8), errors
+
+    def pixels(self, row: int, place: int) -> Tensor:  # noqa: ARG002
+        """[1, H, W, C]."""
+        return self.images[row][None]
+
+
+class _WindowReader(_Reader):
+    """Gives windows of the images: [views, H, W, C]."""
+
+    def __init__(self, images: Images, rows: Tensor, ids: Tensor, windows: Windows) -> None:
+        super().__init__(images, rows)
+        self.ids, self.drawn = ids, windows
+
+    def pixels(self, row: int, place: int) -> Tensor:
+        number = int(self.ids[place])
+        return cast(Tensor, cast(Any, self.images).windows(row, partial(self.drawn.boxes, number)))
+
+
+class _Ranges:
+    """Batches of neighbouring places, by their sizes: as many numbers as batches, however many images they have."""
+
+    def __init__(self, sizes: Sequence[int]) -> None:
+        self._sizes = sizes
+
+    def __len__(self) -> int:
+        return len(self._sizes)
+
+    def __iter__(self) -> Iterator[range]:
+        ends = accumulate(self._sizes, initial=0)
+        return (range(*pair) for pair in pairwise(ends))
 
 
 def read_all(images: Streamed, workers: int) -> Iterator[_Read]:
     """All images once, chunk by chunk: those that can be read [M, H, W, C], and row → what is wrong with another."""
-    yield from each_chunk(_Decoded(images), len(images), workers)
+    yield from each_chunk(_Reader(images, torch.arange(len(images))), workers)
 
 
-def each_chunk(work: Callable[[Sequence[int]], _Read], size: int, workers: int) -> Iterator[_Read]:
-    """What `work` makes of the rows 0 … size-1, some at a time; its errors by row."""
-    chunks = torch.arange(size).split(_CHUNK)
-    for chunk, (made, errors) in zip(chunks, _in_workers(work, chunks, workers, pin=False), strict=True):
-        yield made, {int(chunk[place]): error for place, error in errors.items()}
+def each_chunk(reader: Reader, workers: int) -> Iterator[_Read]:
+    """All that a reader gives, chunk by chunk, and place → what is wrong with another."""
+    sizes = [min(_CHUNK, len(reader) - first) for first in range(0, len(reader), _CHUNK)]
+    for number, (read, errors) in enumerate(_stream(reader, sizes, workers, pin=False)):
+        yield read, {number * _CHUNK + place: error for place, error in errors.items()}
 
 
-def _in_workers(
-    work: Callable[[Sequence[int]], _Read], batches: Sequence[Tensor], workers: int, *, pin: bool
-) -> Iterator[_Read]:
-    """What `work` makes of batches of rows, in worker processes, never more of them than processors; in order."""
+def _stream(reader: Reader, sizes: Sequence[int], workers: int, *, pin: bool) -> Iterator[_Read]:
+    """Reads batches of these sizes in worker processes, never more of them than processors; in order."""
     loader: DataLoader[Any] = DataLoader(
-        _Rows(work),
-        batch_sampler=_Lists(batches),
+        cast(Any, reader),
+        batch_sampler=cast(Any, _Ranges(sizes)),
         num_workers=min(workers, available_cores()),
-        collate_fn=cast(Any, _as_it_is),
+        collate_fn=cast(Any, _as_it_is),  # the reader has made the batch
         pin_memory=pin,
         generator=torch.Generator(),  # its own: the default would draw from the global one and change the run
     )
@@ -174,29 +312,6 @@ def _in_workers(
         yield from iterator
     finally:
         del iterator  # now: left to the garbage collector, its workers are waited for, five seconds
-
-
-class _Rows(Dataset[Any]):
-    """As DataLoader asks a data set for a whole batch."""
-
-    def __init__(self, work: Callable[[Sequence[int]], _Read]) -> None:
-        self._work = work
-
-    def __getitems__(self, rows: list[int]) -> _Read:
-        return self._work(rows)
-
-
-class _Lists:
-    """Batches of rows as lists, made one at a time: those of a million images would take 50 MB."""
-
-    def __init__(self, batches: Sequence[Tensor]) -> None:
-        self._batches = batches
-
-    def __len__(self) -> int:
-        return len(self._batches)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        return (rows.tolist() for rows in self._batches)
 
 
 def _as_it_is(read: _Read) -> _Read:

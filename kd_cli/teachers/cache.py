@@ -27,7 +27,7 @@ from kd_cli.types import Batch, Outputs
 log = logging.getLogger("kd")
 
 _LOGITS = "logits"
-_FORMAT = 2  # raise it when what is kept changes
+_FORMAT = 3  # raise it when what is kept changes
 
 
 class CachedTeacher:
@@ -70,8 +70,9 @@ class CachedTeacher:
 
     def begin(self, epoch: int) -> None:
         """Finds the answers for an epoch, or asks for them."""
-        part = "" if self._used is None else f"-first-{self._used}"
-        augmented = f"seed-{self._seed}-epoch-{epoch:04d}{part}.safetensors"
+        (view,) = self._data.views_in(epoch)
+        part = "" if self._used is None else f"-first-{self._used}-of-epoch-{epoch:04d}"
+        augmented = f"seed-{self._seed}-view-{view:04d}{part}.safetensors"
         name = augmented if self._data.augmented else "train.safetensors"
         if not self._live and name != self._name:
             self._name = ""
@@ -144,10 +145,11 @@ class CachedTeacher:
         """Some of these training images, and what the teacher says of them now."""
         random = generator(self._seed, "teacher cache", epoch)
         some = ids[torch.randperm(len(ids), generator=random)[: self._batch_size]]
-        (view,) = self._data.views([some], seed=self._seed, epoch=epoch, device=self._device)
-        said = self._ask(view.images)
+        (view,) = self._data.views_in(epoch)
+        (shown,) = self._data.views([some], seed=self._seed, view=view, device=self._device)
+        said = self._ask(shown.images)
         self._classifier = said.classifier
-        return view.ids, _named(said)
+        return shown.ids, _named(said)
 
     def _ask_all(
         self, name: str, ids: Tensor, epoch: int, sample: Tensor, said: Mapping[str, Tensor]
@@ -161,13 +163,14 @@ class CachedTeacher:
             return None
         self._announce()
         answers = Answers({tap: Rows.like(output, size) for tap, output in said.items()})
-        views = self._data.views(ids.split(self._batch_size), seed=self._seed, epoch=epoch, device=self._device)
+        (view,) = self._data.views_in(epoch)
+        batches = self._data.views(ids.split(self._batch_size), seed=self._seed, view=view, device=self._device)
         progress = console.Counted("teacher    was asked about", size)
         with torch.inference_mode():
-            for view in views:
-                for tap, output in _named(self._ask(view.images)).items():
-                    answers[tap].put(self._rows(view.ids).to(output.device), output)
-                progress.add(len(view.ids))
+            for batch in batches:
+                for tap, output in _named(self._ask(batch.images)).items():
+                    answers[tap].put(self._rows(batch.ids).to(output.device), output)
+                progress.add(len(batch.ids))
         if not _agree(answers, self._rows(sample), said):
             self._stop("its answer to an image depends on the others in the batch")
             return None

@@ -2,8 +2,8 @@
 
 <cache>/teacher/<key>/about.json                        what the key was made of
 <cache>/teacher/<key>/train.safetensors                 its answers, a row for each training image
-<cache>/teacher/<key>/seed-0-epoch-0003.safetensors     the same where images are augmented: anew for every epoch
-<cache>/teacher/<key>/seed-0-epoch-0003-first-960.safetensors     of the first 960 in the epoch's order alone
+<cache>/teacher/<key>/seed-0-view-0003.safetensors      the same where images are augmented: anew for every view
+<cache>/teacher/<key>/seed-0-view-0003-first-960-of-epoch-0003.safetensors     of those alone that an epoch uses
 <cache>/teacher/<key>/val.safetensors                   its logits for the validation images
 
 N training images, B per batch.

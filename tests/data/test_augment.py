@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from kd_cli.data import augment
+from kd_cli.data.augment import AUGMENTATIONS, Augment, Spec
+from kd_cli.data.augmentations import crop_flip, operations, strong
 from kd_cli.data.sampling import generator
 from kd_cli.training.host_reads import host_reads
 from tests.support.images import make_pixels
@@ -25,38 +26,50 @@ def slow_crop_and_flip(image: Tensor, down: int, right: int, flip: bool) -> Tens
     return result
 
 
-def neutral(name: str, size: int) -> Tensor:
-    return augment.parameters(name, torch.zeros(size), torch.full((size, 2), 0.5))
-
-
 def at_strength(name: str, strength: float, pixels: Tensor) -> Tensor:
-    size = len(pixels)
-    return augment.operate(pixels, augment.parameters(name, torch.full((size,), strength), torch.full((size, 2), 0.5)))
+    return operations.operate(pixels, rows_of(name, strength, len(pixels)))
+
+
+def rows_of(name: str, strength: float, size: int) -> Tensor:
+    magnitude = torch.full((size,), strong.LARGEST[name] * strength)
+    return operations.parameters(name, magnitude, torch.full((size, 2), 0.5))
+
+
+def drawn(spec: Spec, size: int, channels: int = 3, *, seed: int = 0, view: int = 0) -> tuple[Augment, Tensor]:
+    """The augmentations of 9×11 images, and their table."""
+    made = Augment(spec, (9, 11, channels))
+    return made, made.draw(size, seed, view)
+
+
+NAMES = tuple(name for name in AUGMENTATIONS.names() if name not in ("mixup", "cutmix"))
+LIST: Spec = ["random_resized_crop", "flip", {"name": "randaugment", "n": 1}, "erasing"]
+SPECS = [pytest.param(each, id=str(each)) for each in ("none", *NAMES, LIST)]
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_crop_flip_equals_a_slow_reference_for_every_image(channels: int) -> None:
     pixels = make_pixels(size=200, channels=channels)
-    table = augment.draw("crop_flip", len(pixels), channels, generator(3, "test"))
+    made, table = drawn("crop_flip", len(pixels), channels, seed=3)
     expected = [
-        slow_crop_and_flip(image, int(row[augment.DOWN]), int(row[augment.RIGHT]), bool(row[augment.FLIP]))
+        slow_crop_and_flip(image, int(row[crop_flip.DOWN]), int(row[crop_flip.RIGHT]), bool(row[crop_flip.FLIP]))
         for image, row in zip(pixels, table, strict=True)
     ]
-    assert torch.equal(augment.apply("crop_flip", pixels, table), torch.stack(expected))
+    assert torch.equal(made.apply(pixels, table), torch.stack(expected))
 
 
 def test_crop_offsets_cover_every_shift_and_half_of_the_images_are_flipped() -> None:
-    table = augment.draw("crop_flip", 20_000, 3, generator(0, "test"))
-    for column in (augment.DOWN, augment.RIGHT):
+    _, table = drawn("crop_flip", 20_000)
+    for column in (crop_flip.DOWN, crop_flip.RIGHT):
         values, counts = table[:, column].unique(return_counts=True)
         assert values.tolist() == list(range(-4, 5))
         assert counts.min() > 0.9 * 20_000 / 9
-    assert table[:, augment.FLIP].mean().item() == pytest.approx(0.5, abs=0.02)
+    assert table[:, crop_flip.FLIP].mean().item() == pytest.approx(0.5, abs=0.02)
 
 
 def test_flip_mirrors_about_half_and_leaves_the_others() -> None:
     pixels = make_pixels(size=100)
-    result = augment.apply("flip", pixels, augment.draw("flip", 100, 3, generator(0, "test")))
+    made, table = drawn("flip", 100)
+    result = made.apply(pixels, table)
     mirrored = (result == pixels.flip(2)).flatten(1).all(dim=1)
     kept = (result == pixels).flatten(1).all(dim=1)
     assert (mirrored ^ kept).all()
@@ -65,52 +78,54 @@ def test_flip_mirrors_about_half_and_leaves_the_others() -> None:
 
 def test_none_changes_nothing() -> None:
     pixels = make_pixels()
-    assert torch.equal(augment.apply("none", pixels, augment.draw("none", 12, 3, generator(0, "test"))), pixels)
+    made, table = drawn("none", 12)
+    assert table.shape == (12, 0)
+    assert torch.equal(made.apply(pixels, table), pixels)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("name", augment.NAMES)
-def test_an_image_looks_the_same_in_any_batch(name: str, channels: int) -> None:
+@pytest.mark.parametrize("spec", SPECS)
+def test_an_image_looks_the_same_in_any_batch(spec: Spec, channels: int) -> None:
     pixels = make_pixels(size=60, channels=channels)
-    table = augment.draw(name, 60, channels, generator(0, "test"))
-    together = augment.apply(name, pixels, table)
-    alone = torch.cat([augment.apply(name, pixels[i : i + 1], table[i : i + 1]) for i in range(60)])
+    made, table = drawn(spec, 60, channels)
+    together = made.apply(pixels, table)
+    alone = torch.cat([made.apply(pixels[i : i + 1], table[i : i + 1]) for i in range(60)])
     order = torch.randperm(60, generator=generator(1, "test"))
-    shuffled = torch.cat([augment.apply(name, pixels[rows], table[rows]) for rows in order.split(7)])
+    shuffled = torch.cat([made.apply(pixels[rows], table[rows]) for rows in order.split(7)])
     assert torch.equal(alone, together)
     assert torch.equal(shuffled, together[order])
 
 
-@pytest.mark.parametrize("name", augment.NAMES[1:])
-def test_the_table_is_a_pure_function_of_seed_and_epoch(name: str) -> None:
-    first = augment.draw(name, 50, 3, generator(0, "augment", 1))
+@pytest.mark.parametrize("spec", SPECS[1:])
+def test_the_table_is_a_pure_function_of_seed_and_view(spec: Spec) -> None:
+    made, first = drawn(spec, 50, view=1)
     torch.rand(7)
-    assert torch.equal(augment.draw(name, 50, 3, generator(0, "augment", 1)), first)
-    for seed, epoch in ((1, 1), (0, 2)):
-        assert not torch.equal(augment.draw(name, 50, 3, generator(seed, "augment", epoch)), first)
+    assert torch.equal(made.draw(50, 0, 1), first)
+    for seed, view in ((1, 1), (0, 2)):
+        assert not torch.equal(made.draw(50, seed, view), first)
 
 
-@pytest.mark.parametrize("name", augment.NAMES)
-def test_augmentation_keeps_type_and_shape_and_takes_an_empty_batch(name: str) -> None:
-    table = augment.draw(name, 12, 3, generator(0, "test"))
+@pytest.mark.parametrize("spec", SPECS)
+def test_augmentation_keeps_type_and_shape_and_takes_an_empty_batch(spec: Spec) -> None:
+    made, table = drawn(spec, 12)
     for pixels, rows in ((make_pixels(), table), (make_pixels()[:0], table[:0])):
-        result = augment.apply(name, pixels, rows)
+        result = made.apply(pixels, rows)
         assert result.shape == pixels.shape
         assert result.dtype == torch.uint8
         assert result.is_contiguous()
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("name", augment.OPERATIONS)
+@pytest.mark.parametrize("name", strong.LARGEST)
 def test_strength_zero_leaves_the_image_unchanged(name: str, channels: int) -> None:
     pixels = make_pixels(channels=channels)
-    for step, _ in augment.STEPS:  # each step by itself: `operate` would pass over images that it need not change
-        assert torch.equal(step(pixels, neutral(name, len(pixels))), pixels)
+    for step, _ in operations.STEPS:  # each by itself: `operate` would pass over images that it need not change
+        assert torch.equal(step(pixels, rows_of(name, 0.0, len(pixels))), pixels)
     assert torch.equal(at_strength(name, 0.0, pixels), pixels)
 
 
 @pytest.mark.parametrize("strength", [-1.0, 0.8])
-@pytest.mark.parametrize("name", augment.OPERATIONS)
+@pytest.mark.parametrize("name", strong.LARGEST)
 def test_every_operation_changes_a_colour_image(name: str, strength: float) -> None:
     pixels = make_pixels()
     assert (at_strength(name, strength, pixels) != pixels).flatten(1).any(dim=1).all()
@@ -173,28 +188,41 @@ def test_cutout_blackens_a_square_of_half_the_size_around_its_centre() -> None:
 
 
 def test_strong_uses_every_operation_and_saturation_only_in_colour() -> None:
+    width = len(operations.IDENTITY)
     for channels in (1, 3):
-        table = augment.draw("strong", 5000, channels, generator(0, "test"))[:, augment.FIRST :]
-        assert table.shape[1] == augment.NUM_OPERATIONS * len(augment.IDENTITY)
-        changed = (table[:, :12] != torch.tensor(augment.IDENTITY)).float().mean(dim=0)
-        assert (changed[augment.TO_GREY] > 0) == (channels == 3)
-        others = [augment.FACTOR, augment.TO_MEAN, augment.XX, augment.X1, augment.Y1, augment.XY, augment.HALF]
-        assert changed[others].min() > 0.08
+        _, table = drawn("strong", 5000, channels)
+        assert table.shape[1] == strong.FIRST + strong.NUM_OPERATIONS * width
+        rows = table[:, strong.FIRST : strong.FIRST + width]
+        changed = (rows != torch.tensor(operations.IDENTITY)).float().mean(dim=0)
+        assert (changed[operations.TO_GREY] > 0) == (channels == 3)
+        others = ("FACTOR", "TO_MEAN", "XX", "X1", "Y1", "XY", "HALF")
+        assert changed[[getattr(operations, name) for name in others]].min() > 0.08
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_a_step_that_sees_all_images_gives_the_bits_of_one_that_sees_those_it_changes(channels: int) -> None:
+@pytest.mark.parametrize("spec", ["strong", "randaugment", "autoaugment", "trivialaugment", "color_jitter"])
+def test_a_step_that_sees_all_images_gives_the_bits_of_one_that_sees_those_it_changes(
+    spec: str, channels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pixels = make_pixels(size=300, channels=channels)
-    table = augment.draw("strong", len(pixels), channels, generator(0, "test"))[:, augment.FIRST :]
-    for columns in table.split(len(augment.IDENTITY), dim=1):
-        some = augment.operate_on_some(pixels, columns)
-        assert torch.equal(augment.operate_on_all(pixels, columns), some)
-        pixels = some
+    made, table = drawn(spec if spec != "color_jitter" else [{"name": spec, "hue": 0.2}], len(pixels), channels)
+    some = made.apply(pixels, table)
+    monkeypatch.setattr(operations, "operate_on_some", operations.operate_on_all)
+    monkeypatch.setattr(operations, "_counts_upto", lambda planes: sorted_counts(planes))
+    assert torch.equal(made.apply(pixels, table), some)
 
 
-@pytest.mark.parametrize("name", augment.NAMES)
-def test_on_a_gpu_the_host_waits_for_no_augmentation(name: str) -> None:
-    pixels, table = make_pixels(size=8), augment.draw(name, 8, 3, generator(0, "test"))
+def sorted_counts(planes: Tensor) -> Tensor:
+    """As a GPU counts."""
+    levels = torch.arange(256, dtype=torch.uint8).expand(len(planes), 256).contiguous()
+    return torch.searchsorted(planes.sort(dim=1).values, levels, right=True)
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_on_a_gpu_the_host_waits_for_no_augmentation(spec: Spec) -> None:
+    pixels = make_pixels(size=8)
+    made, table = drawn(spec, 8)
     with host_reads() as found:
-        seen = augment.apply(name, pixels.to("meta"), table.to("meta"))
-    assert (seen.shape, found) == (pixels.shape, ["aten._to_copy"] * 2)
+        seen = made.apply(pixels.to("meta"), table.to("meta"))
+    assert seen.shape == pixels.shape
+    assert set(found) <= {"aten._to_copy"}

@@ -69,7 +69,7 @@ def answers() -> dict[str, Rows]:
 def cached() -> list[Path]:
     """A file of each kind that the cache has."""
     entry = Entry({"number": 1}, 10**9)
-    for name in ("train", "val", "seed-0-epoch-0000", "seed-0-epoch-0001"):
+    for name in ("train", "val", "seed-0-view-0000", "seed-0-epoch-0001"):
         entry.write(f"{name}.safetensors", answers())
     write_cached(cache_folder() / "data" / "0123.safetensors", {"images": torch.ones(9, 4, 4, 3)}, {"digest": "abc"})
     return sorted(cache_folder().rglob("*.safetensors"))

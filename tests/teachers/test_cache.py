@@ -128,7 +128,7 @@ def test_where_an_epoch_uses_some_images_the_teacher_is_asked_about_these() -> N
         before = counted.passes
         assert same_tensors(learn(task, data, recipe), plain)
         assert counted.passes - before == 3 * (1 + asked)
-    assert answer_files() == [f"seed-0-epoch-000{epoch}-first-100.safetensors" for epoch in range(3)]
+    assert answer_files() == [f"seed-0-view-000{epoch}-first-100-of-epoch-000{epoch}.safetensors" for epoch in range(3)]
     full = make_task("kd", data, teacher)  # what is there of some is not taken for all
     remember(full, data)
     before = counted.passes
@@ -210,7 +210,7 @@ def test_answers_that_do_not_fit_are_not_kept_and_the_student_is_the_same(caplog
     one_epoch = 180 * 10 * 4
     remember(cached, data, limit=int(1.9 * one_epoch))
     assert same_tensors(learn(cached, data), learn(plain, data))
-    assert answer_files() == ["seed-0-epoch-0000.safetensors"]
+    assert answer_files() == ["seed-0-view-0000.safetensors"]
     assert len(caplog.messages) == 1
     assert "teacher_cache_gb" in caplog.text
     assert "for each epoch" in caplog.text

@@ -1,0 +1,1 @@
+"""What can be done to training images; one file each."""
