@@ -1,6 +1,6 @@
 """How far kd's preprocessing is from torchvision's and PIL's: grey levels on real images, as a table.
 
-python -m benchmarks.augmentations FOLDER    # of photographs; without one, of enlarged digits
+    python -m benchmarks.augmentations FOLDER    # of photographs; without one, of enlarged digits
 """
 
 from __future__ import annotations
@@ -120,11 +120,7 @@ def main() -> None:
     for image in photographs(sys.argv[1] if sys.argv[1:] else None):
         small = image[:SIDE, :SIDE].contiguous()
         rows = [(name, each) for name in SAME for each in results(name, small)]
-        rows += [
-            (f"resize 256, cut 224, {mode}", each)
-            for mode in ("bilinear", "bicubic")
-            for each in resampled(image, mode)
-        ]
+        rows += [(f"resize 256, cut 224, {mode}", each) for mode in ("bilinear", "bicubic") for each in resampled(image, mode)]
         rows += [("random window", each) for each in windows(image)]
         for what, (beside, ours, theirs) in rows:
             found.setdefault((what, beside), []).append(difference(ours, theirs))

@@ -16,9 +16,10 @@ from torch import Tensor
 from kd_cli.data.base import Part, Raw
 from kd_cli.data.common import InMemory
 from kd_cli.data.decode import Mode
-from kd_cli.data.files import Files, Source
+from kd_cli.data.files import Files
 from kd_cli.data.geometry import Geometry, Interpolation, Resize
 from kd_cli.data.sampling import others, stratified_split
+from kd_cli.data.sources import Source
 from kd_cli.data.store import fits_in_memory
 from kd_cli.errors import DataError, listed
 from kd_cli.storage.cache import cache_folder, read_cached, write_cached
@@ -41,7 +42,7 @@ class Listing:
         class_names: K names, in label order.
         parts: which of `PARTS` each belongs to [N], uint8.
         labels: [N], int64.
-        stamp: changes with whatever tells that an image may have changed, hex.
+        stamp: changes with names, bytes, times and whatever else tells that an image may be another, hex.
     """
 
     where: str
@@ -198,7 +199,8 @@ def _kept(tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> _Read:
 
 def _key(listing: Listing, files: Files, kind: str) -> str:
     """Changes with any image's name, size or time, with how it becomes pixels, and with what is kept."""
-    text = f"{CACHE_FORMAT}\n{kind}\n{listing.where}\n{files.geometry}\n{files.digest}\n{listing.stamp}"
+    how = [files.mode, files.image_shape, files.geometry]
+    text = "\n".join(map(str, [CACHE_FORMAT, kind, listing.where, *how, listing.stamp]))
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 

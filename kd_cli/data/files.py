@@ -4,98 +4,29 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
-from typing import BinaryIO, Protocol
 
 import torch
 from torch import Tensor
 
-from kd_cli.data.decode import CHANNELS, Mode, Opening, Unreadable, read_header, read_image, read_scaled
+from kd_cli.data.decode import (
+    CHANNELS,
+    STAMPED,
+    Header,
+    Mode,
+    Unreadable,
+    read_header,
+    read_image,
+    read_scaled,
+    usual_header,
+)
 from kd_cli.data.geometry import Box, Geometry, scaled_box
-from kd_cli.data.names import CHUNK, Names
 from kd_cli.data.resize import square_size
+from kd_cli.data.sources import Source
 from kd_cli.data.store import each_chunk, read_all
 from kd_cli.errors import DataError
-from kd_cli.storage.files import open_regular
-
-
-class Source(Protocol):
-    """Where N encoded images lie. Workers get a copy, forked or pickled, so it holds no open file and no long list."""
-
-    sizes: Tensor  # bytes of each [N], int64
-
-    def __len__(self) -> int: ...
-
-    def name(self, row: int) -> str:
-        """What messages call an image."""
-
-    def open(self, row: int) -> Opening:
-        """What gives the bytes of an image, seekable. It raises where it is entered, not before."""
-
-    def described(self) -> Iterator[bytes]:
-        """What tells these images from others, without reading them; the same images give the same bytes."""
-
-    def subset(self, rows: Tensor) -> Source:
-        """Some of them, in the order given."""
-
-
-class _Unopened:
-    """A file that is opened when it is entered. (A generator would take half as long as all the rest.)"""
-
-    def __init__(self, path: str, size: int) -> None:
-        self._path, self._size = path, size
-
-    def __enter__(self) -> BinaryIO:
-        self._file = open_regular(self._path)
-        size = os.fstat(self._file.fileno()).st_size
-        if size != self._size:
-            self._file.close()
-            raise Unreadable(
-                f"{self._path} has {size:,} bytes, and had {self._size:,} when kd looked at its folder: it was written "
-                f"anew meanwhile. Type the command again; if that says the same: touch {Path(self._path).parent}"
-            )
-        return self._file
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-
-
-class FolderSource:
-    """The files below a folder.
-
-    Args:
-        root: that `names` are relative to.
-        names: of the files.
-        sizes: bytes of each [N], int64.
-    """
-
-    def __init__(self, root: Path, names: Names, sizes: Tensor) -> None:
-        self.root, self.names, self.sizes = root, names, sizes
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def name(self, row: int) -> str:
-        """The path."""
-        return f"{self.root}/{self.names[row]}"
-
-    def open(self, row: int) -> Opening:
-        """The file."""
-        return _Unopened(self.name(row), int(self.sizes[row]))
-
-    def described(self) -> Iterator[bytes]:
-        """Names and sizes."""
-        for number, names in enumerate(self.names.chunks()):
-            sizes = self.sizes[number * CHUNK : (number + 1) * CHUNK].tolist()
-            yield b"".join(b"\n%s\t%d" % pair for pair in zip(names, sizes, strict=True))
-
-    def subset(self, rows: Tensor) -> FolderSource:
-        """Some of them, in the order given."""
-        return FolderSource(self.root, self.names.take(rows), self.sizes[rows])
 
 
 class Files:
@@ -222,14 +153,20 @@ class _Headers:
     def __getitems__(self, rows: Sequence[int]) -> tuple[Tensor, dict[int, DataError]]:
         stamps, errors, source = [], {}, self._files.source
         for number, row in enumerate(rows):
-            name = source.name(row)
             try:
-                height, width, stamp = read_header(name, partial(source.open, row))
-                self._files.check_size(name, height, width)
+                height, width, stamp = _usual(source, row) or read_header(source.name(row), partial(source.open, row))
+                if not self._files.resizes:
+                    self._files.check_size(source.name(row), height, width)
                 stamps.append(stamp)
             except DataError as error:
                 errors[number] = error
         return torch.tensor(stamps, dtype=torch.int64), errors
+
+
+def _usual(source: Source, row: int) -> Header | None:
+    with suppress(OSError):  # what is wrong is said by who looks again
+        return usual_header(*source.edges(row, STAMPED))
+    return None
 
 
 def _only_unreadable(errors: Mapping[int, DataError]) -> Mapping[int, DataError]:

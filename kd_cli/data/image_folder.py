@@ -11,11 +11,13 @@ from kd_cli.data.base import DATASETS, Raw, checked_by
 from kd_cli.data.common import InMemory
 from kd_cli.data.decode import Mode
 from kd_cli.data.encoded import Listing, Reading, check_reading, read_listing
-from kd_cli.data.files import Files, FolderSource
+from kd_cli.data.files import Files
 from kd_cli.data.geometry import Geometry, Interpolation, Resize
+from kd_cli.data.names import names_kept
+from kd_cli.data.sources import FolderSource
 from kd_cli.data.tree import Tree
 from kd_cli.data.tree_index import FEWEST, find_tree
-from kd_cli.storage.tensors import digest_tensor
+from kd_cli.storage.tensors import digest_tensors
 
 
 @DATASETS.register("image_folder")
@@ -77,4 +79,5 @@ def image_folder(
 
 def _listing(root: Path, tree: Tree) -> Listing:
     source = FolderSource(root, tree.names, tree.sizes)
-    return Listing(str(root), source, tree.class_names, tree.parts, tree.labels, digest_tensor(tree.times))
+    stamp = digest_tensors({"sizes": tree.sizes, "times": tree.times, **names_kept("names", tree.names)})
+    return Listing(str(root), source, tree.class_names, tree.parts, tree.labels, stamp)

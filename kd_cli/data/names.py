@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 CHUNK = 2**16  # names that are made at a time
@@ -61,3 +62,14 @@ def joined(parts: Iterable[Names]) -> Names:
     shifts = np.cumsum([0, *(len(part.buffer) for part in every)])
     ends = [part.ends + shift for part, shift in zip(every, shifts[:-1], strict=True)]
     return unpack(b"".join(part.buffer for part in every), np.concatenate(ends))
+
+
+def names_kept(key: str, names: Names) -> dict[str, Tensor]:
+    """Packed names as tensors of a file."""
+    buffer = torch.from_numpy(np.frombuffer(names.buffer, dtype=np.uint8).copy())
+    return {key: buffer, f"{key}_ends": torch.from_numpy(names.ends)}
+
+
+def kept_names(key: str, tensors: Mapping[str, Tensor]) -> Names:
+    """The names that such tensors hold."""
+    return unpack(tensors[key].numpy().tobytes(), tensors[f"{key}_ends"].numpy())

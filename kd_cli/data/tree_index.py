@@ -12,12 +12,11 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from kd_cli.data.base import Part
-from kd_cli.data.names import Names, pack, unpack
+from kd_cli.data.names import Names, kept_names, names_kept, pack
 from kd_cli.data.tree import Tree, read_tree
 from kd_cli.data.walk import LeftOut
 from kd_cli.storage.cache import cache_folder, read_cached, write_cached
@@ -60,8 +59,8 @@ def _keep(path: Path, tree: Tree, left_out: LeftOut) -> None:
     columns = {name: getattr(tree, name) for name in ("parts", "labels", "sizes", "times")}
     tensors = {
         **columns,
-        **_tensors("names", tree.names),
-        **_tensors("folders", folders),
+        **names_kept("names", tree.names),
+        **names_kept("folders", folders),
         "changed": torch.tensor(list(left_out.folders.values())),
     }
     write_cached(path, tensors, {"tree": json.dumps([tree.class_names, left_out.notices()])})
@@ -75,8 +74,8 @@ def _kept(root: Path, path: Path) -> tuple[Tree, list[str]] | None:
     tensors, facts = found
     classes, notices = json.loads(facts["tree"])
     columns: Any = [tensors[name] for name in ("parts", "labels", "sizes", "times")]
-    tree = Tree(tuple(classes), _names("names", tensors), *columns)
-    return (tree, notices) if _is_as_it_was(root, tree, _names("folders", tensors), tensors["changed"]) else None
+    tree = Tree(tuple(classes), kept_names("names", tensors), *columns)
+    return (tree, notices) if _is_as_it_was(root, tree, kept_names("folders", tensors), tensors["changed"]) else None
 
 
 def _is_as_it_was(root: Path, tree: Tree, folders: Names, changed: Tensor) -> bool:
@@ -91,12 +90,3 @@ def _is_as_it_was(root: Path, tree: Tree, folders: Names, changed: Tensor) -> bo
         )
     except OSError:  # gone
         return False
-
-
-def _tensors(name: str, names: Names) -> dict[str, Tensor]:
-    buffer = torch.from_numpy(np.frombuffer(names.buffer, dtype=np.uint8).copy())
-    return {name: buffer, f"{name}_ends": torch.from_numpy(names.ends)}
-
-
-def _names(name: str, tensors: Mapping[str, Tensor]) -> Names:
-    return unpack(tensors[name].numpy().tobytes(), tensors[f"{name}_ends"].numpy())

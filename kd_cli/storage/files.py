@@ -32,11 +32,18 @@ def open_regular(path: Path | str) -> BinaryIO:
     Raises:
         OSError: it cannot be read, or is a pipe, a device or a folder: these would be waited for, or never end.
     """
+    handle, _ = open_handle(path)
+    return io.BufferedReader(io.FileIO(handle))  # os.fdopen asks first whether it is a terminal
+
+
+def open_handle(path: Path | str) -> tuple[int, os.stat_result]:
+    """As `open_regular`: what the system calls the open file, and what it says of it."""
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    if not stat.S_ISREG(os.fstat(handle).st_mode):
+    status = os.fstat(handle)
+    if not stat.S_ISREG(status.st_mode):
         os.close(handle)
         raise OSError(errno.EINVAL, "not a regular file", str(path))
-    return io.BufferedReader(io.FileIO(handle))  # os.fdopen asks first whether it is a terminal
+    return handle, status
 
 
 @contextmanager
