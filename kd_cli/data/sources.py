@@ -13,6 +13,7 @@ from torch import Tensor
 
 from kd_cli.data.decode import Opening, Unreadable
 from kd_cli.data.names import CHUNK, Names
+from kd_cli.errors import DataError
 from kd_cli.storage.files import open_handle
 
 
@@ -172,3 +173,12 @@ class _Part(io.RawIOBase):
         content = os.pread(self._handle, max(count, 0), self._start + self._place)
         self._place += len(content)
         return content
+
+
+def state_of(path: Path) -> list[int]:
+    """Bytes and time (ns) of a file. Raises DataError: it is not there."""
+    try:
+        status = os.stat(path)  # noqa: PTH116
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}); type dataset.root=DIR") from error
+    return [status.st_size, status.st_mtime_ns]

@@ -120,15 +120,6 @@ def _check_state(state: tuple[int, ...], path: str, status: os.stat_result) -> N
         raise Unreadable(f"{path} was written anew while kd read it; type the command again")
 
 
-def state_of(path: Path) -> list[int]:
-    """Bytes and time (ns) of a file. Raises DataError: it is not there."""
-    try:
-        status = os.stat(path)  # noqa: PTH116
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}); type dataset.root=DIR") from error
-    return [status.st_size, status.st_mtime_ns]
-
-
 def as_states(states: list[list[int]]) -> Tensor:
     """[S, 2], int64."""
     return torch.tensor(states, dtype=torch.int64).view(-1, 2)

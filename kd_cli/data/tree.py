@@ -16,7 +16,7 @@ from kd_cli.data.walk import LeftOut, file_status, folders_in, images_in, walk_i
 from kd_cli.errors import DataError, listed, offer
 
 # How parts are called, and what else people call them: read only where the user says so.
-_NAMES: Mapping[Part, Sequence[str]] = {
+NAMES: Mapping[Part, Sequence[str]] = {
     "train": ("train",),
     "val": ("val", "valid", "validation", "dev"),
     "test": ("test",),
@@ -93,20 +93,20 @@ def _parts(root: Path, named: Mapping[Part, str | None], left_out: LeftOut) -> d
     called = [name for name in folders if _role(name) and _holds_folders(root / name)]
     if not called and not parts:
         return {}
-    for part in _NAMES:
-        found = [name for name in folders if name in _NAMES[part]]
+    for part in NAMES:
+        found = [name for name in folders if name in NAMES[part]]
         if part not in parts and found:
             _check_one(root, part, found)
             parts[part] = found[0]
     _check_like(root, parts, called)
     for name in (name for name in folders if name not in parts.values()):
         left_out.pass_over(f"{name}/")
-    return {part: parts[part] for part in _NAMES if part in parts}
+    return {part: parts[part] for part in NAMES if part in parts}
 
 
 def _role(name: str) -> Part | None:
     """What a folder is called like."""
-    return next((part for part in _NAMES if name.lower() in (*_NAMES[part], *_LIKE[part])), None)
+    return next((part for part in NAMES if name.lower() in (*NAMES[part], *_LIKE[part])), None)
 
 
 def _holds_folders(folder: Path) -> bool:
@@ -129,8 +129,8 @@ def _check_like(root: Path, parts: Mapping[Part, str], called: Sequence[str]) ->
     if "test" not in parts and "test" not in like and "val" in {**parts, **like}:
         like["test"] = {**parts, **like}["val"]
         like.pop("val", None)
-    typed = " ".join(offer(f"dataset.{part}_folder", like[part]) for part in _NAMES if part in like)
-    names = " and ".join(f"{like[part]}/" for part in _NAMES if part in like)
+    typed = " ".join(offer(f"dataset.{part}_folder", like[part]) for part in NAMES if part in like)
+    names = " and ".join(f"{like[part]}/" for part in NAMES if part in like)
     raise DataError(f"{root} has {names}, called like parts of a data set and not train/, val/ or test/; type {typed}")
 
 

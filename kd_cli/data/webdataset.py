@@ -28,7 +28,8 @@ from kd_cli.data.files import Files
 from kd_cli.data.geometry import Geometry, Interpolation, Resize
 from kd_cli.data.names import Names, joined, kept_names, names_kept, pack
 from kd_cli.data.shards import find_shards
-from kd_cli.data.tar_source import Member, TarSource, as_states, members_of, state_of
+from kd_cli.data.sources import state_of
+from kd_cli.data.tar_source import Member, TarSource, as_states, members_of
 from kd_cli.data.walk import SUFFIXES
 from kd_cli.errors import DataError
 from kd_cli.storage.cache import cache_folder, read_cached, write_cached
