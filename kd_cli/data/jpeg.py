@@ -23,7 +23,7 @@ def usual_size(head: bytes) -> tuple[int, int] | None:
     while place <= most and head[place] == 0xFF:
         marker, length = head[place + 1], head[place + 2] << 8 | head[place + 3]
         if marker == _SCAN:
-            return size
+            return size if place + 2 + length <= len(head) else None
         if marker in _FRAMES and size is None:
             size = _frame(head[place + 4 : place + 2 + length])
         elif length < _LEAST.get(marker, _NEVER) and not (
