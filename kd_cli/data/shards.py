@@ -44,8 +44,10 @@ def _matching(root: Path, part: Part, pattern: str) -> list[str]:
         found += matches
         missing = [match for match in matches if not (root / match).is_file()]
         if missing or not matches:
-            there = listed(sorted(path.name for path in root.glob("*.tar"))) or "none"
-            raise DataError(f"dataset.{part}={pattern}: {name} is not in {root}. Tar files there: {there}")
+            there = listed(sorted(path.name for path in root.glob("*.tar") if path.is_file())) or "none"
+            raise DataError(
+                f"dataset.{part}={pattern}: no file {[*missing, name][0]} in {root}. Tar files there: {there}"
+            )
     return found
 
 

@@ -140,6 +140,8 @@ def _index(root: Path, shards: Mapping[Part, Sequence[str]], label: str, image: 
     for number, name in enumerate(every):
         read.append(_Shard(root / name, number, label, image, labels).read())
     names = joined(names for names, _ in read)
+    if not len(names):
+        raise DataError(f"the tar files in {root} have no image (KEY.jpg); type dataset.image=EXTENSION")
     columns = torch.cat([columns for _, columns in read])
     index = _Index(states, names, columns[:, :3].contiguous(), columns[:, 3].contiguous(), labels.texts)
     tensors = {"places": index.places, "numbers": index.numbers, **names_kept("names", names)}
@@ -203,7 +205,7 @@ class _Shard:
             text = content.decode().strip()
             if ":" in self.label:
                 value = json.loads(text)[self.label.partition(":")[2]]
-                text = "" if isinstance(value, bool) else str(value)
+                text = str(value) if isinstance(value, int | str) and not isinstance(value, bool) else ""
             return self.labels.number(text)
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise DataError(
@@ -234,8 +236,6 @@ def split_key(name: str) -> tuple[str | None, str]:
 
 
 def _listing(root: Path, shards: Mapping[Part, Sequence[str]], index: _Index, named: Path | None) -> Listing:
-    if not len(index.names):
-        raise DataError(f"the tar files in {root} have no image (KEY.jpg); type dataset.image=EXTENSION")
     part_of = torch.tensor([PARTS.index(part) for part, names in shards.items() for _ in names], dtype=torch.uint8)
     parts = part_of[index.places[:, 0]]
     if named is None:
