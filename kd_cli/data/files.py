@@ -4,76 +4,29 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from pathlib import Path
-from typing import BinaryIO, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from kd_cli.data.decode import CHANNELS, Mode, Opening, Unreadable, read_header, read_image, read_scaled
+from kd_cli.data.decode import (
+    CHANNELS,
+    STAMPED,
+    Header,
+    Mode,
+    Unreadable,
+    read_header,
+    read_image,
+    read_scaled,
+    usual_header,
+)
 from kd_cli.data.geometry import Box, Geometry, scaled_box
-from kd_cli.data.names import CHUNK, Names
 from kd_cli.data.resize import square_size
-from kd_cli.data.store import read_all
+from kd_cli.data.sources import Source
+from kd_cli.data.store import each_chunk, read_all
 from kd_cli.errors import DataError
-from kd_cli.storage.files import open_regular
-
-
-class Source(Protocol):
-    """Where N encoded images lie. Workers get a copy, forked or pickled, so it holds no open file and no long list."""
-
-    sizes: Tensor  # bytes of each [N], int64
-
-    def __len__(self) -> int: ...
-
-    def name(self, row: int) -> str:
-        """What messages call an image."""
-
-    def open(self, row: int) -> Opening:
-        """What gives the bytes of an image, seekable. It raises where it is entered, not before."""
-
-    def described(self) -> Iterator[bytes]:
-        """What tells these images from others, without reading them; the same images give the same bytes."""
-
-    def subset(self, rows: Tensor) -> Source:
-        """Some of them, in the order given."""
-
-
-class FolderSource:
-    """The files below a folder.
-
-    Args:
-        root: that `names` are relative to.
-        names: of the files.
-        sizes: bytes of each [N], int64.
-    """
-
-    def __init__(self, root: Path, names: Names, sizes: Tensor) -> None:
-        self.root, self.names, self.sizes = root, names, sizes
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def name(self, row: int) -> str:
-        """The path."""
-        return f"{self.root}/{self.names[row]}"
-
-    @contextmanager
-    def open(self, row: int) -> Iterator[BinaryIO]:
-        """The file. Raises OSError: it cannot be read."""
-        with open_regular(Path(self.name(row))) as file:
-            yield file
-
-    def described(self) -> Iterator[bytes]:
-        """Names and sizes."""
-        for names, sizes in zip(self.names.chunks(), self.sizes.split(CHUNK), strict=True):
-            yield b"".join(b"\n%s\t%d" % pair for pair in zip(names, sizes.tolist(), strict=True))
-
-    def subset(self, rows: Tensor) -> FolderSource:
-        """Some of them, in the order given."""
-        return FolderSource(self.root, self.names.take(rows), self.sizes[rows])
 
 
 class Files:
@@ -171,8 +124,8 @@ class Files:
         """As `decode`, by the headers alone: a stamp of each image's first bytes [M]."""
         stamps: list[Tensor] = []
         errors: dict[int, DataError] = {}
-        for read, wrong in read_all(_Headers(self), workers):
-            stamps.append(read.view(torch.int64).flatten())
+        for read, wrong in each_chunk(_Headers(self), workers):
+            stamps.append(read)
             errors |= _only_unreadable(wrong)
         return torch.cat(stamps), errors
 
@@ -189,10 +142,7 @@ class Files:
 
 
 class _Headers:
-    """The stamps of images that are sound as far as their headers tell, as images of eight bytes."""
-
-    image_shape = (1, 1, 8)
-    digest = ""
+    """The stamps of images that are sound as far as their headers tell [M], int64."""
 
     def __init__(self, files: Files) -> None:
         self._files = files
@@ -200,12 +150,23 @@ class _Headers:
     def __len__(self) -> int:
         return len(self._files)
 
-    def __getitem__(self, row: int) -> Tensor:
-        source = self._files.source
-        name = source.name(row)
-        height, width, stamp = read_header(name, lambda: source.open(row))
-        self._files.check_size(name, height, width)
-        return torch.tensor([stamp]).view(torch.uint8).view(self.image_shape)
+    def __getitems__(self, rows: Sequence[int]) -> tuple[Tensor, dict[int, DataError]]:
+        stamps, errors, source = [], {}, self._files.source
+        for number, row in enumerate(rows):
+            try:
+                height, width, stamp = _usual(source, row) or read_header(source.name(row), partial(source.open, row))
+                if not self._files.resizes:
+                    self._files.check_size(source.name(row), height, width)
+                stamps.append(stamp)
+            except DataError as error:
+                errors[number] = error
+        return torch.tensor(stamps, dtype=torch.int64), errors
+
+
+def _usual(source: Source, row: int) -> Header | None:
+    with suppress(OSError):  # what is wrong is said by who looks again
+        return usual_header(*source.edges(row, STAMPED))
+    return None
 
 
 def _only_unreadable(errors: Mapping[int, DataError]) -> Mapping[int, DataError]:

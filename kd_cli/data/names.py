@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import chain
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 CHUNK = 2**16  # names that are made at a time
+Places = np.ndarray[Any, np.dtype[np.int64]]
 
 
 @dataclass(frozen=True)
@@ -19,12 +21,12 @@ class Names:
 
     Args:
         buffer: all of them.
-        starts, ends: where each is in it [N], int64.
+        starts, ends: where each is in it [N].
     """
 
     buffer: bytes
-    starts: Tensor
-    ends: Tensor
+    starts: Places
+    ends: Places
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -34,25 +36,40 @@ class Names:
 
     def take(self, rows: Tensor) -> Names:
         """Some of them, in the order given."""
-        return Names(self.buffer, self.starts[rows], self.ends[rows])
+        return Names(self.buffer, self.starts[rows.numpy()], self.ends[rows.numpy()])
 
     def chunks(self) -> Iterator[list[bytes]]:
         """All of them, some at a time."""
-        for starts, ends in zip(self.starts.split(CHUNK), self.ends.split(CHUNK), strict=True):
-            yield [self.buffer[start:end] for start, end in zip(starts.tolist(), ends.tolist(), strict=True)]
+        for first in range(0, len(self), CHUNK):
+            starts, ends = (each[first : first + CHUNK].tolist() for each in (self.starts, self.ends))
+            yield [self.buffer[start:end] for start, end in zip(starts, ends, strict=True)]
 
 
 def pack(names: Iterable[str]) -> Names:
     """The names in one buffer."""
     encoded = [os.fsencode(name) for name in names]
-    ends = torch.tensor([len(name) for name in encoded], dtype=torch.int64).cumsum(0)
-    return Names(b"".join(encoded), torch.cat([ends.new_zeros(1), ends[:-1]]), ends)
+    return unpack(b"".join(encoded), np.cumsum([len(name) for name in encoded], dtype=np.int64))
+
+
+def unpack(buffer: bytes, ends: Places) -> Names:
+    """The names that stand in a buffer one behind the other."""
+    return Names(buffer, np.concatenate([ends[:1] * 0, ends[:-1]]), ends)
 
 
 def joined(parts: Iterable[Names]) -> Names:
-    """All names of all parts, in their order."""
+    """All names of all parts, each of them packed, in their order."""
     every = list(parts)
-    shifts = chain([0], torch.tensor([len(part.buffer) for part in every]).cumsum(0).tolist())
-    moved = [(part.starts + shift, part.ends + shift) for part, shift in zip(every, shifts, strict=False)]
-    buffer = b"".join(part.buffer for part in every)
-    return Names(buffer, torch.cat([starts for starts, _ in moved]), torch.cat([ends for _, ends in moved]))
+    shifts = np.cumsum([0, *(len(part.buffer) for part in every)])
+    ends = [part.ends + shift for part, shift in zip(every, shifts[:-1], strict=True)]
+    return unpack(b"".join(part.buffer for part in every), np.concatenate(ends))
+
+
+def names_kept(key: str, names: Names) -> dict[str, Tensor]:
+    """Packed names as tensors of a file."""
+    buffer = torch.from_numpy(np.frombuffer(names.buffer, dtype=np.uint8).copy())
+    return {key: buffer, f"{key}_ends": torch.from_numpy(names.ends)}
+
+
+def kept_names(key: str, tensors: Mapping[str, Tensor]) -> Names:
+    """The names that such tensors hold."""
+    return unpack(tensors[key].numpy().tobytes(), tensors[f"{key}_ends"].numpy())

@@ -100,9 +100,20 @@ def draw_per_class(labels: Tensor, count: int | None, seed: int) -> Tensor:
     """
     if count is None:
         return torch.arange(len(labels))
-    shuffled = torch.randperm(len(labels), generator=generator(seed, "dataset.images_per_class"))
-    drawn = [shuffled[labels[shuffled] == label][:count] for label in labels.unique().tolist()]
-    return torch.cat(drawn).sort().values
+    members, places = _by_class(labels, generator(seed, "dataset.images_per_class"))
+    return members[places < count].sort().values
+
+
+def _by_class(labels: Tensor, random: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Positions in random order, class after class, and the place of each within its class, from 0.
+
+    Args:
+        labels: [N], int64.
+    """
+    shuffled = torch.randperm(len(labels), generator=random)
+    sorted_labels, order = labels[shuffled].sort(stable=True)
+    counts = labels.bincount()
+    return shuffled[order], torch.arange(len(labels)) - (counts.cumsum(0) - counts)[sorted_labels]
 
 
 def stratified_split(labels: Tensor, fraction: float, seed: int, *, key: str) -> tuple[Tensor, Tensor]:
@@ -119,16 +130,17 @@ def stratified_split(labels: Tensor, fraction: float, seed: int, *, key: str) ->
     Raises:
         DataError: if a class would lose all its images, or nothing would be taken though fraction > 0.
     """
-    shuffled = torch.randperm(len(labels), generator=generator(seed, key))
+    members, places = _by_class(labels, generator(seed, key))
+    counts = labels.bincount()
+    shares = (counts.double() * fraction + 0.5).long()
+    emptied = ((shares == counts) & (counts > 0)).nonzero().flatten()
+    if len(emptied):
+        label = int(emptied[0])
+        raise DataError(
+            f"{key}={fraction} would take all {counts[label]} images of class {label}; type a smaller {offer(key)}"
+        )
     taken = torch.zeros(len(labels), dtype=torch.bool)
-    for label in labels.unique().tolist():
-        members = shuffled[labels[shuffled] == label]
-        count = int(len(members) * fraction + 0.5)
-        if count == len(members):
-            raise DataError(
-                f"{key}={fraction} would take all {count} images of class {label}; type a smaller {offer(key)}"
-            )
-        taken[members[:count]] = True
+    taken[members[places < shares[labels[members]]]] = True
     if fraction > 0 and not taken.any():
         raise DataError(
             f"{key}={fraction} takes no image: every class is too small; type a larger {offer(key)} or {offer(key, 0)}"

@@ -101,6 +101,14 @@ class Windows:
         return [self.crop.box(height, width, stream) for stream in streams]
 
 
+class Reader(Protocol):
+    """What worker processes do: places 0 … M-1, some at a time → a tensor, and by number what is wrong with others."""
+
+    def __len__(self) -> int: ...
+
+    def __getitems__(self, places: Sequence[int]) -> _Read: ...
+
+
 class Crop(Protocol):
     """Draws windows of images."""
 
@@ -222,21 +230,26 @@ class _Kept:
 
 
 class _Reader(Dataset[Any]):
-    """Gives the images of `rows` [M], and a worker's DataError as a value: raised there, it would arrive wrapped in a
-    traceback."""
+    """Gives the images of `rows` [M], a batch at a time.
+
+    A worker's DataError is given as a value: raised there, it would arrive wrapped in a traceback.
+    """
 
     def __init__(self, images: Images, rows: Tensor) -> None:
         self.images, self.rows = images, rows
-        self.image_shape = shape_of(images)
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, place: int) -> Tensor | DataError:
-        try:
-            return self.pixels(int(self.rows[place]), place)
-        except DataError as error:
-            return error
+    def __getitems__(self, places: Sequence[int]) -> _Read:
+        """Of those at some places the ones that can be read, and by number what is wrong with the others."""
+        read, errors = [], {}
+        for number, place in enumerate(places):
+            try:
+                read.append(self.pixels(int(self.rows[place]), place))
+            except DataError as error:
+                errors[number] = error
+        return torch.cat(read) if read else torch.empty((0, *shape_of(self.images)), dtype=torch.uint8), errors
 
     def pixels(self, row: int, place: int) -> Tensor:  # noqa: ARG002
         """[1, H, W, C]."""
@@ -255,18 +268,6 @@ class _WindowReader(_Reader):
         return cast(Tensor, cast(Any, self.images).windows(row, partial(self.drawn.boxes, number)))
 
 
-class _Collate:
-    """Items → those that could be read, and by their places what is wrong with the others."""
-
-    def __init__(self, image_shape: tuple[int, int, int]) -> None:
-        self.image_shape = image_shape
-
-    def __call__(self, items: Sequence[Tensor | DataError]) -> _Read:
-        pixels = [item for item in items if isinstance(item, Tensor)]
-        errors = {place: item for place, item in enumerate(items) if isinstance(item, DataError)}
-        return torch.cat(pixels) if pixels else torch.empty((0, *self.image_shape), dtype=torch.uint8), errors
-
-
 class _Ranges:
     """Batches of neighbouring places, by their sizes: as many numbers as batches, however many images they have."""
 
@@ -283,19 +284,23 @@ class _Ranges:
 
 def read_all(images: Streamed, workers: int) -> Iterator[_Read]:
     """All images once, chunk by chunk: those that can be read [M, H, W, C], and row → what is wrong with another."""
-    reader = _Reader(images, torch.arange(len(images)))
-    sizes = [min(_CHUNK, len(images) - first) for first in range(0, len(images), _CHUNK)]
-    for number, (pixels, errors) in enumerate(_stream(reader, sizes, workers, pin=False)):
-        yield pixels, {number * _CHUNK + place: error for place, error in errors.items()}
+    yield from each_chunk(_Reader(images, torch.arange(len(images))), workers)
 
 
-def _stream(reader: _Reader, sizes: Sequence[int], workers: int, *, pin: bool) -> Iterator[_Read]:
-    """Decodes batches of these sizes in worker processes, never more of them than processors; in order."""
+def each_chunk(reader: Reader, workers: int) -> Iterator[_Read]:
+    """All that a reader gives, chunk by chunk, and place → what is wrong with another."""
+    sizes = [min(_CHUNK, len(reader) - first) for first in range(0, len(reader), _CHUNK)]
+    for number, (read, errors) in enumerate(_stream(reader, sizes, workers, pin=False)):
+        yield read, {number * _CHUNK + place: error for place, error in errors.items()}
+
+
+def _stream(reader: Reader, sizes: Sequence[int], workers: int, *, pin: bool) -> Iterator[_Read]:
+    """Reads batches of these sizes in worker processes, never more of them than processors; in order."""
     loader: DataLoader[Any] = DataLoader(
-        reader,
+        cast(Any, reader),
         batch_sampler=cast(Any, _Ranges(sizes)),
         num_workers=min(workers, available_cores()),
-        collate_fn=_Collate(reader.image_shape),
+        collate_fn=cast(Any, _as_it_is),  # the reader has made the batch
         pin_memory=pin,
         generator=torch.Generator(),  # its own: the default would draw from the global one and change the run
     )
@@ -307,3 +312,7 @@ def _stream(reader: _Reader, sizes: Sequence[int], workers: int, *, pin: bool) -
         yield from iterator
     finally:
         del iterator  # now: left to the garbage collector, its workers are waited for, five seconds
+
+
+def _as_it_is(read: _Read) -> _Read:
+    return read

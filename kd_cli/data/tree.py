@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from kd_cli.data.base import Part
+from kd_cli.data.encoded import PARTS
+from kd_cli.data.names import Names, joined, pack
 from kd_cli.data.walk import LeftOut, file_status, folders_in, images_in, walk_images
 from kd_cli.errors import DataError, listed, offer
 
-log = logging.getLogger("kd")
-
 # How parts are called, and what else people call them: read only where the user says so.
-_NAMES: Mapping[Part, Sequence[str]] = {
+NAMES: Mapping[Part, Sequence[str]] = {
     "train": ("train",),
     "val": ("val", "valid", "validation", "dev"),
     "test": ("test",),
@@ -26,42 +24,35 @@ _NAMES: Mapping[Part, Sequence[str]] = {
 _LIKE: Mapping[Part, Sequence[str]] = {"train": ("training",), "val": (), "test": ("testing", "eval", "evaluation")}
 
 
-class File(NamedTuple):
-    """An image file: its name relative to the data set's root, its part, label, bytes, and time in ns."""
-
-    name: str
-    part: Part
-    label: int
-    size: int
-    time: int
-
-
 @dataclass(frozen=True)
 class Tree:
-    """The image files of a tree, part by part. Where it has no parts, all are training images until it is divided."""
+    """The N image files of a tree. Where it has no parts, all are training images until it is divided.
+
+    Args:
+        class_names: K names, in label order.
+        names: of the files, relative to the root.
+        parts: which of `PARTS` each belongs to [N], uint8.
+        labels: [N], int64.
+        sizes: bytes [N], int64.
+        times: of the last change, ns [N], int64.
+    """
 
     class_names: tuple[str, ...]
-    files: Sequence[File]
-
-    @property
-    def labels(self) -> Tensor:
-        """[N], int64."""
-        return torch.tensor([file.label for file in self.files], dtype=torch.int64)
-
-    def rows(self, part: Part) -> Tensor:
-        """Where the files of a part are [n], int64."""
-        return torch.tensor([row for row, file in enumerate(self.files) if file.part == part], dtype=torch.int64)
-
-    def without(self, rows: Mapping[int, object]) -> Tree:
-        """The same tree but for some files."""
-        return replace(self, files=[file for row, file in enumerate(self.files) if row not in rows])
+    names: Names
+    parts: Tensor
+    labels: Tensor
+    sizes: Tensor
+    times: Tensor
 
 
-def read_tree(root: Path, named: Mapping[Part, str | None], *, validated: bool, only_test: bool) -> Tree:
-    """The files below a folder, by part and class; what else is there is told.
+def read_tree(
+    root: Path, named: Mapping[Part, str | None], left_out: LeftOut, *, validated: bool, only_test: bool
+) -> Tree:
+    """The files below a folder, by part and class.
 
     Args:
         named: the folders of parts that the user names.
+        left_out: is told what else is there.
         validated: whether validation images are wanted.
         only_test: nothing but test images are wanted; a tree without parts is all test images.
 
@@ -73,19 +64,18 @@ def read_tree(root: Path, named: Mapping[Part, str | None], *, validated: bool, 
             f"there is no folder {root}: image_folder wants train/CLASS/*.jpg and test/CLASS/*.jpg, or CLASS/*.jpg, "
             "under dataset.root; type dataset.root=DIR"
         )
-    left_out = LeftOut(root)
-    parts = _wanted(root, _parts(root, named, left_out), named, validated, only_test)
+    parts = _wanted(root, _parts(root, named, left_out), named, left_out, validated=validated, only_test=only_test)
     folders = {part: root / name for part, name in parts.items()} or {_alone(only_test): root}
     classes = {part: _classes(folder, left_out) for part, folder in folders.items()}
     names = _common(root, parts, classes, least=1 if only_test else 2)
     files = [
-        file
+        _files(root, folder / name, PARTS.index(part), label, left_out)
         for part, folder in folders.items()
         for label, name in enumerate(names)
-        for file in _files(root, folder / name, part, label, left_out)
     ]
-    left_out.say()
-    return Tree(names, files)
+    columns = torch.cat([numbers for _, numbers in files])
+    places = (columns[:, 0].to(torch.uint8), *(columns[:, column].contiguous() for column in (1, 2, 3)))
+    return Tree(names, joined(packed for packed, _ in files), *places)
 
 
 def _alone(only_test: bool) -> Part:
@@ -103,20 +93,20 @@ def _parts(root: Path, named: Mapping[Part, str | None], left_out: LeftOut) -> d
     called = [name for name in folders if _role(name) and _holds_folders(root / name)]
     if not called and not parts:
         return {}
-    for part in _NAMES:
-        found = [name for name in folders if name in _NAMES[part]]
+    for part in NAMES:
+        found = [name for name in folders if name in NAMES[part]]
         if part not in parts and found:
             _check_one(root, part, found)
             parts[part] = found[0]
     _check_like(root, parts, called)
     for name in (name for name in folders if name not in parts.values()):
         left_out.pass_over(f"{name}/")
-    return {part: parts[part] for part in _NAMES if part in parts}
+    return {part: parts[part] for part in NAMES if part in parts}
 
 
 def _role(name: str) -> Part | None:
     """What a folder is called like."""
-    return next((part for part in _NAMES if name.lower() in (*_NAMES[part], *_LIKE[part])), None)
+    return next((part for part in NAMES if name.lower() in (*NAMES[part], *_LIKE[part])), None)
 
 
 def _holds_folders(folder: Path) -> bool:
@@ -139,24 +129,29 @@ def _check_like(root: Path, parts: Mapping[Part, str], called: Sequence[str]) ->
     if "test" not in parts and "test" not in like and "val" in {**parts, **like}:
         like["test"] = {**parts, **like}["val"]
         like.pop("val", None)
-    typed = " ".join(offer(f"dataset.{part}_folder", like[part]) for part in _NAMES if part in like)
-    names = " and ".join(f"{like[part]}/" for part in _NAMES if part in like)
+    typed = " ".join(offer(f"dataset.{part}_folder", like[part]) for part in NAMES if part in like)
+    names = " and ".join(f"{like[part]}/" for part in NAMES if part in like)
     raise DataError(f"{root} has {names}, called like parts of a data set and not train/, val/ or test/; type {typed}")
 
 
 def _wanted(
-    root: Path, parts: Mapping[Part, str], named: Mapping[Part, str | None], validated: bool, only_test: bool
+    root: Path,
+    parts: Mapping[Part, str],
+    named: Mapping[Part, str | None],
+    left_out: LeftOut,
+    *,
+    validated: bool,
+    only_test: bool,
 ) -> dict[Part, str]:
     """The parts that are read: without test/, val/ is what is tested, unless the user says that it validates."""
     wanted = dict(parts)
     if "test" not in wanted and "val" in wanted and (only_test or not named["val"]):
         wanted["test"] = name = wanted.pop("val")
         if not only_test:
-            log.warning(
-                "%s has no test/: %s/ is tested, once and at the end; dataset.val_fraction of train/ validates. "
-                "Type dataset.test_folder=%s to have it so, or dataset.val_folder=%s to validate with %s/ and to test "
-                "dataset.test_fraction of train/",
-                *(root, name, name, name, name),
+            left_out.note(
+                f"{root} has no test/: {name}/ is tested, once and at the end; dataset.val_fraction of train/ "
+                f"validates. Type dataset.test_folder={name} to have it so, or dataset.val_folder={name} to validate "
+                f"with {name}/ and to test dataset.test_fraction of train/"
             )
     needed: Part = _alone(only_test)
     if wanted and needed not in wanted:
@@ -172,7 +167,7 @@ def _wanted(
             f"dataset.root={root / wanted['train']} to divide that one"
         )
     if "val" in wanted and not validated:
-        log.warning("%s/%s/ is not read: dataset.val_fraction is 0", root, wanted.pop("val"))
+        left_out.note(f"{root}/{wanted.pop('val')}/ is not read: dataset.val_fraction is 0")
     return wanted
 
 
@@ -215,11 +210,11 @@ def _common(
     return names
 
 
-def _files(root: Path, folder: Path, part: Part, label: int, left_out: LeftOut) -> Iterator[File]:
+def _files(root: Path, folder: Path, part: int, label: int, left_out: LeftOut) -> tuple[Names, Tensor]:
+    """Names, and for each part, label, bytes and time [n, 4], int64."""
     paths = sorted(walk_images(folder, left_out))
     if not paths:
         raise DataError(f"{folder} has no image; add some or remove the folder")
     start = len(str(root)) + 1
-    for path in paths:
-        status = file_status(path)
-        yield File(path[start:], part, label, status.st_size, status.st_mtime_ns)
+    found = [(part, label, status.st_size, status.st_mtime_ns) for status in map(file_status, paths)]
+    return pack(path[start:] for path in paths), torch.tensor(found)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import stat
 from collections import Counter
@@ -11,8 +10,6 @@ from pathlib import Path
 
 from kd_cli.data.decode import FORMATS, is_image
 from kd_cli.errors import DataError, listed
-
-log = logging.getLogger("kd")
 
 # Files that are called so are meant as images: one that cannot be read is told, not passed over.
 SUFFIXES = (  # of decode.FORMATS
@@ -31,10 +28,15 @@ class LeftOut:
 
     Args:
         folder: as messages name it.
+
+    Attributes:
+        folders: those that were looked into, and when each was changed last, ns.
     """
 
     def __init__(self, folder: Path | str) -> None:
         self._folder = folder
+        self.folders: dict[str, int] = {}
+        self._notes: list[str] = []
         self._hidden: Counter[str] = Counter()
         self._others: Counter[str] = Counter()
 
@@ -61,13 +63,18 @@ class LeftOut:
         """Counts something that is not read: a suffix, or a folder's name with `/`."""
         self._others[what] += 1
 
-    def say(self) -> None:
-        """One notice of what is hidden, one of all else; nothing where there is nothing."""
+    def note(self, text: str) -> None:
+        """Keeps what is to be told besides."""
+        self._notes.append(text)
+
+    def notices(self) -> list[str]:
+        """What was noted, one of what is hidden, and one of all else."""
+        said = [*self._notes]
         if self._hidden:
-            log.warning("%s: left out as hidden or companions: %s", self._folder, _counted(self._hidden))
+            said.append(f"{self._folder}: left out as hidden or companions: {_counted(self._hidden)}")
         if self._others:
-            counts, formats = _counted(self._others), ", ".join(FORMATS)
-            log.warning("%s: passed over: %s (images are %s)", self._folder, counts, formats)
+            said.append(f"{self._folder}: passed over: {_counted(self._others)} (images are {', '.join(FORMATS)})")
+        return said
 
 
 def _counted(found: Counter[str]) -> str:
@@ -77,6 +84,7 @@ def _counted(found: Counter[str]) -> str:
 def folders_in(folder: Path, left_out: LeftOut) -> list[str]:
     """The names of the folders in a folder, sorted, without the hidden ones. Raises DataError: it cannot be read."""
     try:
+        left_out.folders[str(folder)] = os.stat(folder).st_mtime_ns  # noqa: PTH116
         with os.scandir(folder) as entries:
             names = sorted(entry.name for entry in entries if entry.is_dir())
     except OSError as error:
@@ -99,6 +107,7 @@ def walk_images(folder: Path, left_out: LeftOut) -> Iterator[str]:
             below.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
+        left_out.folders[parent] = status.st_mtime_ns
         below[:] = [name for name in below if not left_out.hides(name, "/")]
         yield from _images(parent, names, left_out)
 

@@ -138,7 +138,8 @@ def _below(folder: Path) -> list[Path]:
     """Images in a folder and its folders."""
     left_out = LeftOut(folder)
     found = sorted(map(Path, walk_images(folder, left_out)))
-    left_out.say()
+    for notice in left_out.notices():
+        console.notice(notice)
     return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import json
 import os
 import re
@@ -25,17 +26,24 @@ _MOST_LEVELS = 50  # a record of a run has some twenty
 _BRACKETS = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)|[\[\]{}]', re.DOTALL)  # or a text, with its brackets
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_regular(path: Path | str) -> BinaryIO:
     """Opens a file to be read.
 
     Raises:
         OSError: it cannot be read, or is a pipe, a device or a folder: these would be waited for, or never end.
     """
+    handle, _ = open_handle(path)
+    return io.BufferedReader(io.FileIO(handle))  # os.fdopen asks first whether it is a terminal
+
+
+def open_handle(path: Path | str) -> tuple[int, os.stat_result]:
+    """As `open_regular`: what the system calls the open file, and what it says of it."""
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    if not stat.S_ISREG(os.fstat(handle).st_mode):
+    status = os.fstat(handle)
+    if not stat.S_ISREG(status.st_mode):
         os.close(handle)
         raise OSError(errno.EINVAL, "not a regular file", str(path))
-    return os.fdopen(handle, "rb")
+    return handle, status
 
 
 @contextmanager
