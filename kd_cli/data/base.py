@@ -140,7 +140,7 @@ class Data:
         kept, taken = order.divide(labels, raw.val_rows, common)
         train, test = _stores(raw, common)
         self._parts: dict[Part, Rows] = {
-            "train": Rows(train, kept, labels[kept]),
+            "train": Rows(train, kept, labels[kept], common.balanced),
             "val": Rows(train, taken, labels[taken]),
             "test": Rows(test, torch.arange(len(raw.test_labels)), raw.test_labels),
         }
@@ -150,6 +150,7 @@ class Data:
         self.preprocessing: dict[str, Any] = self._prepare.record()
         self.fingerprint = _fingerprint(raw, [taken] if common.images_per_class is None else [kept, taken])
         self.unreadable = raw.unreadable
+        self.balanced = common.balanced  # an epoch may show an image several times
         self.augmented = common.augment != "none"  # training images look different in every epoch
         self._view: View | None = None
         order.tell_rare(name, raw.class_names, *map(self.labels, get_args(Part)))

@@ -19,6 +19,8 @@ class Common:
         split_seed: fixes that share; not the run's seed, so that a teacher of another seed never saw these images.
         images_per_class: training images used of each class, those for validation among them, drawn by `split_seed`;
             none: all.
+        balanced: an epoch shows each class equally often, as many images as ever in all: those of large classes in
+            part, those of small ones several times. Otherwise each image once.
         augment: what is done to training images; `kd_cli.data.augment` describes each.
         mean: per channel, of values 0 … 1; one number serves all channels; none: 0.
         std: likewise, > 0; none: 1.
@@ -33,6 +35,7 @@ class Common:
     val_fraction: float = 0.1
     split_seed: int = 0
     images_per_class: int | None = None
+    balanced: bool = False
     augment: Literal["none", "flip", "crop_flip", "strong"] = "none"
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None

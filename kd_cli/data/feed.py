@@ -22,11 +22,22 @@ from kd_cli.types import Batch
 
 @dataclass(frozen=True)
 class Rows:
-    """One part of a data set: the rows [N] of a store that belong to it, and their labels [N]."""
+    """One part of a data set: the rows [N] of a store that belong to it, and their labels [N].
+
+    Args:
+        balanced: an epoch shows each class equally often.
+    """
 
     store: Store
     rows: Tensor
     labels: Tensor
+    balanced: bool = False
+
+    def order(self, seed: int, epoch: int) -> Tensor:
+        """The positions that an epoch shows: [N], int64."""
+        if self.balanced:
+            return sampling.balanced(self.labels, seed, epoch)
+        return sampling.permutation(len(self.rows), seed, epoch)
 
 
 class Feed:
@@ -69,7 +80,7 @@ class Feed:
         Args:
             first: how many of its batches are left out.
         """
-        order = sampling.permutation(len(self._part.rows), self._seed, epoch)
+        order = self._part.order(self._seed, epoch)
         ids = sampling.cut(order, self._batch_size, range(self.steps), self._shard)
         flat = torch.cat(ids) if ids else order[:0]
         self._epoch = epoch

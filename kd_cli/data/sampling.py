@@ -25,6 +25,27 @@ def permutation(size: int, seed: int, epoch: int) -> Tensor:
     return torch.randperm(size, generator=generator(seed, "order", epoch))
 
 
+def balanced(labels: Tensor, seed: int, epoch: int) -> Tensor:
+    """An order of an epoch in which each class comes equally often, give or take one: [N], int64.
+
+    Images of large classes are left out, those of small ones repeated, none again before all of its class were there.
+
+    Args:
+        labels: [N], int64.
+    """
+    size, random = len(labels), generator(seed, "balanced", epoch)
+    shuffled = permutation(size, seed, epoch)
+    by_class = shuffled[labels[shuffled].argsort(stable=True)]
+    counts = labels.bincount()
+    classes = counts.nonzero().flatten()
+    classes = classes[torch.randperm(len(classes), generator=random)]  # the first have one image more than the others
+    turn = torch.arange(size)
+    drawn = classes[turn % len(classes)]
+    first = counts.cumsum(0) - counts
+    ids = by_class[first[drawn] + (turn // len(classes)) % counts[drawn]]
+    return ids[torch.randperm(size, generator=random)]
+
+
 def count_steps(size: int, batch_size: int, limit: int | None = None) -> int:
     """Batches per epoch. A last batch of one image is not counted: batch normalisation cannot train on it."""
     full, rest = divmod(size, batch_size)

@@ -34,8 +34,11 @@ class Task(nn.Module):
     """A batch → Step. Every parameter of a task is trained, and all of its state is in the checkpoint.
 
     Attributes:
+        network: the network whose layers the recipe names.
         deployed: the network that is evaluated and saved.
     """
+
+    network: nn.Module
 
     @property
     def deployed(self) -> nn.Module:
@@ -59,12 +62,13 @@ class Supervised(Task):
     Args:
         network: images [B, C, H, W] → logits [B, K].
         label_smoothing: ε in [0, 1).
+        class_weights: as of `cross_entropy`.
     """
 
-    def __init__(self, network: nn.Module, label_smoothing: float = 0.0) -> None:
+    def __init__(self, network: nn.Module, label_smoothing: float = 0.0, class_weights: Tensor | None = None) -> None:
         super().__init__()
         self.network = network
-        self.label_smoothing = label_smoothing
+        self.label_smoothing, self.class_weights = label_smoothing, class_weights
 
     @property
     def deployed(self) -> nn.Module:
@@ -72,7 +76,7 @@ class Supervised(Task):
 
     def forward(self, batch: Batch) -> Step:
         logits = self.network(batch.images)
-        loss = cross_entropy(logits, batch.labels, self.label_smoothing)
+        loss = cross_entropy(logits, batch.labels, self.label_smoothing, self.class_weights)
         return Step(loss, logits, {"ce": loss.detach()})
 
 
@@ -87,6 +91,7 @@ class Distillation(Task):
         data: K, N and the image shape.
         name: of the method, in the terms of a step.
         label_smoothing: ε of the cross-entropy with the labels.
+        class_weights: as of `cross_entropy`.
         ask_in: images per forward pass of a frozen teacher. A smaller batch is filled up: another number of images
             may be given to other kernels, which round otherwise, and the cache's answers would not be the same bits.
 
@@ -104,6 +109,7 @@ class Distillation(Task):
         *,
         name: str = "distill",
         label_smoothing: float = 0.0,
+        class_weights: Tensor | None = None,
         ask_in: int = 1,
     ) -> None:
         super().__init__()
@@ -113,7 +119,7 @@ class Distillation(Task):
         self.method = method
         self.mix = mix
         self.name = name
-        self.label_smoothing = label_smoothing
+        self.label_smoothing, self.class_weights = label_smoothing, class_weights
         self.ask_in = ask_in
         self.cache: Answering | None = None  # answers in the teacher's place
         self.peer = teacher if method.teacher == "trained" and mix.weight else None
@@ -153,7 +159,8 @@ class Distillation(Task):
         weight = batch.at(self.mix.weight_at)
         terms: dict[str, Tensor] = {}
         if self.mix.ce_weight:
-            terms["ce"] = self.mix.ce_weight * cross_entropy(student.logits, batch.labels, self.label_smoothing)
+            ce = cross_entropy(student.logits, batch.labels, self.label_smoothing, self.class_weights)
+            terms["ce"] = self.mix.ce_weight * ce
         if weight:
             teacher = self.ask(batch.images) if self.cache is None else self.cache(batch)
             said = self.method.named_terms(student, teacher, batch)
@@ -202,6 +209,14 @@ def _evaluating(*networks: nn.Module | None) -> Iterator[None]:
             network.train(was_training)
 
 
-def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """Cross-entropy of logits [B, K] with labels [B], mean over the batch, in float32 at least."""
-    return F.cross_entropy(at_least_float32(logits), labels, label_smoothing=label_smoothing)
+def cross_entropy(
+    logits: Tensor, labels: Tensor, label_smoothing: float = 0.0, class_weights: Tensor | None = None
+) -> Tensor:
+    """Cross-entropy of logits [B, K] with labels [B], mean over the batch, in float32 at least.
+
+    Args:
+        class_weights: [K]: the mean is weighted, each image by its label's; None: all alike.
+    """
+    logits = at_least_float32(logits)
+    weight = None if class_weights is None else class_weights.to(logits.dtype)
+    return F.cross_entropy(logits, labels, weight, label_smoothing=label_smoothing)
