@@ -188,6 +188,21 @@ def _check_unvalidated(recipe: Recipe) -> None:
         raise ConfigError(f"trainer.{words} needs validation images; type dataset.val_fraction=0.1")
 
 
-def score_of(row: Mapping[str, Any], select_by: Score) -> float:
+def score_name(select_by: str) -> str:
+    """The key of the score in records and results."""
+    return "val_loss" if select_by == "nll" else f"val_{select_by}"
+
+
+def score_of(row: Mapping[str, Any], select_by: str) -> float:
     """The validation score of an epoch's record or of a result by which it is chosen; more is better."""
-    return float(-row["val_loss"] if select_by == "nll" else row[f"val_{select_by}"])
+    score = float(row[score_name(select_by)])
+    return -score if select_by == "nll" else score
+
+
+def score_text(row: Mapping[str, Any], select_by: str) -> str:
+    """`96.40 % on validation`, `91.20 % macro F1 on validation`."""
+    score = row[score_name(select_by)]
+    if select_by == "nll":
+        return f"negative log-likelihood {score:.4f} on validation"
+    words = {"balanced_accuracy": "balanced accuracy ", "macro_f1": "macro F1 "}
+    return f"{score:.2f} % {words.get(select_by, '')}on validation"

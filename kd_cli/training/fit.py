@@ -14,7 +14,7 @@ from torch import Tensor
 from kd_cli import console
 from kd_cli.arithmetic import arithmetic, refusing
 from kd_cli.config.overrides import recipe_key
-from kd_cli.config.recipe import Recipe, Score, check_possible, score_of
+from kd_cli.config.recipe import Recipe, Score, check_possible, score_name, score_of
 from kd_cli.console import Watcher
 from kd_cli.data.base import Data, Part
 from kd_cli.errors import DataError, Terminated
@@ -242,8 +242,8 @@ def _judge(
 
 def _chosen_by(select_by: Score, chosen: Record) -> Result:
     """What chose the epoch, where that was not top-1."""
-    score = "val_loss" if select_by == "nll" else f"val_{select_by}"
-    return {} if select_by == "top1" else {"select_by": select_by, score: chosen[score]}
+    name = score_name(select_by)
+    return {} if select_by == "top1" else {"select_by": select_by, name: chosen[name]}
 
 
 def _say_only_answer(stage: str, logits: Tensor, labels: Tensor, data: Data) -> None:

@@ -15,7 +15,7 @@ from kd_cli.errors import ConfigError, offer
 from kd_cli.taps import classifier_of
 
 _NEAREST = 5  # names in a message
-_WHOLE = 0.9  # of what lies before the classifier: a module that holds so much is no layer but a stack of them
+_STACK = 0.75  # of the parameters before the classifier: what holds so many is no layer but a stack of them
 _FROZEN = "kd_frozen"  # what a normalisation is marked with; a copy has the mark, too
 
 
@@ -162,17 +162,17 @@ def layers_of(network: nn.Module) -> dict[str, int]:
         return dict(found)
     head = {id(each) for part in head_of(network) for each in part.parameters()}
     body = {name: each for name, each in network.named_parameters() if id(each) not in head}
-    blocks = _merged(_blocks(network, "", body, _WHOLE * sum(each.numel() for each in body.values())), body)
+    blocks = _merged(_blocks(network, "", body), body)
     layers = {name: number for number, block in enumerate(blocks) for name in block}
     return {name: layers.get(name, 0 if name in body else len(blocks)) for name, _ in network.named_parameters()}
 
 
-def _blocks(module: nn.Module, prefix: str, body: Mapping[str, nn.Parameter], whole: float) -> list[list[str]]:
+def _blocks(module: nn.Module, prefix: str, body: Mapping[str, nn.Parameter]) -> list[list[str]]:
     blocks: list[list[str]] = []
     for name, child in module.named_children():
         names = [full for own, _ in child.named_parameters() if (full := f"{prefix}{name}.{own}") in body]
-        stack = sum(body[full].numel() for full in names) >= whole and any(True for _ in child.children())
-        blocks += _blocks(child, f"{prefix}{name}.", body, whole) if stack else [names]
+        stack = len(names) >= _STACK * len(body) and any(True for _ in child.children())
+        blocks += _blocks(child, f"{prefix}{name}.", body) if stack else [names]
     return [block for block in blocks if block]
 
 
