@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from kd_cli.config.recipe import Recipe
-from kd_cli.errors import ConfigError, offer
+from kd_cli.errors import ConfigError
 from kd_cli.taps import classifier_of
 
 _NEAREST = 5  # names in a message
@@ -77,10 +77,10 @@ def frozen_norms(network: nn.Module) -> list[nn.Module]:
 
 def _no_match(pattern: str, names: Sequence[str], what: str, alone: str) -> str:
     near = difflib.get_close_matches(pattern.strip("*."), names, n=_NEAREST, cutoff=0.0)
-    example = offer("trainer.freeze", f"['{near[0]}']")
+    example = f"freeze=[{near[0]}]"
     return (
         f"trainer.freeze: {pattern!r} matches no parameter or module of {what}; nearest: {', '.join(near)}; type "
-        f"{example} (of this network alone: {offer(f'{alone}.freeze', '[…]')})"
+        f"trainer.{example} (of this network alone: {alone}.{example})"
     )
 
 
