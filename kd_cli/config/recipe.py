@@ -68,8 +68,9 @@ class Recipe:
         cuda_graphs: record an update as a CUDA graph and replay it; `auto`: where it can be done, and true refuses
             where it cannot. The bits are the same.
         ema_decay: in (0, 1): an exponential moving average of the weights is evaluated and kept; null: none.
-        swa_epochs: in each of the last so many epochs the mean of the weights at their ends so far is evaluated and
-            kept, its batch normalisation measured anew on the epoch's images, ≥ 1 (arXiv:1803.05407); null: none.
+        swa_epochs: in each of the last so many epochs, or of all if there are fewer, the mean of the weights at the
+            epochs' ends so far is evaluated and kept, its batch normalisation measured anew on the epoch's images, ≥ 1
+            (arXiv:1803.05407); null: none.
         select_by: the validation score by which the best epoch is chosen, training stopped and options are searched.
         early_stopping: epochs without a better validation score after which training ends, ≥ 1; null: never.
         limit_train_batches: at most so many batches per epoch, for smoke runs; null: all.
@@ -122,21 +123,11 @@ class Recipe:
             raise ValueError("nesterov: true is not possible; sgd then needs a momentum above 0")
         if self.schedule == "plateau" and self.gamma >= 1:
             raise ValueError(f"gamma: {self.gamma:g} is not possible; plateau lowers the rate; type trainer.gamma=0.1")
-        if self.swa_epochs is not None:
-            self._check_swa(self.swa_epochs)
-
-    def _check_swa(self, last: int) -> None:
-        if last > self.epochs:
-            raise ValueError(
-                f"swa_epochs: {last} is not possible; there are {self.epochs} epochs; type "
-                f"trainer.swa_epochs={self.epochs} or less"
-            )
-        others = {"ema_decay": "is an average, too", "early_stopping": "makes any epoch the last one"}
-        for key, reason in others.items():
-            value = getattr(self, key)
-            if value is not None:
-                text = f"swa_epochs: {last} is not possible beside {key}={value:g}, which {reason}"
-                raise ValueError(f"{text}; type trainer.{key}=null")
+        reasons = {"ema_decay": "is an average, too", "early_stopping": "makes any epoch the last one"}
+        for key, reason in reasons.items() if self.swa_epochs is not None else ():
+            if getattr(self, key) is not None:
+                text = f"swa_epochs: {self.swa_epochs} is not possible beside {key}={getattr(self, key):g}"
+                raise ValueError(f"{text}, which {reason}; type trainer.{key}=null")
 
 
 def make_recipe(options: Mapping[str, Any], where: str = "trainer") -> Recipe:
@@ -148,7 +139,7 @@ def make_recipe(options: Mapping[str, Any], where: str = "trainer") -> Recipe:
     try:
         return Recipe(**bind_options(Recipe, options, where=where, what="the trainer"))
     except ValueError as error:
-        raise ConfigError(f"{where}.{error}") from error
+        raise ConfigError(f"{where}.{str(error).replace(' trainer.', f' {where}.')}") from error
 
 
 def check_possible(recipe: Recipe, *, validation: bool = True, on_cuda: bool) -> None:

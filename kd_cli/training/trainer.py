@@ -256,7 +256,7 @@ class Trainer:
 
     def _average(self) -> None:
         """In the last epochs of a recipe with `swa_epochs`: their weights so far, with statistics of their own."""
-        count = self.epoch + 1 - (self.recipe.epochs - (self.recipe.swa_epochs or 0))
+        count = self.epoch + 1 - max(0, self.recipe.epochs - (self.recipe.swa_epochs or 0))
         if count > 0:
             with patiently():
                 self.between_steps = False

@@ -95,9 +95,19 @@ def test_who_is_interrupted_while_statistics_are_measured_averages_no_epoch_twic
     [
         ({"ema_decay": 0.9}, r"beside ema_decay=0\.9, .*; type trainer\.ema_decay=null"),
         ({"early_stopping": 2}, r"beside early_stopping=2, .*; type trainer\.early_stopping=null"),
-        ({"epochs": 2}, r"there are 2 epochs; type trainer\.swa_epochs=2 or less"),
     ],
 )
 def test_what_cannot_be_beside_it_is_refused(options: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=f"swa_epochs: 3 is not possible.*{said}"):
         Recipe(**{**RECIPE, **options})
+
+
+def test_more_epochs_than_there_are_stand_for_all() -> None:
+    networks = []
+    for last in (2, 9):
+        trainer = Trainer(Recipe(epochs=2, batch_size=32, lr=0.02, swa_epochs=last), seed=3, device=CPU)
+        list(trainer.epochs(Supervised(make_student()), make_data()))
+        networks.append(trainer.deployed)
+        assert trainer.updater.average is not None
+        assert int(trainer.updater.average.n_averaged) == 2
+    assert same_tensors(*networks)
