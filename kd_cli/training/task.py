@@ -35,8 +35,11 @@ class Task(nn.Module):
     """A batch → Step. Every parameter of a task is trained, and all of its state is in the checkpoint.
 
     Attributes:
+        network: the network whose layers the recipe names.
         deployed: the network that is evaluated and saved.
     """
+
+    network: nn.Module
 
     @property
     def deployed(self) -> nn.Module:
@@ -60,12 +63,13 @@ class Supervised(Task):
     Args:
         network: images [B, C, H, W] → logits [B, K].
         label_smoothing: ε in [0, 1).
+        class_weights: as of `cross_entropy`.
     """
 
-    def __init__(self, network: nn.Module, label_smoothing: float = 0.0) -> None:
+    def __init__(self, network: nn.Module, label_smoothing: float = 0.0, class_weights: Tensor | None = None) -> None:
         super().__init__()
         self.network = network
-        self.label_smoothing = label_smoothing
+        self.label_smoothing, self.class_weights = label_smoothing, class_weights
 
     @property
     def deployed(self) -> nn.Module:
@@ -73,7 +77,7 @@ class Supervised(Task):
 
     def forward(self, batch: Batch) -> Step:
         logits = self.network(batch.images)
-        loss = label_loss(logits, batch, self.label_smoothing)
+        loss = label_loss(logits, batch, self.label_smoothing, self.class_weights)
         return Step(loss, logits, {"ce": loss.detach()})
 
 
@@ -88,6 +92,7 @@ class Distillation(Task):
         data: K, N and the image shape.
         name: of the method, in the terms of a step.
         label_smoothing: ε of the cross-entropy with the labels.
+        class_weights: as of `cross_entropy`.
         mixed: whether images are made of two, and have the labels of both.
         ask_in: images per forward pass of a frozen teacher. A smaller batch is filled up: another number of images
             may be given to other kernels, which round otherwise, and the cache's answers would not be the same bits.
@@ -107,6 +112,7 @@ class Distillation(Task):
         *,
         name: str = "distill",
         label_smoothing: float = 0.0,
+        class_weights: Tensor | None = None,
         ask_in: int = 1,
         mixed: bool = False,
     ) -> None:
@@ -117,7 +123,7 @@ class Distillation(Task):
         self.method = method
         self.mix = mix
         self.name = name
-        self.label_smoothing = label_smoothing
+        self.label_smoothing, self.class_weights = label_smoothing, class_weights
         self.ask_in = ask_in
         self.cache: Answering | None = None  # answers in the teacher's place
         self.peer = teacher if method.teacher == "trained" and mix.weight else None
@@ -160,7 +166,8 @@ class Distillation(Task):
         weight = batch.at(self.mix.weight_at)
         terms: dict[str, Tensor] = {}
         if self.mix.ce_weight:
-            terms["ce"] = self.mix.ce_weight * label_loss(student.logits, batch, self.label_smoothing)
+            ce = label_loss(student.logits, batch, self.label_smoothing, self.class_weights)
+            terms["ce"] = self.mix.ce_weight * ce
         if weight:
             teacher = self.ask(batch.images) if self.cache is None else self.cache(batch)
             said = self.method.named_terms(student, teacher, batch)
@@ -230,18 +237,37 @@ def _evaluating(*networks: nn.Module | None) -> Iterator[None]:
             network.train(was_training)
 
 
-def label_loss(logits: Tensor, batch: Batch, label_smoothing: float = 0.0) -> Tensor:
+def label_loss(
+    logits: Tensor, batch: Batch, label_smoothing: float = 0.0, class_weights: Tensor | None = None
+) -> Tensor:
     """Cross-entropy of logits [B, K] with a batch's labels; of mixed images with both, by their shares."""
+    own = cross_entropy(logits, batch.labels, label_smoothing, class_weights, each=batch.mixed is not None)
     if batch.mixed is None:
-        return cross_entropy(logits, batch.labels, label_smoothing)
-    own, other = (
-        F.cross_entropy(at_least_float32(logits), labels, label_smoothing=label_smoothing, reduction="none")
-        for labels in (batch.labels, batch.mixed.labels)
-    )
+        return own
+    other = cross_entropy(logits, batch.mixed.labels, label_smoothing, class_weights, each=True)
     share = batch.mixed.share
-    return (own * share + other * (1 - share)).mean()
+    total = (own * share + other * (1 - share)).sum()
+    if class_weights is None:
+        return total / len(logits)
+    weight = class_weights.to(total.dtype)
+    return total / (weight[batch.labels] * share + weight[batch.mixed.labels] * (1 - share)).sum()
 
 
-def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """Cross-entropy of logits [B, K] with labels [B], mean over the batch, in float32 at least."""
-    return F.cross_entropy(at_least_float32(logits), labels, label_smoothing=label_smoothing)
+def cross_entropy(
+    logits: Tensor,
+    labels: Tensor,
+    label_smoothing: float = 0.0,
+    class_weights: Tensor | None = None,
+    *,
+    each: bool = False,
+) -> Tensor:
+    """Cross-entropy of logits [B, K] with labels [B], mean over the batch, in float32 at least.
+
+    Args:
+        class_weights: [K]: the mean is weighted, each image by its label's; None: all alike.
+        each: image's own, [B], and not the mean.
+    """
+    logits = at_least_float32(logits)
+    weight = None if class_weights is None else class_weights.to(logits.dtype)
+    reduction = "none" if each else "mean"
+    return F.cross_entropy(logits, labels, weight, label_smoothing=label_smoothing, reduction=reduction)
