@@ -123,6 +123,26 @@ def switch(switches: Switches | None) -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined] # a property of the module
 
 
+@contextmanager
+def handed_back() -> Iterator[None]:
+    """PyTorch's switches are at the end as the program has them that kd works for; it may set them in between."""
+    import torch
+
+    global _current
+    cudnn, matmul, _current = torch.backends.cudnn, torch.backends.cuda.matmul, None
+    places = [(cudnn, "allow_tf32"), (matmul, "allow_tf32"), (cudnn, "deterministic"), (cudnn, "benchmark")]
+    places += [(torch.utils.deterministic, "fill_uninitialized_memory")]  # type: ignore[attr-defined]
+    before, mode = [(*place, getattr(*place)) for place in places], torch.get_deterministic_debug_mode()
+    try:
+        yield
+    finally:
+        if _current is not None:
+            for place in before:
+                setattr(*place)
+            torch.set_deterministic_debug_mode(mode)
+        _current = None
+
+
 def check_card(precision: str, device: torch.device) -> None:
     """Refuses TF32 where the device has none; where it has and is not asked for it, that is told, once.
 

@@ -8,7 +8,8 @@ import pkgutil
 import re
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
 
 from kd_cli.errors import ConfigError, offer, suggest
@@ -62,6 +63,15 @@ class Registry(Generic[T]):
             return component
 
         return add
+
+    @contextmanager
+    def lent(self, name: str, component: Callable[..., T]) -> Iterator[None]:
+        """A component is there while this is open: one of a program's own."""
+        self._components[name] = component
+        try:
+            yield
+        finally:
+            del self._components[name]
 
     def names(self) -> list[str]:
         """Every registered name, sorted."""

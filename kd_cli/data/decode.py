@@ -167,7 +167,12 @@ def open_image(path: Path) -> tuple[Image.Image, str]:
         Unreadable: it cannot be read.
     """
     with _opened(path) as (image, _):
-        return _opaque(_eight_bits(_upright(image))), _stored_as(image)
+        return as_meant(image)
+
+
+def as_meant(image: Image.Image) -> tuple[Image.Image, str]:
+    """An opened image as `open_image` gives it. Raises ValueError: nothing says what its numbers mean."""
+    return _opaque(_eight_bits(_upright(image))), _stored_as(image)
 
 
 @contextmanager
