@@ -17,8 +17,15 @@ _one_at_a_time = threading.RLock()  # random numbers, Hydra and PyTorch's switch
 
 
 @contextmanager
+def alone(*, quiet: bool) -> Iterator[None]:
+    """No other call works meanwhile; logging and PyTorch's switches are the program's afterwards."""
+    with _one_at_a_time, console.in_program(quiet=quiet), handed_back():
+        yield
+
+
+@contextmanager
 def called(*, quiet: bool) -> Iterator[None]:
-    """Hydra, logging, random numbers and PyTorch's switches are kd's while this is open, the program's afterwards.
+    """As `alone`, and Hydra and random numbers are the program's afterwards, too.
 
     Args:
         quiet: nothing but notices is said.
@@ -28,9 +35,8 @@ def called(*, quiet: bool) -> Iterator[None]:
         KeyboardInterrupt: the program was interrupted; the message says how to go on.
     """
     drawn_on = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    with _one_at_a_time, console.in_program(quiet=quiet), _own_hydra(), handed_back():
-        with torch.random.fork_rng(drawn_on), _told():
-            yield
+    with alone(quiet=quiet), _own_hydra(), torch.random.fork_rng(drawn_on), _told():
+        yield
 
 
 @contextmanager

@@ -180,7 +180,7 @@ def _asked(networks: Sequence[Opened], pictures: Iterable[Picture], device: torc
 
 
 def all_probabilities(opened: Opened, pictures: Iterable[Tensor]) -> Tensor:
-    """What one network says of pictures [H, W, C], uint8, in batches as `ask` makes them: [N, K], as `probabilities`."""
+    """Of pictures [H, W, C], uint8, in batches as `ask` makes them: [N, K], as `probabilities`."""
     source, device = iter(pictures), next(opened.network.parameters()).device
     said = [torch.empty(0, opened.first.spec().num_classes)]
     while batch := list(islice(source, _BATCH)):

@@ -31,7 +31,7 @@ def _functions() -> dict[str, str]:
     import re
     from pathlib import Path
 
-    found = {}
+    found: dict[str, str] = {}
     for path in (path for folder in __path__ for path in Path(folder).glob("*.py")):
         names = re.findall(rf"^def ({path.stem}\w*_loss)\(", path.read_text(encoding="utf-8"), re.MULTILINE)
         found |= dict.fromkeys(names, path.stem)
