@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kd_cli import console
 from kd_cli.errors import ConfigError
@@ -121,6 +121,33 @@ def switch(switches: Switches | None) -> None:
         torch.set_deterministic_debug_mode(2 if switches.refuses else 0)
     # kd reads no memory that it has not written, and filling that takes time.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined] # a property of the module
+
+
+@contextmanager
+def handed_back() -> Iterator[None]:
+    """PyTorch's switches are at the end as the program has them that kd works for; it may set them in between."""
+    import torch
+
+    global _current
+    cudnn, matmul, _current = torch.backends.cudnn, torch.backends.cuda.matmul, None
+    places = [(cudnn, "allow_tf32"), (matmul, "allow_tf32"), (cudnn, "deterministic"), (cudnn, "benchmark")]
+    places += [(torch.utils.deterministic, "fill_uninitialized_memory")]
+    before, mode = [_read(*place) for place in places], torch.get_deterministic_debug_mode()
+    try:
+        yield
+    finally:
+        if current() is not None:
+            for place in before:
+                setattr(*place)
+            torch.set_deterministic_debug_mode(mode)
+        _current = None
+
+
+def _read(place: Any, name: str) -> tuple[Any, str, Any]:
+    try:
+        return place, name, getattr(place, name)
+    except RuntimeError:  # the program uses the newer of PyTorch's two ways
+        return place, "fp32_precision", place.fp32_precision
 
 
 def check_card(precision: str, device: torch.device) -> None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 _json = False
+_quiet = False
 _emitted = False
 _noticed: dict[str, None] = {}  # in their order
 _live_console: Console | None = None  # while a live line is drawn, everything else must be printed through its console
@@ -37,6 +38,28 @@ def setup(*, as_json: bool) -> None:
     logger.setLevel(logging.INFO)
     logger.propagate = False
     logger.handlers = [_Notices()]
+
+
+@contextmanager
+def in_program(*, quiet: bool) -> Iterator[None]:
+    """While kd works for a program of somebody's: all is said on its standard output, and its logging is as it was.
+
+    Args:
+        quiet: nothing but notices is said.
+    """
+    global _json, _emitted, _quiet
+    logger, before = logging.getLogger("kd"), (_json, _emitted, _quiet, dict(_noticed))
+    level, propagates, handlers = logger.level, logger.propagate, logger.handlers
+    setup(as_json=False)
+    _quiet = quiet
+    try:
+        yield
+    finally:
+        _json, _emitted, _quiet, noticed = before
+        _noticed.clear()
+        _noticed.update(noticed)
+        logger.setLevel(level)
+        logger.propagate, logger.handlers = propagates, handlers
 
 
 def say(text: str = "", *, style: str = "") -> None:
@@ -194,7 +217,7 @@ def watching(label: str, epochs: int, done: int = 0) -> Iterator[Watcher]:
 def live_line(text: str) -> Iterator[None]:
     """A line that stays at the bottom of the terminal, if there is one, and that `live` changes."""
     people = _people()
-    if not people.is_terminal:
+    if people.quiet or not people.is_terminal:
         yield
         return
     global _live_console, _live_line
@@ -212,14 +235,15 @@ class _Notices(logging.Handler):
 
 
 def _people() -> Console:
-    return _live_console or _console(sys.stderr if _json else sys.stdout)
+    return _live_console or _console(sys.stderr if _json else sys.stdout, quiet=_quiet)
 
 
-def _console(stream: Any) -> Console:
+def _console(stream: Any, *, quiet: bool = False) -> Console:
     from rich.console import Console
 
     plain = os.environ.get("NO_COLOR") or os.environ.get("CI") or os.environ.get("TERM") == "dumb"
-    return Console(file=stream, force_terminal=False if plain else None)
+    # A notebook is a file: Rich would draw there with widgets that may not be installed.
+    return Console(file=stream, force_terminal=False if plain else None, force_jupyter=False, quiet=quiet)
 
 
 def _print_table(drawn: Table) -> None:

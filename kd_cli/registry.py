@@ -8,7 +8,8 @@ import pkgutil
 import re
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
 
 from kd_cli.errors import ConfigError, offer, suggest
@@ -20,6 +21,13 @@ _KINDS: Mapping[Any, tuple[str, str]] = {
     float: ("a number", "0.5"),
     bool: ("true or false", "true"),
     str: ("text", "NAME"),
+}
+
+OWN = "own"  # what a program has handed to kd.distill: of a record only its name can be read
+_OWN_REMEDY = {
+    "dataset": "name images on disk, dataset=image_folder dataset.root=DIR",
+    "model": "in Python kd.load(RUN, student=module) opens it; here name its code, student=external "
+    "student.callable=mine.Net plugins=[./mine.py]",
 }
 
 T = TypeVar("T")
@@ -63,6 +71,17 @@ class Registry(Generic[T]):
 
         return add
 
+    @contextmanager
+    def lent(self, name: str, component: Callable[..., T]) -> Iterator[None]:
+        """A component is there while this is open: one of a program's own."""
+        before = self._components.pop(name, None)
+        self._components[name] = component
+        try:
+            yield
+        finally:
+            del self._components[name]
+            self._components |= {} if before is None else {name: before}
+
     def names(self) -> list[str]:
         """Every registered name, sorted."""
         if not self._loaded:
@@ -94,6 +113,9 @@ class Registry(Generic[T]):
         Raises:
             ConfigError: unknown name.
         """
+        if name not in self and name.partition("_")[0] == OWN:
+            remedy = _OWN_REMEDY.get(self.group, "the same call of kd.distill goes on with it")
+            raise ConfigError(f"{where or self.group}: a program has handed its own to kd.distill; {remedy}")
         if name not in self:
             raise ConfigError(f"{where or self.group}: there is no {self.group} {name!r}{suggest(name, self.names())}")
         return self._components[name]

@@ -59,6 +59,18 @@ def test_a_component_is_built_from_its_options(lamps: Registry[Lamp]) -> None:
     assert lamp.options["bulbs"] == 1
 
 
+def test_a_lent_component_is_there_for_a_while_and_others_that_come_meanwhile_stay(lamps: Registry[Lamp]) -> None:
+    with lamps.lent("mine", Lamp):
+        assert "mine" in lamps
+        lamps.register("arrived")(lambda: Lamp())
+    assert "mine" not in lamps
+    assert "arrived" in lamps
+    kept = lamps.component("arrived")
+    with lamps.lent("arrived", Lamp):
+        assert lamps.component("arrived") is Lamp
+    assert lamps.component("arrived") is kept
+
+
 def test_a_whole_number_serves_as_a_float_and_becomes_one(lamps: Registry[Lamp]) -> None:
     assert isinstance(lamps.build({"name": "desk", "watts": 3}).options["watts"], float)
     assert [type(x) for x in lamps.build({"name": "desk", "watts": 1, "levels": [1, 2.0]}).options["levels"]] == [

@@ -13,7 +13,7 @@ import typer
 
 from kd_cli import console
 from kd_cli.config.base import STAGE_TRAINER
-from kd_cli.config.overrides import hydra_quote, only_typed, override_key, resume_command
+from kd_cli.config.overrides import hydra_quote, is_own, only_typed, override_key, resume_command
 from kd_cli.errors import ConfigError
 from kd_cli.launch.hydra_command import ConfigName, launch, present_one
 from kd_cli.launch.options import ConfigDir, Json, Words
@@ -87,6 +87,8 @@ def saved_command(run: Path, typed: Sequence[str] = ()) -> tuple[str, list[str]]
     command, arguments, directory = (need(record, key, run) for key in ("command", "arguments", "directory"))
     if command not in _JOBS:
         raise ConfigError(f"{run}: kd {command} is nothing to go on with; there are {', '.join(_JOBS)}")
+    if is_own(arguments):
+        raise ConfigError(f"{run} was begun by a program and goes on there: {resume_command(run, arguments)}")
     if command == "run" and record.get("stage"):
         raise ConfigError(f"{run} is a part of a comparison; type kd resume {shlex.quote(str(run.parent))}")
     _check_typed(run, directory, only_typed(arguments), typed)

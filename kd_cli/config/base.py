@@ -10,7 +10,6 @@ from kd_cli.config.recipe import Recipe, make_recipe
 
 OPEN = "kwargs"  # an option that is a mapping of what a function of others takes; empty mappings are open, too
 TRIAL = "KD_TRIAL"  # the variable that tells a point's process which trial of a search it is
-
 Config = dict[str, Any]
 Stage = Literal["teacher", "baseline", "distilled"]
 

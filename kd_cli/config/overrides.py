@@ -12,6 +12,7 @@ from typing import Any
 
 from kd_cli.config.base import STAGE_TRAINER, Stage
 from kd_cli.config.recipe import Recipe
+from kd_cli.registry import OWN
 
 _WITH_VALUE = ("--config-dir", "--config-name")
 VALUE_FOLLOWS = ("--config-dir", "--config-name", "--cfg", "--info", "--package")
@@ -49,9 +50,16 @@ def only_typed(arguments: Sequence[str]) -> list[str]:
     return [word for place, word in enumerate(arguments) if place in values or _can_name_code(word)]
 
 
-def resume_command(run: Path | str, words: Sequence[str]) -> str:
+def is_own(arguments: Sequence[str]) -> bool:
+    """Whether these are a run's arguments that a program has begun with networks of its own."""
+    return f"dataset={OWN}" in arguments
+
+
+def resume_command(run: Path | str, arguments: Sequence[str]) -> str:
     """What to type to go on with a run, with those of its arguments that `only_typed` gives."""
-    return " ".join(["kd resume", *map(shlex.quote, [str(run), *words])])
+    if is_own(arguments):
+        return f"kd.distill(…, folder={str(run)!r}), in the program, with the same arguments"
+    return " ".join(["kd resume", *map(shlex.quote, [str(run), *only_typed(arguments)])])
 
 
 def _can_name_code(word: str) -> bool:

@@ -59,7 +59,12 @@ def open_image(path: Path | str, opening: Opening | None = None) -> tuple[Image.
         Unreadable: it cannot be read.
     """
     with _opened(path, opening) as (image, _):
-        return _opaque(_eight_bits(_upright(image))), _stored_as(image)
+        return as_meant(image)
+
+
+def as_meant(image: Image.Image) -> tuple[Image.Image, str]:
+    """An opened image as `open_image` gives it. Raises ValueError: nothing says what its numbers mean."""
+    return _opaque(_eight_bits(_upright(image))), _stored_as(image)
 
 
 def read_scaled(path: Path | str, mode: Mode, opening: Opening, scales: Callable[[int, int], set[int]]) -> Scaled:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -26,6 +26,9 @@ from kd_cli.metrics.evaluate import evaluating
 from kd_cli.saved.network import Saved
 from kd_cli.storage.files import open_regular
 from kd_cli.types import DataSpec
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 _BATCH = 64
 _MODES: dict[int, Mode] = {1: "gray", 3: "rgb"}
@@ -108,8 +111,13 @@ class Reader:
     def _read(self, file: Path) -> Tensor:
         if self._geometry is not None:
             return read_fitted(file, self._mode, open_regular(file), self._geometry)
-        image, stored = open_image(file)
+        return self.fitted(*open_image(file))
+
+    def fitted(self, image: Image, stored: str) -> Tensor:
+        """[H, W, C], uint8, of an image as `open_image` gives it."""
         pixels = pixels_of(image, self._mode)
+        if self._geometry is not None:
+            return self._geometry.fitted(pixels)
         if pixels.shape != self._shape or stored != _STORED[self._mode]:
             self._changed[f"{image.width}×{image.height} {stored}"] += 1
         return pixels if pixels.shape == self._shape else resize_as_pil(pixels, self._shape)
@@ -179,6 +187,15 @@ def _asked(networks: Sequence[Opened], pictures: Iterable[Picture], device: torc
         said = {opened.name: probabilities(opened, pixels).tolist() for opened in networks}
         for row, picture in enumerate(batch):
             yield Panel(picture.name, picture.pixels, {name: rows[row] for name, rows in said.items()}, picture.truth)
+
+
+def all_probabilities(opened: Opened, pictures: Iterable[Tensor]) -> Tensor:
+    """Of pictures [H, W, C], uint8, in batches as `ask` makes them: [N, K], as `probabilities`."""
+    source, device = iter(pictures), next(opened.network.parameters()).device
+    said = [torch.empty(0, opened.first.spec().num_classes)]
+    while batch := list(islice(source, _BATCH)):
+        said.append(probabilities(opened, torch.stack(batch).to(device)))
+    return torch.cat(said)
 
 
 def _row(panel: Panel, classes: Sequence[str], top: int) -> dict[str, Any]:

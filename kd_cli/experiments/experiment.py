@@ -11,7 +11,7 @@ from torch import nn
 
 from kd_cli import console
 from kd_cli.config.base import Config, Launch, Stage, recipe_differences
-from kd_cli.config.overrides import only_typed, resume_command
+from kd_cli.config.overrides import resume_command
 from kd_cli.config.plan import Training
 from kd_cli.config.recipe import Recipe
 from kd_cli.data.base import Data
@@ -190,7 +190,7 @@ def _opened(setup: Setup, launch: Launch) -> Iterator[tuple[RunDir, Mapping[str,
             yield run, identity
         except (KeyboardInterrupt, Terminated) as error:
             kind = Interrupted if isinstance(error, KeyboardInterrupt) else Terminated
-            command = resume_command(console.short_path(run.path), only_typed(launch.arguments))
+            command = resume_command(console.short_path(run.path), launch.arguments)
             raise kind(f"stopped; what was trained is kept. Go on with:\n{command}") from None
 
 

@@ -15,7 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kd_cli.config.overrides import hydra_quote, only_typed, resume_command
+from kd_cli.config.overrides import hydra_quote, resume_command
 from kd_cli.console import short_path
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def resume_line(path: Path, identity: Mapping[str, Any]) -> str:
     of_comparison = identity.get("command") == "run" and identity.get("stage")
     run = path.parent if of_comparison else path
     if (run / "run.json").exists():
-        return resume_command(short_path(run), only_typed(identity.get("arguments", [])))
+        return resume_command(short_path(run), identity.get("arguments", []))
     place = f"hydra.run.dir={hydra_quote(short_path(run))}"
     return rerun_line({**identity, "arguments": [*identity.get("arguments", []), place]})
 

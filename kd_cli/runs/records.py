@@ -78,7 +78,7 @@ def network_name(model: Any) -> Any:
     match model:
         case {"name": "torchvision", "model": str(own)} | {"name": "external", "kwargs": {"model_name": str(own)}}:
             return own
-        case {"name": "external", "callable": str(function)}:
+        case {"name": "external", "callable": str(function)} | {"name": _, "network": str(function)}:
             return re.split(r"[.:]", function)[-1]
         case {"name": "onnx", "file": str(file)}:
             return Path(file).name

@@ -22,6 +22,7 @@ from kd_cli.metrics.evaluate import evaluate
 from kd_cli.metrics.scores import top_k
 from kd_cli.models.base import MODELS, model_shape
 from kd_cli.out_of_memory import needing_memory
+from kd_cli.registry import OWN
 from kd_cli.runs.folder import find_records
 from kd_cli.saved.weights import (
     Source,
@@ -230,6 +231,8 @@ def _check_record(source: Source, options: Mapping[str, Any], view: View, data: 
     record = source.record
     model = record.get("model", {})
     if model != dict(options):
+        if str(model.get("name")).startswith(OWN):
+            MODELS.component(model["name"], where="teacher.checkpoint")  # says what can be done with it
         raise ConfigError(
             f"teacher.checkpoint: {source.run} trained {brief(model)}, but teacher is {brief(options)}; "
             f"type teacher={model.get('name')} with the options of that run (kd show {shlex.quote(str(source.run))})"
