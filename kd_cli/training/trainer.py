@@ -276,7 +276,7 @@ class _Update:
 
         trainer, updater, count = self._trainer, self._trainer.updater, self._trainer.recipe.accumulate
         made = [trainer.feed.at(updater.done * count + place, place) for place in range(count)]
-        updater.learn_from([NotedBatch(*each, trainer.epoch, notes) for each in made])
+        updater.learn_from([NotedBatch(*each, trainer.epoch, notes=notes) for each in made])
         self._columns = list(updater.totals.sums)
 
     def seed(self) -> int:
