@@ -18,7 +18,7 @@ from kd_cli.errors import DataError
 from kd_cli.runs.checkpoint import Checkpoint, Checkpoints
 from kd_cli.runs.predictions import FILE, Predictions, read_predictions, write_predictions
 from kd_cli.runs.sweep_folder import SweepDir
-from kd_cli.storage.cache import cache_folder, read_cached, write_cached
+from kd_cli.storage.cache import cache_folder, read_cached, shards_in, write_cached
 from kd_cli.storage.files import file_digest, open_regular
 from kd_cli.teachers.outputs import Entry, Rows
 from tests.conftest import SMALL, Outcome
