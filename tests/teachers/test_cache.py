@@ -22,7 +22,7 @@ from kd_cli.data.base import Data
 from kd_cli.losses.base import LOSSES, build_loss
 from kd_cli.storage.cache import cache_folder, shards_in, write_cached
 from kd_cli.teachers.cache import CachedTeacher, network_digest
-from kd_cli.teachers.outputs import EXACT, Entry, Plain
+from kd_cli.teachers.outputs import Entry, Plain
 from kd_cli.training.task import Distillation
 from kd_cli.training.trainer import Trainer
 from kd_cli.types import Outputs
