@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from kd_cli import console
 from kd_cli.config.recipe import Recipe
 from kd_cli.data.base import Data
 from kd_cli.errors import ConfigError, offer
@@ -88,12 +89,19 @@ def build_task(
         raise ConfigError(f"loss={loss['name']} cannot work on this pair: {error}") from error
 
 
-def remember_teacher(setup: Setup, task: Distillation, teacher: Teacher, data: Data, seed: int) -> None:
-    """Lets the cache answer in the teacher's place, where that asks it less often than every step does."""
+def remember_teacher(
+    setup: Setup, task: Distillation, teacher: Teacher, data: Data, seed: int
+) -> Mapping[str, Mapping[str, Any]]:
+    """Lets the cache answer in the teacher's place, where that asks it less often than every step does.
+
+    Returns:
+        What is lost where answers are kept approximately, for the run's record.
+    """
     recipe, device = setup.recipes["distilled"], setup.device
     steps = data.steps(recipe.batch_size, recipe.limit_train_batches)
-    if not setup.cache_limit or recipe.epochs * steps * recipe.batch_size < data.spec.num_train:
-        return
+    live = not setup.cache_limit or recipe.epochs * steps * recipe.batch_size < data.spec.num_train
+    if live and not setup.kept:
+        return {}
     entry = make_entry(
         teacher.digest,
         setup.teacher,
@@ -103,9 +111,10 @@ def remember_teacher(setup: Setup, task: Distillation, teacher: Teacher, data: D
         device=device,
         precision=recipe.precision,
         taps=task.teacher_taps,
+        kept=setup.kept,
     )
     used = steps * recipe.batch_size if steps < data.steps(recipe.batch_size) else None
-    task.cache = CachedTeacher(
+    task.cache = cache = CachedTeacher(
         task.ask,
         data,
         entry,
@@ -114,4 +123,19 @@ def remember_teacher(setup: Setup, task: Distillation, teacher: Teacher, data: D
         device=device,
         used=used,
         fixed=device.type == "cuda",
+        live=live,
     )
+    return {"teacher_answers": _tell_costs(setup, task, cache)} if setup.kept else {}
+
+
+def _tell_costs(setup: Setup, task: Distillation, cache: CachedTeacher) -> Mapping[str, Any]:
+    from kd_cli.teachers.top_k import told
+
+    costs = cache.costs()
+    console.say(told(costs))
+    name, top_k = setup.loss["name"], setup.kept.top_k
+    if top_k is not None and task.method.whole_logits:
+        console.notice(f"{name} compares all logits, and with teacher_cache_top_k={top_k} all others have one value")
+    if top_k is not None and task.teacher_taps:
+        console.notice(f"teacher_cache_top_k={top_k} is of the logits: the features that {name} reads are kept whole")
+    return costs

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from mmap import mmap
@@ -48,6 +47,7 @@ class CachedTeacher:
         used: of how many rows an epoch makes its batches: of the first images in its order; None: of all.
         fixed: answers stay where they are on the device, whatever the epoch, so that a step can be recorded.
         resident: bytes that may be on the device; what is larger is read batch by batch. None: as much as is sensible.
+        live: it is asked at every step, and what would be kept of its answers is used.
     """
 
     def __init__(
@@ -62,6 +62,7 @@ class CachedTeacher:
         used: int | None = None,
         fixed: bool = False,
         resident: int | None = None,
+        live: bool = False,
     ) -> None:
         self._used = used if data.augmented else None  # the same answers in all epochs otherwise
         self._place: Tensor | None = None  # [N], the row of each image, on the device, where not all have one
@@ -74,7 +75,7 @@ class CachedTeacher:
         self._names: list[str] = []
         self._rows = data.spec.num_train  # of a view
         self._answers: Resident | Mapped | None = None
-        self._live = False
+        self._live = live
         self._announced = False
 
     def begin(self, epoch: int) -> None:
@@ -103,7 +104,7 @@ class CachedTeacher:
         batch.at(self._arranged)
         if self._answers is None:
             said = self._ask(batch.images)
-            return self._layout.through(said) if self._entry.kept and self._layout else said
+            return self._laid_out(said).through(said) if self._entry.kept else said
         assert self._layout is not None
         row = self._row(batch.ids)
         row = row if batch.repeat is None or not self._data.augmented else row + batch.repeat * self._rows
@@ -150,12 +151,12 @@ class CachedTeacher:
     def _find(self, name: str, ids: Tensor, view: int) -> list[Tensor] | None:
         """The rows of a view, in shards; None if the teacher is to be asked at every step."""
         some, said = self._sample(ids, view)
-        layout = self._layout = self._layout or make_layout(said, self._entry.kept)
+        layout = self._laid_out(said)
         expected = {column: values.cpu() for column, values in layout.encode(said).items()}
         shards = self._entry.shards(name, layout, len(ids), self._batch_size)
         fresh, found = not shards.folder.exists(), shards.all()
         while self._fill(shards, found, ids, view):
-            rows = [_words(found[number], layout) for number in range(shards.count)]
+            rows = [layout.mapped(found[number]) for number in range(shards.count)]
             taken = layout.unpack(Mapped([rows], torch.device("cpu")).take(self._row(some)))
             if all(torch.equal(taken[column], values) for column, values in expected.items()):
                 return rows
@@ -182,8 +183,12 @@ class CachedTeacher:
 
     def _asked(self, ids: Tensor, view: int, rows: range) -> Iterator[Tensor]:
         """The rows of some images, batch by batch: nothing else is held of them."""
-        self._announce()
         assert self._layout is not None
+        if not self._announced:
+            anew = ", as each view shows them" if self._data.augmented else ""
+            number = f"all {self._data.spec.num_train:,}" if self._used is None else f"{self._rows:,}"
+            console.say(f"teacher    is asked about {number} training images{anew}")
+        self._announced = True
         wanted = ids[rows.start : rows.stop].split(self._batch_size)
         for batch in self._data.views(wanted, seed=self._seed, view=view, device=self._device):
             with torch.inference_mode():
@@ -202,6 +207,18 @@ class CachedTeacher:
         self._rows = len(ids)
         return ids
 
+    def _laid_out(self, said: Outputs) -> Layout:
+        self._layout = self._layout or make_layout(said, self._entry.kept)
+        return self._layout
+
+    def costs(self) -> Mapping[str, Any]:
+        """What is lost of what the teacher says, on some images of the first epoch: see `top_k.costs`."""
+        from kd_cli.teachers.top_k import costs
+
+        view = self._data.views_in(0)[0]
+        _, said = self._sample(torch.arange(self._data.spec.num_train), view)
+        return costs(said, self._laid_out(said), self._entry.kept)
+
     def _row(self, ids: Tensor) -> Tensor:
         return ids if self._place is None else self._place[ids.to(self._place.device)]
 
@@ -214,23 +231,9 @@ class CachedTeacher:
         self._classifier = said.classifier
         return shown.ids, said
 
-    def _announce(self) -> None:
-        if not self._announced:
-            anew = ", as each view shows them" if self._data.augmented else ""
-            number = f"all {self._data.spec.num_train:,}" if self._used is None else f"{self._rows:,}"
-            console.say(f"teacher    is asked about {number} training images{anew}")
-        self._announced = True
-
     def _stop(self, reason: str) -> None:
         self._live = True
         log.warning("the teacher is asked at every step: %s", reason)
-
-
-def _words(rows: mmap, layout: Layout) -> Tensor:
-    """A shard's rows [n, words], which stay in their file."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that they cannot be written
-        return torch.frombuffer(rows, dtype=torch.uint8).view(layout.word).view(-1, layout.words)
 
 
 def validation_logits(network: nn.Module, data: Data, entry: Entry, *, batch_size: int, device: torch.device) -> Tensor:

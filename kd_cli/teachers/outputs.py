@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from math import prod
+from mmap import mmap
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -141,6 +143,12 @@ class Layout:
         parts = [columns[name].reshape(size, -1).contiguous().view(torch.uint8).cpu() for name, _, _ in self._columns]
         filling = torch.zeros(size, self.row_bytes - sum(self._sizes), dtype=torch.uint8)
         return torch.cat([*parts, filling], dim=1)
+
+    def mapped(self, rows: mmap) -> Tensor:
+        """A shard's rows [n, words], which stay in their file."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that they cannot be written
+            return torch.frombuffer(rows, dtype=torch.uint8).view(self.word).view(-1, self.words)
 
     def unpack(self, rows: Tensor) -> dict[str, Tensor]:
         """The columns of rows [B, words], where they are."""

@@ -80,11 +80,12 @@ def costs(said: Outputs, layout: Layout, kept: Kept) -> dict[str, Any]:
     """What is lost of what a teacher says when it is kept, as plain JSON values.
 
     Returns:
-        `images` B, `kl_1` and `kl_4`: the divergence in nats of what is kept from what was said at these
+        `top_k` and `dtype` as in `kept`, `images` B, `classes` C; `kl_1` and `kl_4`: the divergence in nats of what is kept from what was said at these
         temperatures; `tail_mass` of `TopK`; `largest_difference` of the logits and of each feature that is rounded.
     """
     left = layout.through(said)
-    facts: dict[str, Any] = {"top_k": kept.top_k, "dtype": kept.dtype, "images": len(said.logits)}
+    images, classes = said.logits.shape
+    facts: dict[str, Any] = {"top_k": kept.top_k, "dtype": kept.dtype, "images": images, "classes": classes}
     for temperature in _TEMPERATURES:
         true, kept_as = (at_least_float32(each.logits / temperature).log_softmax(dim=1) for each in (said, left))
         facts[f"kl_{temperature}"] = float((true.exp() * (true - kept_as)).sum(dim=1).mean())
@@ -97,10 +98,10 @@ def costs(said: Outputs, layout: Layout, kept: Kept) -> dict[str, Any]:
     return facts
 
 
-def told(facts: Mapping[str, Any], classes: int) -> str:
+def told(facts: Mapping[str, Any]) -> str:
     """What the costs are, in a line."""
     number = f" as {facts['dtype']}" if facts["dtype"] else ""
-    what = f"the {facts['top_k']} highest of {classes:,} logits" if facts["top_k"] else "rounded"
+    what = f"the {facts['top_k']} highest of {facts['classes']:,} logits" if facts["top_k"] else "rounded"
     parts = [f"KL {facts[f'kl_{each}']:.2g} at temperature {each}" for each in _TEMPERATURES]
     if "tail_mass" in facts:
         parts.insert(0, f"the other classes have {facts['tail_mass']:.2g} of the probability")
