@@ -203,8 +203,8 @@ def _check_kept(setup: Setup, data: Data) -> None:
     top_k, classes = setup.kept.top_k, data.spec.num_classes
     if top_k is not None and top_k >= classes:
         raise ConfigError(
-            f"teacher_cache_top_k: {top_k} is not possible, there are {classes} classes; type a smaller number, or null "
-            "to keep all logits"
+            f"teacher_cache_top_k: {top_k} is not possible, there are {classes} classes; type a smaller number, or "
+            "null to keep all logits"
         )
 
 

@@ -80,8 +80,9 @@ def costs(said: Outputs, layout: Layout, kept: Kept) -> dict[str, Any]:
     """What is lost of what a teacher says when it is kept, as plain JSON values.
 
     Returns:
-        `top_k` and `dtype` as in `kept`, `images` B, `classes` C; `kl_1` and `kl_4`: the divergence in nats of what is kept from what was said at these
-        temperatures; `tail_mass` of `TopK`; `largest_difference` of the logits and of each feature that is rounded.
+        `top_k` and `dtype` of `kept`, `images` B, `classes` C; `kl_1` and `kl_4`: the divergence, in nats, of what is
+        kept from what was said at these temperatures; `tail_mass` as `TopK` has it; `largest_difference` of the logits
+        and of each feature that is rounded.
     """
     left = layout.through(said)
     images, classes = said.logits.shape
