@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import re
 import shutil
 import threading
@@ -19,10 +20,11 @@ from torch import Tensor, nn
 from kd_cli import console
 from kd_cli.config.recipe import Recipe
 from kd_cli.data.base import Data
+from kd_cli.errors import ConfigError
 from kd_cli.losses.base import LOSSES, build_loss
 from kd_cli.storage.cache import cache_folder, shards_in, write_cached
 from kd_cli.teachers.cache import CachedTeacher, network_digest
-from kd_cli.teachers.outputs import Entry, Plain
+from kd_cli.teachers.outputs import Entry, Kept, Plain
 from kd_cli.training.task import Distillation
 from kd_cli.training.trainer import Trainer
 from kd_cli.types import Outputs
@@ -357,7 +359,10 @@ def test_the_command_line_keeps_answers_and_shares_them(kd: Run, teacher: str) -
 
 @pytest.mark.parametrize(
     "override",
-    ["trainer.batch_size=25", "trainer.precision=bf16", "dataset.num_train=310", "loss=fitnet"],
+    [
+        *("trainer.batch_size=25", "trainer.precision=bf16", "dataset.num_train=310", "loss=fitnet"),
+        *("teacher_cache_top_k=3", "teacher_cache_dtype=float16"),
+    ],
 )
 def test_what_changes_the_answers_is_asked_anew(kd: Run, teacher: str, override: str) -> None:
     kd(*DISTILL, teacher)
@@ -378,6 +383,70 @@ def test_another_teacher_is_asked_anew(kd: Run, teacher: str) -> None:
     assert "asked about all" in kd(*DISTILL, f"teacher.checkpoint={other}").err
     assert "asked about all" in kd(*DISTILL, f"{teacher.replace('=', '=[')},{other}]").err
     assert "asked about all" in kd(*DISTILL, f"{teacher.replace('=', '=[')},{other}]", "ensemble.weights=[1,3]").err
+
+
+def test_an_approximation_is_declared_and_is_the_same_however_it_is_made(kd: Run, teacher: str) -> None:
+    words = (*DISTILL, teacher, "teacher_cache_top_k=3", "teacher_cache_dtype=float16")
+    first = kd(*words)
+    assert "teacher    answers are kept approximately, the 3 highest of 10 logits as float16: on " in first.err
+    facts = json.loads(Path(first.json["run"], "run.json").read_text())["teacher_answers"]
+    assert (facts["top_k"], facts["dtype"], facts["classes"]) == (3, "float16", 10)
+    assert 0 < facts["tail_mass"] < 1
+    assert facts["kl_1"] > 0
+    (entry,) = (each for each in kd("cache", "--json").json["entries"] if each["kept"] != "exact")
+    assert (entry["kept"], entry["answers"], entry["shards"]) == ("top 3, float16", "train", 1)
+    for more in ("teacher_cache_gb=4", "teacher_cache_gb=0.000000001"):  # read, asked at every step
+        assert kd(*words, more).json["weights_sha256"] == first.json["weights_sha256"]
+    exact = kd(*DISTILL, teacher).json
+    assert exact["weights_sha256"] != first.json["weights_sha256"]
+    assert "teacher_answers" not in json.loads(Path(exact["run"], "run.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("loss", "said"),
+    [
+        (
+            ["loss=mse_logits"],
+            "mse_logits compares all logits, and with teacher_cache_top_k=3 all others have one value",
+        ),
+        (["loss=fitnet", "loss.taps=[embedding]"], "the features that fitnet reads are kept whole"),
+        (["loss=kd"], None),
+        (["loss=dml"], "teacher_cache_top_k has no effect: dml asks no finished teacher"),
+    ],
+)
+def test_what_a_loss_makes_of_few_logits_is_said(kd: Run, teacher: str, loss: list[str], said: str | None) -> None:
+    words = [word for word in [teacher] if loss != ["loss=dml"]]
+    err = kd(*DISTILL, *words, *loss, "teacher_cache_top_k=3", "trainer.epochs=1").err
+    assert said is None or said in err
+    assert ("teacher_cache_top_k" in err) == (said is not None)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["teacher_cache_top_k=0"], "teacher_cache_top_k: 0 is not possible"),
+        (["teacher_cache_top_k=10"], "teacher_cache_top_k: 10 is not possible, there are 10 classes"),
+        (["teacher_cache_top_k=2.5"], "teacher_cache_top_k: 2.5 is not a whole number"),
+        (["teacher_cache_dtype=int8"], "teacher_cache_dtype: 'int8' is not possible; type float16, bfloat16 or null"),
+        (["teacher_cache_top_k=3", "teacher_cache=false"], "type teacher_cache_top_k=null"),
+    ],
+)
+def test_approximations_that_are_not_possible_are_refused(kd: Run, words: list[str], said: str, teacher: str) -> None:
+    assert said in kd(*DISTILL, teacher, *words, code=2).message
+
+
+def test_a_type_too_small_for_the_answers_is_refused() -> None:
+    data = make_data()
+
+    def ask(images: Tensor) -> Outputs:
+        return Outputs(torch.zeros(len(images), 10), {"large": torch.full((len(images), 3), 1e5)})
+
+    kept = Kept(None, "float16")
+    teacher = CachedTeacher(ask, data, Entry({}, GIGABYTE, kept), seed=0, batch_size=BATCH, device=CPU)
+    with pytest.raises(
+        ConfigError, match=r"float16 cannot hold 1e\+05, which is among the teacher's large; type teacher"
+    ):
+        teacher.begin(0)
 
 
 def test_a_smoke_run_does_not_ask_about_images_it_never_sees(kd: Run, teacher: str) -> None:
