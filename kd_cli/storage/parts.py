@@ -66,6 +66,8 @@ class Part:
         """The shard is complete: it gets its name."""
         name = f"{self._number:04d}-{self._digest.hexdigest()}.rows"
         with self._guarded():
+            if not _is_file(self._path, self._file):  # the cache was cleared, and another process has begun anew
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self._path))
             sync(self._path)
             for path in self._shards.files(self._number):  # damaged ones
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()

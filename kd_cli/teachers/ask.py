@@ -94,8 +94,8 @@ def _shard(shards: Shards, number: int, ask: Ask, wait: bool) -> mmap | None:
 
 
 def _write(shards: Shards, number: int, part: Part, ask: Ask) -> mmap:
-    there = part.size // shards.about["row_bytes"]
-    for rows in ask(shards.rows(number)[there:]):
+    missing = shards.rows(number)[part.size // shards.about["row_bytes"] :]
+    for rows in ask(missing) if missing else ():  # a killed process may have left it just short of its name
         part.add(rows.numpy().tobytes())
     part.finish()
     found = shards.find(number)

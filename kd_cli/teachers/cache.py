@@ -170,13 +170,13 @@ class CachedTeacher:
 
     def _fill(self, shards: Shards, found: dict[int, mmap], ids: Tensor, view: int) -> bool:
         """Asks for the shards that are not found; whether all of them are there then."""
-        with self._entry.locked():  # it says what it is of, and that it is used
-            pass
+        self._entry.sign()
         if len(found) == shards.count:
             return True
         from kd_cli.teachers.ask import complete
 
         reason = complete(self._entry, shards, found, partial(self._asked, ids, view))
+        self._entry.sign()  # the cache may have been cleared meanwhile
         if reason:
             self._stop(reason)
         return not reason

@@ -274,6 +274,11 @@ class Entry:
         about = {"rows": size, "rows_per_shard": per_shard, **layout.about}
         return Shards(self.path / name, json.dumps(about, sort_keys=True))
 
+    def sign(self) -> None:
+        """Says what the entry is of, and that it is used."""
+        with self.locked():
+            pass
+
     @contextmanager
     def locked(self) -> Iterator[None]:
         """One process asks the teacher while the others wait; where files have no locks, each asks."""

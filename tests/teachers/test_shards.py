@@ -122,6 +122,17 @@ def test_killed_while_it_writes_another_goes_on_where_it_was(batches: int, per_s
 
 
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_killed_before_a_shard_gets_its_name_nothing_of_it_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    data, ask, per_shard = make_data(), Asked(), 4 * BATCH
+    rename = os.replace
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", lambda *names: ends(0) if str(names[1]).endswith(".rows") else rename(*names))
+        killed_after(100, data, per_shard)
+    assert torch.equal(everything(answering(ask, data, per_shard=per_shard)), live(data))
+    assert ask.batches == 1
+
+
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
 @pytest.mark.parametrize("place", [0, 1, 2])
 def test_of_what_a_killed_one_has_left_only_what_is_whole_is_taken(place: int) -> None:
     data, ask, per_shard = make_data(), Asked(), 4 * BATCH
