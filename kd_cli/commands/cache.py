@@ -37,13 +37,13 @@ def command(
     if action == "clear":
         _clear(rows)
         return
-    columns = ["entry", "kind", "of", "data", "taps", "answers", "MB", "last used"]
+    columns = ["entry", "kind", "of", "data", "taps", "kept", "answers", "shards", "MB", "last used"]
     if action == "verify":
         columns.append("state")
         rows = [row | {"state": _state(Path(row["path"]))} for row in rows]
     if rows:
         cells = [[row[name] for name in columns] for row in rows]
-        console.table(f"cache in {cache_folder()}", columns, cells, left=(*columns[:6], "last used", "state"))
+        console.table(f"cache in {cache_folder()}", columns, cells, left=(*columns[:7], "last used", "state"))
     else:
         console.say(f"nothing is kept in {cache_folder()}")
     console.emit({"folder": str(cache_folder()), "entries": rows})
@@ -70,19 +70,36 @@ def _row(path: Path) -> dict[str, Any]:
         "of": network_name(about.get("teacher")),
         "data": mapping(about.get("data")).get("name"),
         "taps": ", ".join(["logits", *map(str, taps)]) if isinstance(taps, list) else None,
+        "kept": _kept(about),
         "answers": _answers(path),
+        "shards": sum(1 for _ in path.glob("*/*.rows")) if path.is_dir() else None,
         "MB": round(size / 1e6, 2),
         "last used": time.strftime("%Y-%m-%d %H:%M", time.localtime(last_used(path))),
         "path": str(path),
     }
 
 
+def _kept(about: Mapping[str, Any]) -> str | None:
+    """What of an answer is kept: `exact`, or `top 10, float16`."""
+    from kd_cli.report.records import mapping
+
+    kept = mapping(about.get("kept"))
+    parts = [f"top {kept['top_k']}"] if kept.get("top_k") else []
+    parts += [str(kept["dtype"])] if kept.get("dtype") else []
+    return ", ".join(parts) or ("exact" if "kept" in about else None)
+
+
 def _answers(path: Path) -> str | None:
-    """About which images: `train, val`, or of how many epochs of augmented ones."""
-    names = [file.stem for file in _files(path)] if path.is_dir() else []
-    epochs = sum(name.startswith("seed-") for name in names)
+    """About which images: `train, val`, or of how many views of augmented ones."""
+    names = sorted(each.stem for each in (*path.glob("*.safetensors"), *_views(path)))
+    views = sum(name.startswith("seed-") for name in names)
     plain = [name for name in names if not name.startswith("seed-")]
-    return ", ".join([*plain, *([f"{epochs} augmented epochs"] if epochs else [])]) or None
+    return ", ".join([*plain, *([f"{views} augmented views"] if views else [])]) or None
+
+
+def _views(path: Path) -> Sequence[Path]:
+    """The folders of shards in an entry."""
+    return sorted(each for each in path.glob("*") if each.is_dir())
 
 
 def _files(path: Path) -> Sequence[Path]:
@@ -97,9 +114,10 @@ def _chosen(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> list[dict[s
 
 
 def _state(path: Path) -> str:
-    from kd_cli.storage.cache import read_cached
+    from kd_cli.storage.cache import read_cached, shards_in
 
     whole = all(read_cached(file) for file in _files(path)) and (path.is_file() or _is_about(path))
+    whole = whole and all(shards_in(view).is_whole() for view in _views(path))
     return "whole" if whole else "damaged"
 
 

@@ -27,16 +27,32 @@ def check_config(config: Config, reference: Config) -> None:
     if problems:
         raise ConfigError("\n".join(problems))
     make_recipe(config["trainer"])
-    if not 0 < config["teacher_cache_gb"] < math.inf:
-        raise ConfigError(
-            f"teacher_cache_gb: {config['teacher_cache_gb']} is not possible; it must be above 0 "
-            "(teacher_cache=false keeps nothing)"
-        )
+    _check_cache(config)
     if config["seed"] < 0:
         raise ConfigError(f"seed: {config['seed']} is not possible; it must be a whole number ≥ 0")
     _check_data(config["dataset"])
     check_numbers(config)
     _check_recipes(config)
+
+
+def _check_cache(config: Config) -> None:
+    size, top_k, dtype = (config[f"teacher_cache_{key}"] for key in ("gb", "top_k", "dtype"))
+    if not 0 < size < math.inf:
+        raise ConfigError(
+            f"teacher_cache_gb: {size} is not possible; it must be above 0 (teacher_cache=false keeps nothing)"
+        )
+    if top_k is not None and convert(top_k, int, "teacher_cache_top_k") < 1:
+        raise ConfigError(
+            f"teacher_cache_top_k: {top_k} is not possible; type a number ≥ 1, or null to keep all logits"
+        )
+    if dtype not in (None, "float16", "bfloat16"):
+        raise ConfigError(f"teacher_cache_dtype: {dtype!r} is not possible; type float16, bfloat16 or null")
+    for key, value in (("top_k", top_k), ("dtype", dtype)):
+        if value is not None and not config["teacher_cache"]:
+            raise ConfigError(
+                f"teacher_cache_{key}: {value} says how answers are kept, and teacher_cache=false keeps none; type "
+                f"teacher_cache_{key}=null"
+            )
 
 
 def _check_data(dataset: Mapping[str, Any]) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from kd_cli import console
 from kd_cli.config.recipe import Recipe
 from kd_cli.data.base import Data
 from kd_cli.errors import ConfigError, listed, offer
@@ -115,20 +116,27 @@ def class_weights(recipe: Recipe, data: Data, device: torch.device) -> torch.Ten
     return weights.to(device, torch.float32)
 
 
-def remember_teacher(setup: Setup, task: Distillation, teacher: Teacher, data: Data, seed: int) -> None:
-    """Lets the cache answer in the teacher's place, where that asks it less often than every step does."""
+def remember_teacher(
+    setup: Setup, task: Distillation, teacher: Teacher, data: Data, seed: int
+) -> Mapping[str, Mapping[str, Any]]:
+    """Lets the cache answer in the teacher's place, where that asks it less often than every step does.
+
+    Returns:
+        What is lost where answers are kept approximately, for the run's record.
+    """
     recipe, device = setup.recipes["distilled"], setup.device
     steps = data.steps(recipe.batch_size, recipe.limit_train_batches)
-    part = steps < data.steps(recipe.batch_size)
-    if not setup.cache_limit or recipe.epochs * steps * recipe.batch_size < data.spec.num_train:
-        return
+    live = not setup.cache_limit or recipe.epochs * steps * recipe.batch_size < data.spec.num_train
     if data.mixes and not data.repeatable:
         log.warning(
             "the teacher is asked at every step: dataset.repeats, views and balanced mix an image otherwise each time"
         )
-        return
+        live = True
+    part = steps < data.steps(recipe.batch_size)
     if data.balanced and data.augmented and part:  # asked about all images, the teacher would say more than is read
-        return
+        live = True
+    if live and not setup.kept:
+        return {}
     entry = make_entry(
         teacher.digest,
         setup.teacher,
@@ -138,9 +146,10 @@ def remember_teacher(setup: Setup, task: Distillation, teacher: Teacher, data: D
         device=device,
         precision=recipe.precision,
         taps=task.teacher_taps,
+        kept=setup.kept,
     )
     used = steps * recipe.batch_size if part and data.repeatable else None
-    task.cache = CachedTeacher(
+    task.cache = cache = CachedTeacher(
         task.ask,
         data,
         entry,
@@ -149,4 +158,19 @@ def remember_teacher(setup: Setup, task: Distillation, teacher: Teacher, data: D
         device=device,
         used=used,
         fixed=device.type == "cuda",
+        live=live,
     )
+    return {"teacher_answers": _tell_costs(setup, task, cache)} if setup.kept else {}
+
+
+def _tell_costs(setup: Setup, task: Distillation, cache: CachedTeacher) -> Mapping[str, Any]:
+    from kd_cli.teachers.top_k import told
+
+    costs = cache.costs()
+    console.say(told(costs))
+    name, top_k = setup.loss["name"], setup.kept.top_k
+    if top_k is not None and task.method.whole_logits:
+        console.notice(f"{name} compares all logits, and with teacher_cache_top_k={top_k} all others have one value")
+    if top_k is not None and task.teacher_taps:
+        console.notice(f"teacher_cache_top_k={top_k} is of the logits: the features that {name} reads are kept whole")
+    return costs

@@ -34,9 +34,10 @@ log = logging.getLogger("kd")
 _SLOW = 0.5  # of a moving average: less than half of it is the training
 _PROCEDURES = {"specialists", "assistants", "generations"}
 _OF_GIVEN = {f"teacher.{key}" for key in GIVEN}
+_KEPT = ("teacher_cache_top_k", "teacher_cache_dtype")
 _UNUSED: dict[Stage, set[str]] = {
-    "teacher": {"student", "loss", "baseline_trainer", "distill_trainer", "ensemble", *_PROCEDURES, *_OF_GIVEN},
-    "baseline": {"teacher", "loss", "teacher_trainer", "distill_trainer", "ensemble", *_PROCEDURES},
+    "teacher": {"student", "loss", "baseline_trainer", "distill_trainer", "ensemble", *_PROCEDURES, *_OF_GIVEN, *_KEPT},
+    "baseline": {"teacher", "loss", "teacher_trainer", "distill_trainer", "ensemble", *_PROCEDURES, *_KEPT},
     "distilled": {"teacher_trainer", "baseline_trainer", "ensemble.size", *_PROCEDURES},
 }
 _LARGE = 64  # pixels, from which on networks for digits are hopeless
@@ -103,6 +104,7 @@ def prepare(setup: Setup, data: Data, teachers: Sequence[Known]) -> Ready:
         ConfigError: recipes or pairs that cannot work: no training shall be in vain.
         DataError: a teacher that is damaged, not what its record says, or for other classes.
     """
+    _check_kept(setup, data)
     if setup.stage is None:
         _check_specialists(setup, data)
     for training in setup.trainings:
@@ -213,6 +215,15 @@ def _bound(setup: Setup, training: Training, student: nn.Module, teacher: nn.Mod
         raise ConfigError(f"{pair}: {error}") from error
 
 
+def _check_kept(setup: Setup, data: Data) -> None:
+    top_k, classes = setup.kept.top_k, data.spec.num_classes
+    if top_k is not None and top_k >= classes:
+        raise ConfigError(
+            f"teacher_cache_top_k: {top_k} is not possible, there are {classes} classes; type a smaller number, or "
+            "null to keep all logits"
+        )
+
+
 def _check_specialists(setup: Setup, data: Data) -> None:
     """Finds what the data do not allow of `specialists`."""
     try:
@@ -257,6 +268,9 @@ def _say_unused(setup: Setup, launch: Launch) -> None:
             console.notice(f"{key} has no effect: {setup.loss['name']} trains a teacher of its own")
         elif setup.stage is None and not setup.given:
             console.notice(f"{key} has no effect: kd run trains the teacher")
+    for key in sorted(set(_KEPT) & set(launch.given)) if setup.stage in (None, "distilled") else ():
+        if setup.kind != "frozen":
+            console.notice(f"{key} has no effect: {setup.loss['name']} asks no finished teacher")
     if setup.stage in (None, "distilled") and setup.weights and setup.members == 1:
         console.notice("ensemble.weights has no effect: there is one teacher")
 

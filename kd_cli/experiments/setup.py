@@ -30,6 +30,7 @@ from kd_cli.machine import pick_device
 from kd_cli.models.base import MODELS
 from kd_cli.storage.cache import is_untouched
 from kd_cli.teachers.load import Known
+from kd_cli.teachers.outputs import Kept
 from kd_cli.training.loggers.base import check_logger
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ class Setup:
         outputs: where dated folders are, and finished teachers.
         eval_batch_size: images per forward pass when a teacher is measured.
         cache_limit: bytes that kept answers of teachers may take; 0: nothing is kept.
+        kept: what is kept of an answer.
     """
 
     recorded: Config
@@ -82,6 +84,7 @@ class Setup:
     outputs: Path
     eval_batch_size: int
     cache_limit: int
+    kept: Kept
 
 
 def make_setup(config: Config, stage: Stage | None) -> Setup:
@@ -129,6 +132,7 @@ def make_setup(config: Config, stage: Stage | None) -> Setup:
         outputs=Path(config["outputs"]),
         eval_batch_size=config["trainer"]["eval_batch_size"],
         cache_limit=int(config["teacher_cache_gb"] * 1e9) if config["teacher_cache"] and not is_untouched() else 0,
+        kept=Kept(config["teacher_cache_top_k"], config["teacher_cache_dtype"]),
     )
 
 

@@ -87,6 +87,7 @@ class Adversarial(Features):
 
     def __post_init__(self) -> None:
         Distiller.__init__(self, self.taps or None, self.teacher_taps)
+        self.whole_logits = not self.taps
 
     def bind(self, student: Outputs, teacher: Outputs, data: DataSpec) -> None:
         ours, theirs = self._pair(student, teacher)

@@ -44,6 +44,7 @@ class Distiller(nn.Module):
         teacher_taps: what it reads from the teacher.
         teacher: whether it asks a frozen teacher, a second network that learns beside the student, or none at all.
         fades: whether it is 0 from some epoch on by a schedule of its own.
+        whole_logits: whether it reads the teacher's logits otherwise than as probabilities: each of them counts.
 
     Raises:
         ValueError: an empty list, or single features of the one network and not as many of the other.
@@ -53,6 +54,7 @@ class Distiller(nn.Module):
     teacher_taps: Sequence[str]
     teacher: Literal["frozen", "trained", "none"] = "frozen"
     fades = False
+    whole_logits = False
 
     def __init__(self, taps: Sequence[str] | None = None, teacher_taps: Sequence[str] | None = None) -> None:
         super().__init__()

@@ -34,6 +34,8 @@ class LogitStandardization(Distiller):
         ValueError: a method that reads features or asks no frozen teacher, or an option of the whole loss in `around`.
     """
 
+    whole_logits = True
+
     def __init__(self, around: Mapping[str, Any] | None = None) -> None:
         super().__init__()
         around = PLAIN_KD if around is None else around

@@ -34,6 +34,7 @@ class MSELogits(Method):
     """
 
     mse_weight: NonNegative = 1.0
+    whole_logits = True
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:  # noqa: ARG002
         return self.mse_weight * mse_logits_loss(student.logits, teacher.logits)

@@ -62,6 +62,7 @@ class SRRL(Features):
     fm_weight: NonNegative = 1.0
     sr_weight: NonNegative = 1.0
     taps: Sequence[str] = ("embedding",)
+    whole_logits = True
 
     def bind(self, student: Outputs, teacher: Outputs, data: DataSpec) -> None:  # noqa: ARG002
         pairs = self.pairs(student, teacher)

@@ -14,12 +14,13 @@ Facts = Mapping[str, Any]
 
 GROUPS = ("dataset", "teacher", "student", "loss")
 _PROCEDURES = ("ensemble", "specialists", "assistants", "generations")
+_ANSWERS = ("teacher_cache_top_k", "teacher_cache_dtype")
 _TRAINER: Mapping[str, str] = {str(stage): trainer for stage, trainer in STAGE_TRAINER.items()}
 _RECIPES = ("distill_trainer", "baseline_trainer", "teacher_trainer")  # whose value stands for all comes first
 _READS: Mapping[str, Sequence[str]] = {
     "teacher": ("dataset", "teacher", "teacher_trainer"),
     "baseline": ("dataset", "student", "baseline_trainer"),
-    "distilled": ("dataset", "teacher", "student", "loss", *_PROCEDURES, "distill_trainer"),
+    "distilled": ("dataset", "teacher", "student", "loss", *_PROCEDURES, *_ANSWERS, "distill_trainer"),
 }
 # Where data lie, how they are held, how much is evaluated at a time: none of it changes what is learned.
 _WITHOUT_EFFECT = {

@@ -1,14 +1,16 @@
 """What a frozen teacher says, asked once and kept on disk.
 
-An answer is used only if it is, bit for bit, what the teacher says of that image in any batch of the same size: a
-sample is compared whenever a file is made or read. N training images, B per batch.
+An answer is used only if it is, bit for bit, what the teacher says of that image in any batch of the same size, or what
+is kept of that: a sample is compared whenever files are made or read. N training images, B per batch.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from mmap import mmap
 from typing import Any
 
 import torch
@@ -18,20 +20,21 @@ from kd_cli import console
 from kd_cli.data.base import Data
 from kd_cli.data.sampling import generator, permutation
 from kd_cli.metrics.evaluate import evaluating, predict
-from kd_cli.storage.cache import folder_size
+from kd_cli.storage.cache import Shards, make_room, read_cached, write_cached
 from kd_cli.storage.tensors import digest_tensors
-from kd_cli.teachers.outputs import Answers, Entry, Rows
+from kd_cli.teachers.outputs import EXACT, LOGITS, Entry, Kept, Layout, Mapped, Resident, make_layout
 from kd_cli.turns import once
 from kd_cli.types import Batch, Outputs
 
 log = logging.getLogger("kd")
 
-_LOGITS = "logits"
 _FORMAT = 3  # raise it when what is kept changes
+_RESIDENT = 10**9  # bytes that are copied into the memory of a processor; more is read from the files' pages
+_SHARE = 4  # of the free memory of an accelerator that answers take
 
 
 class CachedTeacher:
-    """Answers for a frozen teacher, which is asked once about each image, or once per epoch where they are augmented:
+    """Answers for a frozen teacher, which is asked once about each image, or once per view where they are augmented:
     then only about those that the epoch uses.
 
     Args:
@@ -41,8 +44,10 @@ class CachedTeacher:
         seed: of the augmentation.
         batch_size: B.
         device: of the images.
-        used: of how many images, the first in its order, an epoch makes its batches; None: of all.
+        used: of how many rows an epoch makes its batches: of the first images in its order; None: of all.
         fixed: answers stay where they are on the device, whatever the epoch, so that a step can be recorded.
+        resident: bytes that may be on the device; what is larger is read batch by batch. None: as much as is sensible.
+        live: it is asked at every step, and what would be kept of its answers is used.
     """
 
     def __init__(
@@ -56,137 +61,177 @@ class CachedTeacher:
         device: torch.device,
         used: int | None = None,
         fixed: bool = False,
+        resident: int | None = None,
+        live: bool = False,
     ) -> None:
-        self._used = used if data.augmented else None  # one file for all epochs otherwise
+        self._used = used if data.augmented else None  # the same answers in all epochs otherwise
         self._place: Tensor | None = None  # [N], the row of each image, on the device, where not all have one
         self._fixed, self._version = fixed, 0
         self._ask, self._data, self._entry = ask, data, entry
         self._seed, self._batch_size, self._device = seed, batch_size, device
+        self._resident = resident
         self._classifier: nn.Module | None = None
-        self._name = ""
-        self._answers: Answers | None = None
-        self._live = False
+        self._layout: Layout | None = None
+        self._names: list[str] = []
+        self._rows = data.spec.num_train  # of a view
+        self._answers: Resident | Mapped | None = None
+        self._live = live
         self._announced = False
 
     def begin(self, epoch: int) -> None:
         """Finds the answers for an epoch, or asks for them."""
-        (view,) = self._data.views_in(epoch)
+        views = self._data.views_in(epoch) if self._data.augmented else (0,)
+        names = [self._name(view, epoch) for view in views]
+        if self._live or names == self._names:
+            return
+        self._names = []
+        if not self._fixed:
+            self._answers = None  # the last epoch's make room for this one's
+        ids = self._ids(epoch, len(views))
+        maps = []
+        for view, name in zip(views, names, strict=True):
+            found = None if self._live else self._find(name, ids, view)
+            maps += [] if found is None else [found]
+        self._keep(None if self._live else Mapped(maps, self._device), names)
+        self._names = names
+
+    def _name(self, view: int, epoch: int) -> str:
         part = "" if self._used is None else f"-first-{self._used}-of-epoch-{epoch:04d}"
-        augmented = f"seed-{self._seed}-view-{view:04d}{part}.safetensors"
-        name = augmented if self._data.augmented else "train.safetensors"
-        if not self._live and name != self._name:
-            self._name = ""
-            if not self._fixed:
-                self._answers = None  # the last epoch's make room for this one's
-            self._keep(self._find(name, epoch))
-            self._name = name
+        return f"seed-{self._seed}-view-{view:04d}{part}" if self._data.augmented else "train"
 
     def __call__(self, batch: Batch) -> Outputs:
         """What the teacher says of a batch of training images."""
         batch.at(self._arranged)
         if self._answers is None:
-            return self._ask(batch.images)
-        taken = {tap: rows.take(self._rows(batch.ids)) for tap, rows in self._answers.items()}
-        return Outputs(taken.pop(_LOGITS), taken, self._classifier)
+            said = self._ask(batch.images)
+            return self._laid_out(said).through(said) if self._entry.kept else said
+        assert self._layout is not None
+        row = self._row(batch.ids)
+        row = row if batch.repeat is None or not self._data.augmented else row + batch.repeat * self._rows
+        logits, features = self._layout.decode(self._layout.unpack(self._answers.take(row)))
+        return Outputs(logits, features, self._classifier)
 
     def _arranged(self, epoch: int) -> int:
         """Another number where answers are not where they were, or the teacher is to be asked."""
         self.begin(epoch)
         return self._version
 
-    def _keep(self, answers: Answers | None) -> None:
+    def _keep(self, found: Mapped | None, names: Sequence[str]) -> None:
+        """From now on these are the answers: where the last ones are, if they may stay there."""
         held = self._answers
-        if answers is None or held is None or not _alike(held, answers):
-            self._answers, self._version = answers, self._version + 1
-            return
-        for tap, rows in answers.items():
-            held[tap].values.copy_(rows.values)
+        if found is not None and self._fits(found):
+            same = isinstance(held, Resident) and held.values.shape == found.shape
+            if self._fixed and isinstance(held, Resident) and same and held.values.dtype == found.dtype:
+                found.copy_to(held.values)
+                return
+            self._answers = self._on_device(found, names)
+        else:
+            self._answers = found
+        self._version += 1
 
-    def _find(self, name: str, epoch: int) -> Answers | None:
-        """The answers for an epoch; None if the teacher is to be asked at every step."""
-        ids = self._ids(epoch)
-        sample, said = self._sample(ids, epoch)
-        with self._entry.locked():
-            answers = self._entry.read(name, len(ids))
-            if answers is not None and _agree(answers, self._rows(sample), said):
-                if self._fixed and self._answers is not None and _alike(self._answers, answers):
-                    return answers  # they are copied to where the last epoch's are
-                answers = self._on_device(name, answers)
-                if _agree(answers, self._rows(sample), said):
-                    return answers
-            if answers is not None:
-                log.warning("%s is not what the teacher says: it is asked again", self._entry.path / name)
-            return self._ask_all(name, ids, epoch, sample, said)
+    def _fits(self, found: Mapped) -> bool:
+        most = self._resident
+        if most is None:
+            cuda = self._device.type == "cuda"
+            most = torch.cuda.mem_get_info(self._device)[0] // _SHARE if cuda else _RESIDENT
+        own = self._answers.values.nbytes if isinstance(self._answers, Resident) else 0
+        return found.nbytes <= max(most, own)
 
-    def _on_device(self, name: str, answers: Answers) -> Answers:
+    def _on_device(self, found: Mapped, names: Sequence[str]) -> Resident:
         """Those of all epochs are there once for all trainings that share this process."""
 
-        def copied() -> Answers:
-            return Answers({tap: Rows(rows.values.to(self._device), rows.order) for tap, rows in answers.items()})
+        def copied() -> Resident:
+            values = torch.empty(found.shape, dtype=found.dtype, device=self._device)
+            found.copy_to(values)
+            return Resident(values)
 
-        path = self._entry.path / name
+        path = self._entry.path / names[0]
         return copied() if self._data.augmented else once(("answers", path, self._device), copied)
 
-    def _ids(self, epoch: int) -> Tensor:
+    def _find(self, name: str, ids: Tensor, view: int) -> list[Tensor] | None:
+        """The rows of a view, in shards; None if the teacher is to be asked at every step."""
+        some, said = self._sample(ids, view)
+        layout = self._laid_out(said)
+        expected = {column: values.cpu() for column, values in layout.encode(said).items()}
+        shards = self._entry.shards(name, layout, len(ids), self._batch_size)
+        fresh, found = not shards.folder.exists(), shards.all()
+        while self._fill(shards, found, ids, view):
+            rows = [layout.mapped(found[number]) for number in range(shards.count)]
+            taken = layout.unpack(Mapped([rows], torch.device("cpu")).take(self._row(some)))
+            if all(torch.equal(taken[column], values) for column, values in expected.items()):
+                return rows
+            shards.remove()
+            if fresh:
+                self._stop("its answer to an image depends on the others in the batch")
+                break
+            log.warning("%s is not what the teacher says: it is asked again", shards.folder)
+            fresh, found = True, {}
+        return None
+
+    def _fill(self, shards: Shards, found: dict[int, mmap], ids: Tensor, view: int) -> bool:
+        """Asks for the shards that are not found; whether all of them are there then."""
+        self._entry.sign()
+        if len(found) == shards.count:
+            return True
+        from kd_cli.teachers.ask import complete
+
+        reason = complete(self._entry, shards, found, partial(self._asked, ids, view))
+        self._entry.sign()  # the cache may have been cleared meanwhile
+        if reason:
+            self._stop(reason)
+        return not reason
+
+    def _asked(self, ids: Tensor, view: int, rows: range) -> Iterator[Tensor]:
+        """The rows of some images, batch by batch: nothing else is held of them."""
+        assert self._layout is not None
+        if not self._announced:
+            anew = ", as each view shows them" if self._data.augmented else ""
+            number = f"all {self._data.spec.num_train:,}" if self._used is None else f"{self._rows:,}"
+            console.say(f"teacher    is asked about {number} training images{anew}")
+        self._announced = True
+        wanted = ids[rows.start : rows.stop].split(self._batch_size)
+        for batch in self._data.views(wanted, seed=self._seed, view=view, device=self._device):
+            with torch.inference_mode():
+                packed = self._layout.pack(self._layout.encode(self._ask(batch.images)))
+            yield packed
+
+    def _ids(self, epoch: int, views: int) -> Tensor:
         """Of the images that the epoch uses, rising; each has the row of its place among them."""
         size = self._data.spec.num_train
         if self._used is None:
             return torch.arange(size)
-        ids = permutation(size, self._seed, epoch)[: self._used].sort().values
+        ids = permutation(size, self._seed, epoch)[: -(-self._used // views)].sort().values
         place = torch.full((size,), -1)
         place[ids] = torch.arange(len(ids))
         self._place = place.to(self._device) if self._place is None else self._place.copy_(place)
+        self._rows = len(ids)
         return ids
 
-    def _rows(self, ids: Tensor) -> Tensor:
+    def _laid_out(self, said: Outputs) -> Layout:
+        self._layout = self._layout or make_layout(said, self._entry.kept)
+        return self._layout
+
+    def costs(self) -> Mapping[str, Any]:
+        """What is lost of what the teacher says, on some images of the first epoch: see `top_k.costs`."""
+        from kd_cli.teachers.top_k import costs
+
+        view = self._data.views_in(0)[0]
+        _, said = self._sample(torch.arange(self._data.spec.num_train), view)
+        return costs(said, self._laid_out(said), self._entry.kept)
+
+    def _row(self, ids: Tensor) -> Tensor:
         return ids if self._place is None else self._place[ids.to(self._place.device)]
 
-    def _sample(self, ids: Tensor, epoch: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def _sample(self, ids: Tensor, view: int) -> tuple[Tensor, Outputs]:
         """Some of these training images, and what the teacher says of them now."""
-        random = generator(self._seed, "teacher cache", epoch)
+        random = generator(self._seed, "teacher cache", view)
         some = ids[torch.randperm(len(ids), generator=random)[: self._batch_size]]
-        (view,) = self._data.views_in(epoch)
         (shown,) = self._data.views(
             [some], seed=self._seed, view=view, device=self._device, batch_size=self._batch_size
         )
         said = self._ask(shown.images)
         self._classifier = said.classifier
-        return shown.ids, _named(said)
-
-    def _ask_all(
-        self, name: str, ids: Tensor, epoch: int, sample: Tensor, said: Mapping[str, Tensor]
-    ) -> Answers | None:
-        size = len(ids)
-        needed = size * sum(output[0].numel() * output.element_size() for output in said.values())
-        if folder_size(self._entry.path) + needed > self._entry.limit:
-            kept, limit = f"{needed / 1e9:.3g} GB", f"teacher_cache_gb={self._entry.limit / 1e9:g}"
-            per = " for each epoch" if self._data.augmented else ""
-            self._stop(f"its answers take {kept}{per}, more than {limit} leaves; a larger number keeps them")
-            return None
-        self._announce()
-        answers = Answers({tap: Rows.like(output, size) for tap, output in said.items()})
-        (view,) = self._data.views_in(epoch)
-        batches = self._data.views(
-            ids.split(self._batch_size), seed=self._seed, view=view, device=self._device, batch_size=self._batch_size
-        )
-        progress = console.Counted("teacher    was asked about", size)
-        with torch.inference_mode():
-            for batch in batches:
-                for tap, output in _named(self._ask(batch.images)).items():
-                    answers[tap].put(self._rows(batch.ids).to(output.device), output)
-                progress.add(len(batch.ids))
-        if not _agree(answers, self._rows(sample), said):
-            self._stop("its answer to an image depends on the others in the batch")
-            return None
-        self._entry.write(name, answers)
-        return answers
-
-    def _announce(self) -> None:
-        if not self._announced:
-            anew = ", as each epoch augments them" if self._data.augmented else ""
-            number = f"all {self._data.spec.num_train:,}" if self._used is None else f"{self._used:,}"
-            console.say(f"teacher    is asked about {number} training images{anew}")
-        self._announced = True
+        return shown.ids, said
 
     def _stop(self, reason: str) -> None:
         self._live = True
@@ -200,11 +245,13 @@ def validation_logits(network: nn.Module, data: Data, entry: Entry, *, batch_siz
     with evaluating(network):
         said = network(first.images).float().cpu()
     with entry.locked():
-        answers = entry.read(name, data.size("val"))
-        if answers is not None and _agree(answers, torch.arange(len(said)), {_LOGITS: said}):
-            return answers[_LOGITS].values
+        found = read_cached(entry.path / name)
+        kept = None if found is None else found[0].get(LOGITS)
+        if kept is not None and len(kept) == data.size("val") and torch.equal(kept[: len(said)], said):
+            return kept
         logits, _ = predict(network, data, "val", batch_size=batch_size, device=device)
-        entry.write(name, {_LOGITS: Rows(logits, (0, 1))})
+        make_room(entry.path, entry.limit - logits.nbytes)
+        write_cached(entry.path / name, {LOGITS: logits}, {})
     return logits
 
 
@@ -218,6 +265,7 @@ def make_entry(
     device: torch.device,
     precision: str = "fp32",
     taps: Sequence[str] = (),
+    kept: Kept = EXACT,
 ) -> Entry:
     """Where the answers of a frozen network to images of these data are.
 
@@ -227,6 +275,7 @@ def make_entry(
         limit: bytes.
         batch_size: of the forward passes.
         taps: features beside the logits.
+        kept: what is kept of an answer.
     """
     facts = {
         "format": _FORMAT,
@@ -235,10 +284,11 @@ def make_entry(
         "data": {"name": data.name, "fingerprint": data.fingerprint, "preprocessing": data.preprocessing},
         "batch_size": batch_size,
         "precision": precision,
+        "kept": vars(kept),
         "torch": torch.__version__,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(device),
     }
-    return Entry(facts, limit)
+    return Entry(facts, limit, kept)
 
 
 def _processor(device: torch.device) -> str:
@@ -249,21 +299,3 @@ def network_digest(network: nn.Module) -> str:
     """BLAKE2b of a network's structure, parameters and buffers, hex."""
     tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
     return hashlib.blake2b(f"{network} {digest_tensors(tensors)}".encode(), digest_size=16).hexdigest()
-
-
-def _alike(one: Answers, other: Answers) -> bool:
-    """Whether one's answers fit where the other's are."""
-    shapes = (
-        {tap: (rows.order, rows.values.shape, rows.values.dtype) for tap, rows in each.items()} for each in (one, other)
-    )
-    return next(shapes) == next(shapes)
-
-
-def _named(said: Outputs) -> dict[str, Tensor]:
-    return {_LOGITS: said.logits, **said.features}
-
-
-def _agree(answers: Answers, ids: Tensor, said: Mapping[str, Tensor]) -> bool:
-    return answers.keys() == said.keys() and all(
-        torch.equal(answers[tap].take(ids).to(output.device), output) for tap, output in said.items()
-    )

@@ -18,9 +18,11 @@ from kd_cli.errors import DataError
 from kd_cli.runs.checkpoint import Checkpoint, Checkpoints
 from kd_cli.runs.predictions import FILE, Predictions, read_predictions, write_predictions
 from kd_cli.runs.sweep_folder import SweepDir
-from kd_cli.storage.cache import cache_folder, read_cached, write_cached
+from kd_cli.storage.cache import cache_folder, read_cached, shards_in, write_cached
 from kd_cli.storage.files import file_digest, open_regular
-from kd_cli.teachers.outputs import Entry, Rows
+from kd_cli.storage.parts import writing
+from kd_cli.teachers.outputs import Entry, make_layout
+from kd_cli.types import Outputs
 from tests.conftest import SMALL, Outcome
 
 Damage = Callable[[bytes, random.Random], bytes]
@@ -61,18 +63,35 @@ def checkpoints(tmp_path: Path) -> Checkpoints:
     return made
 
 
-def answers() -> dict[str, Rows]:
-    return {tap: Rows(torch.randn(20, 5), (0, 1)) for tap in ("logits", "embedding")}
+def keep_answers(entry: Entry, view: str) -> None:
+    """20 rows of logits and embeddings in two shards."""
+    said = Outputs(torch.randn(20, 5), {"embedding": torch.randn(20, 5)})
+    layout = make_layout(said, entry.kept)
+    shards = entry.shards(view, layout, 20, batch_size=4)
+    rows = layout.pack(layout.encode(said)).numpy().tobytes()
+    for number in range(shards.count):
+        with writing(shards, number, wait=False) as part:
+            assert part is not None
+            part.add(rows[: shards.size(number)])
+            part.finish()
 
 
 @pytest.fixture
 def cached() -> list[Path]:
     """A file of each kind that the cache has."""
-    entry = Entry({"number": 1}, 10**9)
-    for name in ("train", "val", "seed-0-view-0000", "seed-0-epoch-0001"):
-        entry.write(f"{name}.safetensors", answers())
+    entry = Entry({"number": 1}, 10**9, per_shard=12)
+    for view in ("train", "seed-0-view-0000", "seed-0-view-0001"):
+        keep_answers(entry, view)
+    write_cached(entry.path / "val.safetensors", {"logits": torch.randn(20, 5)}, {})
     write_cached(cache_folder() / "data" / "0123.safetensors", {"images": torch.ones(9, 4, 4, 3)}, {"digest": "abc"})
-    return sorted(cache_folder().rglob("*.safetensors"))
+    return sorted(path for kind in ("safetensors", "rows") for path in cache_folder().rglob(f"*.{kind}"))
+
+
+def read(path: Path) -> object | None:
+    """What a file of the cache has, if it is what was written there."""
+    if path.suffix == ".safetensors":
+        return read_cached(path)
+    return shards_in(path.parent).find(int(path.name[:4]))
 
 
 def check_passed_over(checkpoints: Checkpoints, caplog: pytest.LogCaptureFixture) -> None:
@@ -91,7 +110,7 @@ def check_passed_over(checkpoints: Checkpoints, caplog: pytest.LogCaptureFixture
 def check_made_again(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A cache file is refused, in one line."""
     caplog.clear()
-    assert read_cached(path) is None
+    assert read(path) is None
     (line,) = caplog.messages
     assert line.endswith("it is not used")
     assert str(path) in line
@@ -121,7 +140,7 @@ def test_300_damages_of_each_kind_are_noticed(
     latest = checkpoints.latest()
     assert latest is not None
     assert latest.place == (2, 0)
-    assert all(read_cached(path) for path in cached)
+    assert all(read(path) for path in cached)
     assert read_predictions(tmp_path, weights="abc") is not None
 
 
@@ -222,37 +241,68 @@ def test_pipes_and_devices_in_a_checkpoint_are_neither_waited_for_nor_read(
 
 
 def test_cache_files_that_changed_places_are_noticed(cached: list[Path], caplog: pytest.LogCaptureFixture) -> None:
-    other = Entry({"number": 2}, 10**9)
-    other.write("train.safetensors", answers())
-    pairs = [(path, cached[number - 1]) for number, path in enumerate(cached)]
-    for path, source in [*pairs, (other.path / "train.safetensors", cached[-1].with_name("train.safetensors"))]:
+    other = Entry({"number": 2}, 10**9, per_shard=12)
+    keep_answers(other, "train")
+    (elsewhere,) = shards_in(other.path / "train").files(0)
+    (first,) = (path for path in cached if path.name.startswith("0000-") and path.parent.name == "train")
+    for path, source in [*((path, cached[number - 1]) for number, path in enumerate(cached)), (first, elsewhere)]:
         whole = path.read_bytes()
         shutil.copyfile(source, path)
         check_made_again(path, caplog)
         path.write_bytes(whole)
 
 
+def test_a_shard_under_its_own_name_in_another_place_is_noticed(
+    cached: list[Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    first, second = (path for path in cached if path.parent.name == "train")
+    moved = first.parent / first.name.replace("0000-", "0001-")
+    other = first.parent.with_name("seed-0-view-0000") / first.name
+    second.unlink()
+    for path in shards_in(other.parent).files():
+        path.unlink()
+    for place in (moved, other):
+        shutil.copyfile(first, place)
+        check_made_again(place, caplog)
+
+
 @pytest.mark.parametrize(
     ("before", "after"),
-    [(b"[0, 1]", b"[1, 0]"), (b'"embedding":{', b'"embeddinG":{'), (b'digest\\": \\"abc', b'digest\\": \\"abd')],
-    ids=["order", "name of a tap", "digest of images"],
+    [("[0, 1]", "[1, 0]"), ('"tap": "embedding"', '"tap": "embeddinG"'), ('"rows": 20', '"rows": 21'), ("32", "16")],
+    ids=["order", "name of a tap", "number of images", "type"],
 )
-def test_changed_facts_in_a_cache_file_are_noticed(
-    before: bytes, after: bytes, cached: list[Path], caplog: pytest.LogCaptureFixture
+def test_another_manifest_is_noticed(
+    before: str, after: str, cached: list[Path], caplog: pytest.LogCaptureFixture
 ) -> None:
-    (path,) = [path for path in cached if path.stem in ("train", "0123") and before in path.read_bytes()]
-    path.write_bytes(path.read_bytes().replace(before, after, 1))
-    check_made_again(path, caplog)
+    (first,) = (path for path in cached if path.name.startswith("0000-") and path.parent.name == "train")
+    path = first.parent / "manifest.json"
+    changed = path.read_text().replace(before, after, 1)
+    assert changed != path.read_text()
+    path.write_text(changed)
+    check_made_again(first, caplog)
+    assert not shards_in(path.parent).is_whole()
 
 
-def test_taps_that_changed_places_are_noticed(cached: list[Path], caplog: pytest.LogCaptureFixture) -> None:
-    path = next(path for path in cached if path.stem == "train")
-    content = path.read_bytes()
-    swapped = content.replace(b'"logits":{', b'"######":{').replace(b'"embedding":{', b'"logits":{')
-    head = swapped.replace(b'"######":{', b'"embedding":{')
-    assert len(head) == len(content)
-    assert head != content
-    path.write_bytes(head)
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("", "[]", "3", "{}", '{"rows": 20}', "[" * 100_000),
+        '{"rows": 1e30, "rows_per_shard": 0, "row_bytes": 1}',
+        '{"rows": "x", "rows_per_shard": 1, "row_bytes": 1}',
+        '{"rows": 1, "rows_per_shard": 1e9, "row_bytes": 1e30}',
+        '{"rows": 1000000000000000000000000, "rows_per_shard": 1, "row_bytes": 1}',
+        '{"rows": 20, "rows_per_shard": -1, "row_bytes": -1}',
+    ],
+)
+def test_a_manifest_of_anybodys_is_damaged_and_nothing_else(cached: list[Path], content: str) -> None:
+    path = next(each.parent for each in cached if each.suffix == ".rows") / "manifest.json"
+    path.write_text(content)
+    assert not shards_in(path.parent).is_whole()
+
+
+def test_changed_facts_in_a_cache_file_are_noticed(cached: list[Path], caplog: pytest.LogCaptureFixture) -> None:
+    (path,) = (path for path in cached if path.stem == "0123")
+    path.write_bytes(path.read_bytes().replace(b'digest\\": \\"abc', b'digest\\": \\"abd', 1))
     check_made_again(path, caplog)
 
 
@@ -322,14 +372,14 @@ def test_a_run_with_a_damaged_checkpoint_ends_with_the_same_bits(kd: Callable[..
 def test_a_damaged_cache_gives_the_same_student(kd: Callable[..., Outcome], teacher: dict[str, Any]) -> None:
     distill = ("distill", *SMALL, f"teacher.checkpoint={teacher['run']}", "--json")
     whole = kd(*distill).json["weights_sha256"]
-    for name in ("train", "val"):
-        (path,) = cache_folder().rglob(f"{name}.safetensors")
+    for name in ("train/*.rows", "val.safetensors"):
+        (path,) = cache_folder().rglob(name)
         for damage in (flip, cut, zero):
             spoil(path, damage)
             again = kd(*distill)
             assert again.json["weights_sha256"] == whole
             assert again.err.count("it is not used") == 1
-            assert read_cached(path)
+            assert read(path)
 
 
 def test_a_damaged_record_of_the_cache_is_shown_as_one(kd: Callable[..., Outcome], teacher: dict[str, Any]) -> None:

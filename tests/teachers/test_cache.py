@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import json
 import re
 import shutil
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +20,11 @@ from torch import Tensor, nn
 from kd_cli import console
 from kd_cli.config.recipe import Recipe
 from kd_cli.data.base import Data
+from kd_cli.errors import ConfigError
 from kd_cli.losses.base import LOSSES, build_loss
-from kd_cli.storage.cache import cache_folder, write_cached
+from kd_cli.storage.cache import cache_folder, shards_in, write_cached
 from kd_cli.teachers.cache import CachedTeacher, network_digest
-from kd_cli.teachers.outputs import Entry, Rows
+from kd_cli.teachers.outputs import Entry, Kept, Plain
 from kd_cli.training.task import Distillation
 from kd_cli.training.trainer import Trainer
 from kd_cli.types import Outputs
@@ -72,7 +75,9 @@ def learn(task: Distillation, data: Data, recipe: Recipe = RECIPE, seed: int = 0
 
 
 def answer_files() -> list[str]:
-    return sorted(path.name for path in cache_folder().rglob("*.safetensors"))
+    """The views that are there, and `val`."""
+    plain = [path.stem for path in cache_folder().rglob("*.safetensors")]
+    return sorted(plain + [path.parent.name for path in cache_folder().rglob("*.rows")])
 
 
 @pytest.mark.parametrize("augment", ["none", "crop_flip"])
@@ -128,7 +133,7 @@ def test_where_an_epoch_uses_some_images_the_teacher_is_asked_about_these() -> N
         before = counted.passes
         assert same_tensors(learn(task, data, recipe), plain)
         assert counted.passes - before == 3 * (1 + asked)
-    assert answer_files() == [f"seed-0-view-000{epoch}-first-100-of-epoch-000{epoch}.safetensors" for epoch in range(3)]
+    assert answer_files() == [f"seed-0-view-000{epoch}-first-100-of-epoch-000{epoch}" for epoch in range(3)]
     full = make_task("kd", data, teacher)  # what is there of some is not taken for all
     remember(full, data)
     before = counted.passes
@@ -146,9 +151,8 @@ def test_mixed_precision_is_the_same_with_and_without() -> None:
 def test_a_feature_comes_back_in_its_memory_format() -> None:
     maps = torch.randn(6, 3, 4, 5).contiguous(memory_format=torch.channels_last)
     for feature in (maps, maps.contiguous(), torch.randn(6, 7), torch.randn(6, 5, 7).transpose(1, 2)):
-        rows = Rows.like(feature, 6)
-        rows.put(torch.arange(6), feature)
-        taken = rows.take(torch.tensor([4, 0, 5]))
+        coding = Plain("maps", feature)
+        taken = coding.decode({tap: column[[4, 0, 5]] for tap, column in coding.encode(feature).items()})
         assert torch.equal(taken, feature[[4, 0, 5]])
         assert taken.stride() == feature[:3].stride()
 
@@ -159,7 +163,7 @@ def first_answers(task: Distillation, data: Data) -> Outputs:
 
 
 def stored() -> Path:
-    (path,) = cache_folder().rglob("train.safetensors")
+    (path,) = cache_folder().rglob("train/*.rows")
     return path
 
 
@@ -175,18 +179,29 @@ def cut(path: Path) -> None:
 
 def lie(path: Path) -> None:
     """Other answers under a right checksum."""
-    wrong = {name: values + 1e-6 for name, values in load_file(path).items()}
-    write_cached(path, wrong, {"order": '{"logits": [0, 1]}'})
+    wrong = bytes(len(path.read_bytes()))
+    digest = shards_in(path.parent).begun(0)
+    digest.update(wrong)
+    path.write_bytes(wrong)
+    path.rename(path.with_name(f"0000-{digest.hexdigest()}.rows"))
 
 
-def forget_a_tap(path: Path) -> None:
-    none: dict[str, Tensor] = {"other": torch.zeros(180, 10)}
-    write_cached(path, none, {"order": '{"other": [0, 1]}'})
+def take_another(path: Path) -> None:
+    """The rows of another view."""
+    other = path.parent.with_name("seed-0-view-0000")
+    digest = replace(shards_in(path.parent), folder=other).begun(0)
+    digest.update(path.read_bytes())
+    path.rename(path.with_name(f"0000-{digest.hexdigest()}.rows"))
 
 
 @pytest.mark.parametrize(
     ("damage", "said"),
-    [(flip_a_bit, "wrong checksum"), (cut, "is damaged"), (lie, "not what the teacher says"), (forget_a_tap, "not")],
+    [
+        (flip_a_bit, "wrong checksum"),
+        (cut, "another size"),
+        (lie, "not what the teacher says"),
+        (take_another, "damaged"),
+    ],
 )
 def test_wrong_answers_are_noticed_and_asked_for_again(
     damage: Callable[[Path], None], said: str, caplog: pytest.LogCaptureFixture
@@ -210,10 +225,10 @@ def test_answers_that_do_not_fit_are_not_kept_and_the_student_is_the_same(caplog
     one_epoch = 180 * 10 * 4
     remember(cached, data, limit=int(1.9 * one_epoch))
     assert same_tensors(learn(cached, data), learn(plain, data))
-    assert answer_files() == ["seed-0-view-0000.safetensors"]
+    assert answer_files() == ["seed-0-view-0000"]
     assert len(caplog.messages) == 1
     assert "teacher_cache_gb" in caplog.text
-    assert "for each epoch" in caplog.text
+    assert "for each view" in caplog.text
 
 
 def test_answers_that_no_memory_could_hold_are_asked_for_at_every_step(caplog: pytest.LogCaptureFixture) -> None:
@@ -243,7 +258,7 @@ def test_what_was_not_used_for_longest_makes_room() -> None:
 
 
 def stored_entry(number: int, data: Data) -> Path:
-    return Entry({"taps": [], "data": data.fingerprint, "number": number}, 1).path / "train.safetensors"
+    return Entry({"taps": [], "data": data.fingerprint, "number": number}, 1).path / "train"
 
 
 class Companion(nn.Module):
@@ -344,7 +359,10 @@ def test_the_command_line_keeps_answers_and_shares_them(kd: Run, teacher: str) -
 
 @pytest.mark.parametrize(
     "override",
-    ["trainer.batch_size=25", "trainer.precision=bf16", "dataset.num_train=310", "loss=fitnet"],
+    [
+        *("trainer.batch_size=25", "trainer.precision=bf16", "dataset.num_train=310", "loss=fitnet"),
+        *("teacher_cache_top_k=3", "teacher_cache_dtype=float16"),
+    ],
 )
 def test_what_changes_the_answers_is_asked_anew(kd: Run, teacher: str, override: str) -> None:
     kd(*DISTILL, teacher)
@@ -367,14 +385,78 @@ def test_another_teacher_is_asked_anew(kd: Run, teacher: str) -> None:
     assert "asked about all" in kd(*DISTILL, f"{teacher.replace('=', '=[')},{other}]", "ensemble.weights=[1,3]").err
 
 
+def test_an_approximation_is_declared_and_is_the_same_however_it_is_made(kd: Run, teacher: str) -> None:
+    words = (*DISTILL, teacher, "teacher_cache_top_k=3", "teacher_cache_dtype=float16")
+    first = kd(*words)
+    assert "teacher    answers are kept approximately, the 3 highest of 10 logits as float16: on " in first.err
+    facts = json.loads(Path(first.json["run"], "run.json").read_text())["teacher_answers"]
+    assert (facts["top_k"], facts["dtype"], facts["classes"]) == (3, "float16", 10)
+    assert 0 < facts["tail_mass"] < 1
+    assert facts["kl_1"] > 0
+    (entry,) = (each for each in kd("cache", "--json").json["entries"] if each["kept"] != "exact")
+    assert (entry["kept"], entry["answers"], entry["shards"]) == ("top 3, float16", "train", 1)
+    for more in ("teacher_cache_gb=4", "teacher_cache_gb=0.000000001"):  # read, asked at every step
+        assert kd(*words, more).json["weights_sha256"] == first.json["weights_sha256"]
+    exact = kd(*DISTILL, teacher).json
+    assert exact["weights_sha256"] != first.json["weights_sha256"]
+    assert "teacher_answers" not in json.loads(Path(exact["run"], "run.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("loss", "said"),
+    [
+        (
+            ["loss=mse_logits"],
+            "mse_logits compares all logits, and with teacher_cache_top_k=3 all others have one value",
+        ),
+        (["loss=fitnet", "loss.taps=[embedding]"], "the features that fitnet reads are kept whole"),
+        (["loss=kd"], None),
+        (["loss=dml"], "teacher_cache_top_k has no effect: dml asks no finished teacher"),
+    ],
+)
+def test_what_a_loss_makes_of_few_logits_is_said(kd: Run, teacher: str, loss: list[str], said: str | None) -> None:
+    words = [word for word in [teacher] if loss != ["loss=dml"]]
+    err = kd(*DISTILL, *words, *loss, "teacher_cache_top_k=3", "trainer.epochs=1").err
+    assert said is None or said in err
+    assert ("teacher_cache_top_k" in err) == (said is not None)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["teacher_cache_top_k=0"], "teacher_cache_top_k: 0 is not possible"),
+        (["teacher_cache_top_k=10"], "teacher_cache_top_k: 10 is not possible, there are 10 classes"),
+        (["teacher_cache_top_k=2.5"], "teacher_cache_top_k: 2.5 is not a whole number"),
+        (["teacher_cache_dtype=int8"], "teacher_cache_dtype: 'int8' is not possible; type float16, bfloat16 or null"),
+        (["teacher_cache_top_k=3", "teacher_cache=false"], "type teacher_cache_top_k=null"),
+    ],
+)
+def test_approximations_that_are_not_possible_are_refused(kd: Run, words: list[str], said: str, teacher: str) -> None:
+    assert said in kd(*DISTILL, teacher, *words, code=2).message
+
+
+def test_a_type_too_small_for_the_answers_is_refused() -> None:
+    data = make_data()
+
+    def ask(images: Tensor) -> Outputs:
+        return Outputs(torch.zeros(len(images), 10), {"large": torch.full((len(images), 3), 1e5)})
+
+    kept = Kept(None, "float16")
+    teacher = CachedTeacher(ask, data, Entry({}, GIGABYTE, kept), seed=0, batch_size=BATCH, device=CPU)
+    with pytest.raises(
+        ConfigError, match=r"float16 cannot hold 1e\+05, which is among the teacher's large; type teacher"
+    ):
+        teacher.begin(0)
+
+
 def test_a_smoke_run_does_not_ask_about_images_it_never_sees(kd: Run, teacher: str) -> None:
     kd(*DISTILL, teacher, "trainer.limit_train_batches=1")
-    assert answer_files() == ["val.safetensors"]
+    assert answer_files() == ["val"]
 
 
 def test_the_command_line_says_how_many_an_epoch_uses(kd: Run, teacher: str) -> None:
     words = (teacher, "dataset.augment=crop_flip", "trainer.limit_train_batches=2", "trainer.epochs=3")
-    assert "teacher    is asked about 100 training images, as each epoch augments them" in kd(*DISTILL, *words).err
+    assert "teacher    is asked about 100 training images, as each view shows them" in kd(*DISTILL, *words).err
 
 
 def test_how_long_the_teacher_is_asked_is_told_where_nobody_watches(capsys: pytest.CaptureFixture[str]) -> None:
@@ -403,7 +485,7 @@ def test_the_cache_is_listed_verified_and_cleared(kd: Run, teacher: str) -> None
     assert f"kd cache clear {name}" in verified.message
     assert "there is no entry 'other'" in kd("cache", "clear", "other", code=2).message
     assert kd("cache", "clear", name, "--json").json == {"removed": [name]}
-    assert answer_files() == ["val.safetensors"]
+    assert answer_files() == ["val"]
     kd("cache", "clear")
     assert kd("cache", "--json").json["entries"] == []
 
@@ -442,5 +524,5 @@ def test_the_validation_images_are_asked_about_once_too(kd: Run, teacher: str) -
     assert accuracy() == first
     assert path.stat().st_mtime_ns == made
     wrong = {name: -values for name, values in load_file(path).items()}
-    write_cached(path, wrong, {"order": '{"logits": [0, 1]}'})
+    write_cached(path, wrong, {})
     assert accuracy() == first

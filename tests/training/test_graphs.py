@@ -19,7 +19,7 @@ from kd_cli.data.base import Data
 from kd_cli.errors import ConfigError, DivergedError
 from kd_cli.losses.base import LOSSES, build_loss
 from kd_cli.teachers.cache import CachedTeacher
-from kd_cli.teachers.outputs import Entry
+from kd_cli.teachers.outputs import EXACT, Entry, Kept
 from kd_cli.training.task import Distillation, Supervised, Task
 from kd_cli.training.trainer import Trainer
 from kd_cli.types import Batch, Step
@@ -150,9 +150,9 @@ def test_what_changes_with_the_epoch_is_recorded_anew_and_nothing_else(
 ASKED = 32  # images of a forward pass of the teacher
 
 
-def remember(task: Distillation, data: Data, **options: Any) -> Distillation:
+def remember(task: Distillation, data: Data, kept: Kept = EXACT, **options: Any) -> Distillation:
     limit = options.pop("limit", 10**9)
-    entry = Entry({"taps": list(task.teacher_taps), "data": data.fingerprint}, limit)
+    entry = Entry({"taps": list(task.teacher_taps), "data": data.fingerprint, "kept": vars(kept)}, limit, kept, ASKED)
     cache = CachedTeacher(task.ask, data, entry, seed=0, batch_size=ASKED, device=CPU, fixed=True, **options)
     task.cache, task.ask_in = cache, ASKED
     return task
@@ -173,6 +173,23 @@ def test_what_the_teacher_said_is_found_where_it_was_in_every_epoch(
         recorded, same = trained(remember(make_task(loss), data, **options), True, data, **recipe)
         assert recorded._recorder.recorded == 1
         assert_same(same, bits)
+
+
+@pytest.mark.parametrize("kept", [Kept(3), Kept(3, "float16"), Kept(None, "float16")])
+def test_an_approximation_is_recorded_like_what_is_exact(kept: Kept) -> None:
+    data = make_data(augment="crop_flip")
+    _, bits = trained(remember(make_task("fitnet"), data, kept, live=True), False, data)
+    recorded, same = trained(remember(make_task("fitnet"), data, kept), True, data)
+    assert recorded._recorder.recorded == 1
+    assert_same(same, bits)
+
+
+def test_answers_larger_than_the_memory_cannot_be_recorded() -> None:
+    data = make_data(augment="crop_flip")
+    _, bits = trained(remember(make_task("kd"), data), True, data)
+    with pytest.raises(ConfigError, match="makes the program wait for the device"):
+        trained(remember(make_task("kd"), data, resident=0), True, data)
+    assert_same(trained(remember(make_task("kd"), data, resident=0), False, data)[1], bits)
 
 
 class ReadsTheEpoch(Supervised):
