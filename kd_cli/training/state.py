@@ -96,6 +96,8 @@ def put_slots(optimizers: Sequence[Optimizer], slots: Mapping[str, Any]) -> None
     for name, value in slots.items():
         number, index, slot = name.split(".", 2)
         if index == _GROUP:
+            if not isinstance(value, Tensor) or value.numel() != 1:
+                raise ValueError("an optimizer counted its updates by something that is no number")
             optimizers[int(number)].param_groups[int(slot)]["step"] = value
             continue
         parameter = parameters_of(optimizers[int(number)])[int(index)]

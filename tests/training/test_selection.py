@@ -168,6 +168,13 @@ def test_weights_of_another_number_than_classes_are_refused_with_what_to_type(kd
         assert "trainer.class_weights" in kd("run", *SMALL, f"trainer.class_weights={value}", code=2).message
 
 
+def test_a_list_of_weights_stands_for_no_specialist(kd) -> None:
+    words = ("experiment=specialists", "trainer.class_weights=[1,1,1,1,1,1,1,1,1,2]")
+    message = kd("run", *SMALL, *words, code=2).message
+    assert "trainer.class_weights: a specialist has classes of its own" in message
+    assert not unreadable(message)
+
+
 def test_a_distillation_weighs_the_labels_alone() -> None:
     batch, weights = make_batch(16), torch.linspace(0.2, 3, 10)
 
