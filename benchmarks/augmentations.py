@@ -1,6 +1,6 @@
 """How far kd's preprocessing is from torchvision's and PIL's: grey levels on real images, as a table.
 
-    python -m benchmarks.augmentations FOLDER    # of photographs; without one, of enlarged digits
+python -m benchmarks.augmentations FOLDER    # of photographs; without one, of enlarged digits
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 from torchvision.transforms.v2 import functional as v2
 
-from kd_cli.data.augmentations import operations
+from kd_cli.data.augmentations import operations, steps
 from kd_cli.data.augmentations.random_resized_crop import RandomResizedCrop
 from kd_cli.data.geometry import Geometry
 
@@ -62,7 +62,7 @@ SAME: Mapping[str, tuple[float, Callable[[Tensor], Tensor], Callable[[Image.Imag
 def own(name: str, magnitude: float, pixels: Tensor) -> Tensor:
     """What kd makes of an image [H, W, C]."""
     rows = operations.chosen_parameters([name], torch.zeros(1), torch.tensor([magnitude]), pixels.shape[:2])
-    return operations.operate(pixels[None], rows)[0]
+    return steps.operate(pixels[None], rows)[0]
 
 
 def results(name: str, pixels: Tensor) -> Iterator[tuple[str, Tensor, Tensor]]:
@@ -120,7 +120,11 @@ def main() -> None:
     for image in photographs(sys.argv[1] if sys.argv[1:] else None):
         small = image[:SIDE, :SIDE].contiguous()
         rows = [(name, each) for name in SAME for each in results(name, small)]
-        rows += [(f"resize 256, cut 224, {mode}", each) for mode in ("bilinear", "bicubic") for each in resampled(image, mode)]
+        rows += [
+            (f"resize 256, cut 224, {mode}", each)
+            for mode in ("bilinear", "bicubic")
+            for each in resampled(image, mode)
+        ]
         rows += [("random window", each) for each in windows(image)]
         for what, (beside, ours, theirs) in rows:
             found.setdefault((what, beside), []).append(difference(ours, theirs))

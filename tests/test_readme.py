@@ -16,7 +16,7 @@ METHODS = (ROOT / "docs" / "methods.md").read_text()
 PAGES = [
     README,
     METHODS,
-    *((ROOT / "docs" / f"{name}.md").read_text() for name in ("studies", "sweeping", "searching")),
+    *((ROOT / "docs" / f"{name}.md").read_text() for name in ("studies", "sweeping", "searching", "training")),
 ]
 BLOCKS = re.findall(r"```(?:sh|bash)\n(.*?)```", "".join(PAGES).replace("\\\n", " "), flags=re.DOTALL)
 TRAINING = ("kd run", "kd distill", "kd train", "kd check", "kd study")

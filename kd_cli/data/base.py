@@ -147,7 +147,7 @@ class Data:
         self._crop = source_crop(common.augment) if getattr(raw.train_images, "resizes", False) else None
         train, val, test = _stores(raw, common, len(taken), cropped=self._crop is not None)
         self._parts: dict[Part, Rows] = {
-            "train": Rows(train, kept, labels[kept]),
+            "train": Rows(train, kept, labels[kept], common.balanced),
             "val": Rows(val, taken, labels[taken]),
             "test": Rows(test, torch.arange(len(raw.test_labels)), raw.test_labels),
         }
@@ -165,6 +165,7 @@ class Data:
         self.preprocessing: dict[str, Any] = self._prepare.record()
         self.fingerprint = _fingerprint(raw, [taken] if common.images_per_class is None else [kept, taken])
         self.unreadable = raw.unreadable
+        self.balanced = common.balanced  # an epoch may show an image several times
         self.augmented = common.augment not in ("none", ())  # training images look different in every epoch
         self._view: View | None = None
         order.tell_rare(name, raw.class_names, *map(self.labels, get_args(Part)))
@@ -233,6 +234,11 @@ class Data:
         return self.size("train") // self._repeats * self._repeats
 
     @property
+    def repeatable(self) -> bool:
+        """Whether an epoch shows each image once, in the view of its number."""
+        return self._repeats == 1 and self._cycle is None and not self.balanced
+
+    @property
     def mixes(self) -> bool:
         """Whether training images are made of two, and have the labels of both."""
         return self._prepare.augmentation.mixes
@@ -299,7 +305,7 @@ class Data:
             )
             return
         assert batch_size is not None
-        batches = self._order(seed, batch_size, self.steps(batch_size)).images(self.size("train"), view, (0, 1))
+        batches = self._order(seed, batch_size, self.steps(batch_size)).images(part, view)
         pairs = order.partner_ids(batches, self.size("train"))
         others = self._augmented([pairs[each] for each in ids], table, seed, view, device)
         for each, images, mixed_in in zip(ids, seen, others, strict=True):

@@ -20,6 +20,8 @@ class Common:
         split_seed: fixes that share; not the run's seed, so that a teacher of another seed never saw these images.
         images_per_class: training images used of each class, those for validation among them, drawn by `split_seed`;
             none: all.
+        balanced: an epoch shows each class equally often, as many images as ever in all: those of large classes in
+            part, those of small ones several times. Otherwise each image once.
         augment: what is done to training images: `none`, a name, or a list of names and of {name: NAME, option: value}.
         repeats: R views of an image in one batch, ≥ 1. An epoch then shows an R-th of the images, R epochs all of them.
         views: different views that an image has, cycled; none: another in every epoch.
@@ -36,6 +38,7 @@ class Common:
     val_fraction: float = 0.1
     split_seed: int = 0
     images_per_class: int | None = None
+    balanced: bool = False
     augment: str | tuple[str | Mapping[str, Any], ...] = "none"
     repeats: int = 1
     views: int | None = None

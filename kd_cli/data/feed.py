@@ -22,11 +22,22 @@ from kd_cli.types import Batch, Mixed
 
 @dataclass(frozen=True)
 class Rows:
-    """One part of a data set: the rows [N] of a store that belong to it, and their labels [N]."""
+    """One part of a data set: the rows [N] of a store that belong to it, and their labels [N].
+
+    Args:
+        balanced: an epoch shows each class equally often.
+    """
 
     store: Store
     rows: Tensor
     labels: Tensor
+    balanced: bool = False
+
+    def order(self, seed: int, epoch: int) -> Tensor:
+        """The positions that an epoch shows: [N], int64."""
+        if self.balanced:
+            return sampling.balanced(self.labels, seed, epoch)
+        return sampling.permutation(len(self.rows), seed, epoch)
 
 
 @dataclass(frozen=True)
@@ -53,9 +64,10 @@ class Order:
         """The views that it shows, in the order of `Batch.repeat`."""
         return sampling.views_in(epoch, self.repeats, self.cycle)
 
-    def images(self, size: int, epoch: int, shard: tuple[int, int]) -> list[Tensor]:
-        """The images of each batch, each once."""
-        order = sampling.shown(size, self.seed, epoch, self.repeats)
+    def images(self, part: Rows, epoch: int, shard: tuple[int, int] = (0, 1)) -> list[Tensor]:
+        """The images of each batch, each once; of R epochs each takes an R-th of one order."""
+        place, count = epoch % self.repeats, len(part.rows) // self.repeats
+        order = part.order(self.seed, epoch - place)[place * count : (place + 1) * count]
         return sampling.cut(order, self.batch_size // self.repeats, range(self.steps), shard)
 
 
@@ -102,7 +114,7 @@ class Feed:
             first: how many of its batches are left out.
         """
         size, views = len(self._part.rows), self._order.views(epoch)
-        images = self._order.images(size, epoch, self._shard)
+        images = self._order.images(self._part, epoch, self._shard)
         once = torch.cat(images) if images else torch.empty(0, dtype=torch.int64)
         ids = once.repeat_interleave(len(views))
         repeat = torch.arange(len(views)).repeat(len(once))

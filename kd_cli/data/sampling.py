@@ -25,13 +25,6 @@ def permutation(size: int, seed: int, epoch: int) -> Tensor:
     return torch.randperm(size, generator=generator(seed, "order", epoch))
 
 
-def shown(size: int, seed: int, epoch: int, repeats: int) -> Tensor:
-    """The images of an epoch in their order, int64: all [N], or an R-th of them, [N // R]; R epochs divide all."""
-    place = epoch % repeats
-    count = size // repeats
-    return permutation(size, seed, epoch - place)[place * count : (place + 1) * count]
-
-
 def views_in(epoch: int, repeats: int, cycle: int | None) -> tuple[int, ...]:
     """The views of an image that an epoch shows: those that R epochs would show it one by one.
 
@@ -40,6 +33,27 @@ def views_in(epoch: int, repeats: int, cycle: int | None) -> tuple[int, ...]:
     """
     first = epoch - epoch % repeats
     return tuple(view % cycle if cycle else view for view in range(first, first + repeats))
+
+
+def balanced(labels: Tensor, seed: int, epoch: int) -> Tensor:
+    """An order of an epoch in which each class comes equally often, give or take one: [N], int64.
+
+    Images of large classes are left out, those of small ones repeated, none again before all of its class were there.
+
+    Args:
+        labels: [N], int64.
+    """
+    size, random = len(labels), generator(seed, "balanced", epoch)
+    shuffled = permutation(size, seed, epoch)
+    by_class = shuffled[labels[shuffled].argsort(stable=True)]
+    counts = labels.bincount()
+    classes = counts.nonzero().flatten()
+    classes = classes[torch.randperm(len(classes), generator=random)]  # the first have one image more than the others
+    turn = torch.arange(size)
+    drawn = classes[turn % len(classes)]
+    first = counts.cumsum(0) - counts
+    ids = by_class[first[drawn] + (turn // len(classes)) % counts[drawn]]
+    return ids[torch.randperm(size, generator=random)]
 
 
 def count_steps(size: int, batch_size: int, limit: int | None = None) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from torch import nn
 
 from kd_cli.config.recipe import Recipe
 from kd_cli.data.base import Data
-from kd_cli.errors import ConfigError, offer
+from kd_cli.errors import ConfigError, listed, offer
 from kd_cli.experiments.setup import Setup
 from kd_cli.losses.base import build_loss
 from kd_cli.metrics.evaluate import check_takes
@@ -23,6 +24,8 @@ from kd_cli.storage.files import file_digest
 from kd_cli.teachers.cache import CachedTeacher, make_entry
 from kd_cli.teachers.load import Teacher
 from kd_cli.training.task import Distillation
+
+log = logging.getLogger("kd")
 
 
 def build_network(
@@ -82,17 +85,49 @@ def build_task(
             data.spec,
             name=loss["name"],
             label_smoothing=recipe.label_smoothing,
+            class_weights=class_weights(recipe, data, next(student.parameters()).device),
             ask_in=min(recipe.batch_size, data.spec.num_train),
+            mixed=data.mixes,
         )
     except ValueError as error:
         raise ConfigError(f"loss={loss['name']} cannot work on this pair: {error}") from error
+
+
+def class_weights(recipe: Recipe, data: Data, device: torch.device) -> torch.Tensor | None:
+    """The recipe's weights of the classes [K]; None: all alike. A class without training images has weight 1.
+
+    Raises:
+        ConfigError: another number of weights than classes.
+    """
+    given, classes = recipe.class_weights, data.spec.num_classes
+    if given is None:
+        return None
+    if given == "balanced":
+        images = data.labels("train").bincount(minlength=classes)
+        weights = torch.where(images > 0, len(data.labels("train")) / (classes * images), 1.0)
+    elif len(given) == classes:
+        weights = torch.tensor(given)
+    else:
+        raise ConfigError(
+            f"trainer.class_weights: {len(given)} weights are given for {classes} classes "
+            f"({listed(data.spec.class_names)}); give one for each, or type trainer.class_weights=balanced"
+        )
+    return weights.to(device, torch.float32)
 
 
 def remember_teacher(setup: Setup, task: Distillation, teacher: Teacher, data: Data, seed: int) -> None:
     """Lets the cache answer in the teacher's place, where that asks it less often than every step does."""
     recipe, device = setup.recipes["distilled"], setup.device
     steps = data.steps(recipe.batch_size, recipe.limit_train_batches)
+    part = steps < data.steps(recipe.batch_size)
     if not setup.cache_limit or recipe.epochs * steps * recipe.batch_size < data.spec.num_train:
+        return
+    if data.mixes and not data.repeatable:
+        log.warning(
+            "the teacher is asked at every step: dataset.repeats, views and balanced mix an image otherwise each time"
+        )
+        return
+    if data.balanced and data.augmented and part:  # asked about all images, the teacher would say more than is read
         return
     entry = make_entry(
         teacher.digest,
@@ -104,7 +139,7 @@ def remember_teacher(setup: Setup, task: Distillation, teacher: Teacher, data: D
         precision=recipe.precision,
         taps=task.teacher_taps,
     )
-    used = steps * recipe.batch_size if steps < data.steps(recipe.batch_size) else None
+    used = steps * recipe.batch_size if part and data.repeatable else None
     task.cache = CachedTeacher(
         task.ask,
         data,

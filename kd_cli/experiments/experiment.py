@@ -13,9 +13,10 @@ from kd_cli import console
 from kd_cli.config.base import Config, Launch, Stage, recipe_differences
 from kd_cli.config.overrides import only_typed, resume_command
 from kd_cli.config.plan import Training
+from kd_cli.config.recipe import Recipe
 from kd_cli.data.base import Data
 from kd_cli.errors import Interrupted, Terminated
-from kd_cli.experiments.build import build_network, build_task, note_model, remember_teacher
+from kd_cli.experiments.build import build_network, build_task, class_weights, note_model, remember_teacher
 from kd_cli.experiments.preflight import Ready, check_unchanged, frozen_teacher, get_ready
 from kd_cli.experiments.setup import Setup, make_setup
 from kd_cli.metrics.evaluate import confusion_matrix
@@ -116,19 +117,20 @@ def _learn(
             network = _network(setup, training, ready)
         else:
             network, data = _specialist(setup, training, run, data, teachers[0])
-        task = Supervised(network, recipe.label_smoothing)
+        weights = class_weights(recipe, data, setup.device)
+        task = Supervised(network, recipe.label_smoothing, weights)
         note_model(run, training.model)
-    callbacks = [*make_loggers(setup.logger, run), *_pruners(launch, training.name, recipe.epochs)]
+    callbacks = [*make_loggers(setup.logger, run), *_pruners(launch, training.name, recipe)]
     return fit(task, data, run, recipe, facts, device=setup.device, callbacks=callbacks)
 
 
-def _pruners(launch: Launch, name: str, epochs: int) -> list[Callback]:
+def _pruners(launch: Launch, name: str, recipe: Recipe) -> list[Callback]:
     """What may end a trial of a search early; in a comparison its distilled student."""
     if launch.trial is None or (launch.command == "run" and name != "distilled"):
         return []
     from kd_cli.training.trial_pruner import Pruner
 
-    return [Pruner(launch.trial, epochs)]
+    return [Pruner(launch.trial, recipe)]
 
 
 def _network(setup: Setup, training: Training, ready: Ready) -> nn.Module:

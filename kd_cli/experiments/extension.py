@@ -38,6 +38,8 @@ def check_extension(setup: Setup, launch: Launch) -> None:
         reason = f"it was to have {planned}, and fewer are another training"
     elif recipe.schedule in ("cosine", "onecycle"):
         reason = f"trainer.schedule={recipe.schedule} spreads the learning rate over all epochs, from the first on"
+    elif recipe.swa_epochs is not None:
+        reason = f"trainer.swa_epochs={recipe.swa_epochs} has averaged what would not be the last epochs any more"
     elif result["epochs"] < planned:
         reason = f"trainer.early_stopping={recipe.early_stopping} ended it at epoch {result['epochs']}, and would again"
     elif others := _other_differences(config, setup.recorded):

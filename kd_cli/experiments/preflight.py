@@ -20,7 +20,7 @@ from kd_cli.config.plan import GIVEN, Training, check_groups
 from kd_cli.config.recipe import Recipe, check_possible
 from kd_cli.data.base import Data, load_dataset
 from kd_cli.errors import ConfigError, DataError, listed
-from kd_cli.experiments.build import build_network, build_peer, build_task
+from kd_cli.experiments.build import build_network, build_peer, build_task, class_weights
 from kd_cli.experiments.setup import Setup
 from kd_cli.runs.identity import is_complete
 from kd_cli.runs.records import sound_record
@@ -115,6 +115,7 @@ def prepare(setup: Setup, data: Data, teachers: Sequence[Known]) -> Ready:
         # A student first, so that every loss starts from the same one; its teacher then, whose making draws numbers.
         network = build_network(training.model, training.role, training.seed, data, setup.device)
         networks[training.name] = network
+        _check_parts(training, network, setup.recipes[training.stage], data)
         _check_batch_of_one(training, network, setup.recipes[training.stage], data)
         if training.stage == "distilled":
             teaching: nn.Module | None = None
@@ -133,6 +134,21 @@ def prepare(setup: Setup, data: Data, teachers: Sequence[Known]) -> Ready:
         {name: networks[name] for name in final - set(tasks)},
         {name: tasks[name] for name in final & set(tasks)},
     )
+
+
+def _check_parts(training: Training, network: nn.Module, recipe: Recipe, data: Data) -> None:
+    """What a recipe says of layers and classes must fit the network and the data."""
+    class_weights(recipe, data, torch.device("cpu"))
+    if training.group is not None and isinstance(recipe.class_weights, tuple):
+        raise ConfigError(
+            "trainer.class_weights: a specialist has classes of its own, for which no list stands; "
+            "type teacher_trainer.class_weights=balanced"
+        )
+    if recipe.freeze or recipe.backbone_lr_factor != 1 or recipe.optimizer == "muon":
+        from kd_cli.training.groups import check_parts
+
+        what = f"{training.role}={training.model['name']}"
+        check_parts(network, recipe, what=what, alone=STAGE_TRAINER[training.stage])
 
 
 def _check_batch_of_one(training: Training, network: nn.Module, recipe: Recipe, data: Data) -> None:

@@ -194,7 +194,9 @@ def _work(training: Mapping[str, Any]) -> str:
 
 def present_one(result: Mapping[str, Any]) -> None:
     """What came of one network."""
-    val = "" if result["val_top1"] is None else f", {result['val_top1']:.2f} % on validation"
+    from kd_cli.config.recipe import score_text
+
+    val = "" if result["val_top1"] is None else f", {score_text(result, result.get('select_by', 'top1'))}"
     console.say()
     console.say(
         f"{result['stage']}: {result['test_top1']:.2f} % of the test images at epoch {result['best_epoch']}{val}; "

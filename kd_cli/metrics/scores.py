@@ -98,6 +98,26 @@ def confusion(logits: Tensor, labels: Tensor) -> Tensor:
     return torch.bincount(labels * classes + logits.argmax(dim=1), minlength=classes**2).view(classes, classes)
 
 
+def selection(select_by: str, logits: Tensor, labels: Tensor) -> dict[str, float]:
+    """The score of validation images that a training asked for beside top-1 and likelihood, named as in its records.
+
+    Balanced accuracy is the mean recall of the classes with images, macro F1 the mean of F1 = 2·TP / (2·TP + FP + FN)
+    over the classes with images or answers; both in percent.
+
+    Args:
+        select_by: top1, balanced_accuracy, macro_f1 or nll.
+        logits: [N, K], N > 0.
+        labels: [N].
+    """
+    if select_by not in ("balanced_accuracy", "macro_f1"):
+        return {}
+    counts = confusion(logits, labels).double()
+    right, images, answers = counts.diagonal(), counts.sum(dim=1), counts.sum(dim=0)
+    parts, wholes = (right, images) if select_by == "balanced_accuracy" else (2 * right, images + answers)
+    there = wholes > 0
+    return {f"val_{select_by}": round(100 * float((parts[there] / wholes[there]).mean()), 2)}
+
+
 def per_class(counts: Tensor, class_names: Sequence[str]) -> list[dict[str, Any]]:
     """For each class its name, its `images` and how many of them were recognised, `top1`; None without images.
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
 
+from kd_cli.config.recipe import score_name
 from kd_cli.metrics.significance import PairedGain, paired_gain
 from kd_cli.report.tables import STAGES, gain_sentence
 
@@ -44,10 +45,12 @@ class Setting:
         return fmean(numbers) if numbers else None
 
     def said(self, role: str, key: str = "test_top1") -> str:
-        """`97.02 ± 0.21 %`: mean and standard deviation."""
-        numbers = list(self.values(role, key).values())
-        spread = f" ± {stdev(numbers):.2f}" if len(numbers) > 1 else ""
-        return f"{fmean(numbers):.2f}{spread} %"
+        """`97.02 ± 0.21 %`: mean and standard deviation; of losses in nats."""
+        numbers, digits, unit = list(self.values(role, key).values()), 2, "%"
+        if key == "val_loss":
+            digits, unit = 4, "nats"
+        spread = f" ± {stdev(numbers):.{digits}f}" if len(numbers) > 1 else ""
+        return f"{fmean(numbers):.{digits}f}{spread} {unit}"
 
     def gain(self) -> PairedGain | None:
         """Distilled − baseline, paired by seed; None with fewer than two seeds."""
@@ -119,18 +122,20 @@ def _one_seed(settings: Sequence[Setting]) -> list[str]:
 
 def _choice(settings: Sequence[Setting]) -> list[str]:
     """Which setting is best on validation, and which of the others are worse beyond their noise."""
-    known = [setting for setting in settings if setting.mean("distilled", "val_top1") is not None]
+    key, by = _chosen_by(settings)
+    known = [setting for setting in settings if setting.mean("distilled", key) is not None]
     if len(known) < 2:
         return []
-    means = [round(setting.mean("distilled", "val_top1") or 0.0, _DIGITS) for setting in known]
-    ties = [setting for setting, mean in zip(known, means, strict=True) if mean == max(means)]
+    means = [round(setting.mean("distilled", key) or 0.0, _DIGITS) for setting in known]
+    top = min(means) if key == "val_loss" else max(means)
+    ties = [setting for setting, mean in zip(known, means, strict=True) if mean == top]
     best, are, it = (
         ties[0],
         "is" if len(ties) == 1 else "are",
         "it" if len(ties) == 1 else f"the first, {ties[0].name},",
     )
     head = (
-        f"On validation {_list(_few([each.name for each in ties]))} {are} best ({best.said('distilled', 'val_top1')}); "
+        f"On validation {_list(_few([each.name for each in ties]))} {are} best{by} ({best.said('distilled', key)}); "
         f"on the test images {it} has {best.said('distilled')}"
     )
     against = {
@@ -145,6 +150,15 @@ def _choice(settings: Sequence[Setting]) -> list[str]:
         return [f"{head}, and no other setting differs from that beyond the noise of {_seeds(against.values())} seeds."]
     rest = "" if len(clear) == len(against) else "; the others are within their noise"
     return [f"{head}. Beyond its noise differs from that: {_list(_few(clear))}{rest}."]
+
+
+def _chosen_by(settings: Sequence[Setting]) -> tuple[str, str]:
+    """The score that chose the epochs of all of them, and words for it; top-1 where they differ in that."""
+    runs = [run for setting in settings for run in setting.runs["distilled"].values()]
+    found = {run.get("select_by", "top1") for run in runs}
+    select_by = found.pop() if len(found) == 1 else "top1"
+    words = {"balanced_accuracy": " by balanced accuracy", "macro_f1": " by macro F1", "nll": " by likelihood"}
+    return score_name(select_by), words.get(select_by, "")
 
 
 def _teachers(settings: Sequence[Setting]) -> list[str]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+from kd_cli.config.recipe import Score, score_name
 from kd_cli.report.collect import Collected
 from kd_cli.report.compare import Comparison
 from kd_cli.report.records import Run, mapping, number
@@ -52,11 +53,21 @@ def run_row(run: Run, stage: str, shared: Sequence[Comparison], axes: Sequence[s
         "seed": run.seed,
         "settings": settings,
         **{key: number(run.result.get(key)) for key in _RESULTS},
+        **_chosen_by(run),
         "started": run.record.get("started"),
         "ended": run.record.get("ended"),
         **dict.fromkeys(("speed", "scores", "reliability", "per_class", "confusion", "only_answer")),
         "provenance": _provenance(run),
     }
+
+
+def _chosen_by(run: Run) -> dict[str, Any]:
+    """`select_by` and that score, where top-1 did not choose the epoch."""
+    select_by = run.result.get("select_by", "top1")
+    if select_by not in get_args(Score) or select_by == "top1":
+        return {}
+    name = score_name(select_by)
+    return {"select_by": select_by, name: number(run.result.get(name))}
 
 
 def curves(run: Run) -> dict[str, Any]:

@@ -237,7 +237,7 @@ _RESULT: Mapping[str, Fits] = {
     "weights_sha256": lambda value: is_mapping(value) and is_text(value.get("best")) and is_text(value.get("last")),
 }
 _LISTED: Mapping[str, Fits] = {
-    **dict.fromkeys(("packages", "data", "teacher", "model", "loss", "machine", "mlflow"), is_mapping),
+    **dict.fromkeys(("packages", "data", "teacher", "model", "loss", "machine", "mlflow", "wandb"), is_mapping),
     "arguments": is_texts,
     "resumed": lambda value: isinstance(value, list),
     **dict.fromkeys(("stage", "status", "started"), lambda value: value is None or is_text(value)),

@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from kd_cli.config.recipe import score_name, score_of
 from kd_cli.errors import Interrupted, KDError, Pruned, Terminated, describe_error
 
 Point = Mapping[str, Any]
@@ -68,6 +69,13 @@ def check_points(points: Sequence[Point]) -> None:
         codes = {point.get("exit_code") for point in bad}
         kind = next((kind for kind in (Interrupted, Terminated) if kind.exit_code in codes), KDError)
         raise kind(f"{len(bad)} of {len(points)} points did not finish: {kinds}")
+
+
+def selection(point: Point) -> tuple[float | None, str]:
+    """The validation score that chooses among points (more is better; None where there is none), and its name."""
+    chosen = point.get("distilled", point)
+    select_by = str(chosen.get("select_by", "top1"))
+    return (score_of(chosen, select_by) if chosen.get(score_name(select_by)) is not None else None), select_by
 
 
 def numbers(point: Point) -> tuple[Any, Any, Any]:

@@ -120,13 +120,13 @@ def present_search(found: Mapping[str, Any] | None) -> None:
     best = found["best"]
     counts = ", ".join(f"{count} {status}" for status, count in found["points"].items())
     console.say(f"\nBest of {sum(found['points'].values())} points ({counts}): {best['point']}", style="bold")
-    console.say(f"{best['val_top1']:.2f} % on validation, {best['test_top1']:.2f} % of the test images")
+    console.say(f"{best['said']}, {best['test_top1']:.2f} % of the test images")
     if best["as_good"]:
         console.say(
             f"As many on validation have {best['as_good']} other points: it is the first of them, and no better"
         )
     console.say(
-        "Chosen for its accuracy on validation, which is therefore optimistic; the test images chose nothing. "
+        "Chosen for its score on validation, which is therefore optimistic; the test images chose nothing. "
         "Whether it is better than another choice, new seeds tell (with -m seed=1,2,3 behind it):"
     )
     console.say(f"  {best['command']}")

@@ -146,7 +146,9 @@ class CachedTeacher:
         random = generator(self._seed, "teacher cache", epoch)
         some = ids[torch.randperm(len(ids), generator=random)[: self._batch_size]]
         (view,) = self._data.views_in(epoch)
-        (shown,) = self._data.views([some], seed=self._seed, view=view, device=self._device)
+        (shown,) = self._data.views(
+            [some], seed=self._seed, view=view, device=self._device, batch_size=self._batch_size
+        )
         said = self._ask(shown.images)
         self._classifier = said.classifier
         return shown.ids, _named(said)
@@ -164,7 +166,9 @@ class CachedTeacher:
         self._announce()
         answers = Answers({tap: Rows.like(output, size) for tap, output in said.items()})
         (view,) = self._data.views_in(epoch)
-        batches = self._data.views(ids.split(self._batch_size), seed=self._seed, view=view, device=self._device)
+        batches = self._data.views(
+            ids.split(self._batch_size), seed=self._seed, view=view, device=self._device, batch_size=self._batch_size
+        )
         progress = console.Counted("teacher    was asked about", size)
         with torch.inference_mode():
             for batch in batches:

@@ -14,7 +14,7 @@ from torch import Tensor
 from kd_cli import console
 from kd_cli.arithmetic import arithmetic, refusing
 from kd_cli.config.overrides import recipe_key
-from kd_cli.config.recipe import Recipe, check_possible
+from kd_cli.config.recipe import Recipe, Score, check_possible, score_name, score_of
 from kd_cli.console import Watcher
 from kd_cli.data.base import Data, Part
 from kd_cli.errors import DataError, Terminated
@@ -66,7 +66,7 @@ def fit(
     if recipe.compile:
         task.deployed.compile()
     where = recipe_key(run.record.get("stage"), run.record.get("arguments", ()))
-    state = _resume(run, stage)
+    state = _resume(run, stage, recipe)
     records = state.plain["records"] if state else []
     run.log(records)
     computed = arithmetic(recipe.precision, recipe.deterministic, device)
@@ -119,22 +119,22 @@ def check_same_images(path: Path, record: Mapping[str, Any], data: Data) -> None
         )
 
 
-def best_epoch(records: Sequence[Record]) -> int:
-    """The epoch with the best validation accuracy (ties: the smaller validation loss, then the earlier epoch).
+def best_epoch(records: Sequence[Record], select_by: Score = "top1") -> int:
+    """The epoch with the best validation score (ties: the smaller validation loss, then the earlier epoch).
 
     Without validation images nothing is chosen: it is the last epoch. A loss that is not finite is never best.
     """
-    if "val_top1" not in records[-1]:
+    if "val_loss" not in records[-1]:
         return int(records[-1]["epoch"])
     sound = [row for row in records if math.isfinite(row["val_loss"])] or records[:1]
-    return int(max(sound, key=lambda row: (row["val_top1"], -row["val_loss"], -row["epoch"]))["epoch"])
+    return int(max(sound, key=lambda row: (score_of(row, select_by), -row["val_loss"], -row["epoch"]))["epoch"])
 
 
-def _resume(run: RunDir, stage: str) -> TrainState | None:
+def _resume(run: RunDir, stage: str, recipe: Recipe) -> TrainState | None:
     checkpoint = run.checkpoints.latest()
     if checkpoint is not None:
         check_kinds(checkpoint.plain, STATE, checkpoint.path / "state.json", whole=True)
-    if checkpoint is None or not _best_is_whole(run, checkpoint.plain["records"]):
+    if checkpoint is None or not _best_is_whole(run, checkpoint.plain["records"], recipe):
         return None
     plain = checkpoint.plain
     state = TrainState(plain["epoch"], plain["step"], checkpoint.tensors("training"), plain)
@@ -143,11 +143,11 @@ def _resume(run: RunDir, stage: str) -> TrainState | None:
     return state
 
 
-def _best_is_whole(run: RunDir, records: list[Record]) -> bool:
+def _best_is_whole(run: RunDir, records: list[Record], recipe: Recipe) -> bool:
     """Without the best epoch's checkpoint the run could go on but never be judged."""
     try:
         if records:
-            run.checkpoints.after(best_epoch(records))
+            run.checkpoints.after(best_epoch(records, recipe.select_by))
     except DataError as error:
         console.notice(f"{error}; it was the best epoch's, so training begins again")
         return False
@@ -168,7 +168,7 @@ def _train(
             run.log(trainer.records)
             over = _ended(trainer.records, trainer.recipe)
             due = trainer.epoch % trainer.recipe.checkpoint_every == 0
-            if over or due or best_epoch(trainer.records) == trainer.epoch:
+            if over or due or best_epoch(trainer.records, trainer.recipe.select_by) == trainer.epoch:
                 save_checkpoint(run, trainer)
             for watcher in watchers:
                 watcher.epoch(record)
@@ -185,7 +185,8 @@ def save_checkpoint(run: RunDir, trainer: Trainer) -> None:
     """Writes where a training stands into its run's folder."""
     state = trainer.state()
     tensors = {"model": trainer.deployed.state_dict(), "training": state.tensors}
-    best = best_epoch(state.plain["records"]) if state.plain["records"] else None
+    records = state.plain["records"]
+    best = best_epoch(records, trainer.recipe.select_by) if records else None
     place = (state.epoch, state.step)
     with run.there():
         run.checkpoints.save(place, tensors, state.plain)
@@ -196,9 +197,8 @@ def save_checkpoint(run: RunDir, trainer: Trainer) -> None:
 def _ended(records: Sequence[Record], recipe: Recipe) -> bool:
     if not records:
         return False
-    epoch = records[-1]["epoch"]
-    tired = recipe.early_stopping is not None and epoch - best_epoch(records) >= recipe.early_stopping
-    return bool(epoch >= recipe.epochs or tired)
+    epoch, best = records[-1]["epoch"], best_epoch(records, recipe.select_by)
+    return bool(epoch >= recipe.epochs or (recipe.early_stopping is not None and epoch - best >= recipe.early_stopping))
 
 
 def _judge(
@@ -207,7 +207,7 @@ def _judge(
     """Evaluates the best and the last epoch on the test images, each once."""
     from kd_cli.runs.predictions import Predictions, write_predictions
 
-    best, last = best_epoch(records), int(records[-1]["epoch"])
+    best, last = best_epoch(records, recipe.select_by), int(records[-1]["epoch"])
     digests, scores, correct = {}, {}, {}
     for epoch in {best, last}:
         with run.there():
@@ -230,6 +230,7 @@ def _judge(
         "test_correct_last": correct[last],
         "test_nll": scores[best]["nll"],
         "val_top1": chosen.get("val_top1"),
+        **_chosen_by(recipe.select_by, chosen),
         "best_epoch": best,
         "epochs": last,
         "parameters": count_parameters(task.deployed),
@@ -237,6 +238,12 @@ def _judge(
         "images": {part: data.size(part) for part in get_args(Part)},
         "weights_sha256": {"best": digests[best], "last": digests[last]},
     }
+
+
+def _chosen_by(select_by: Score, chosen: Record) -> Result:
+    """What chose the epoch, where that was not top-1."""
+    name = score_name(select_by)
+    return {} if select_by == "top1" else {"select_by": select_by, name: chosen[name]}
 
 
 def _say_only_answer(stage: str, logits: Tensor, labels: Tensor, data: Data) -> None:

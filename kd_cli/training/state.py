@@ -13,6 +13,8 @@ from torch.optim import Optimizer
 
 from kd_cli.errors import DataError
 
+_GROUP = "group"  # in a slot's name, in the place of a parameter's number
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -68,12 +70,21 @@ def restoring(state: TrainState) -> Iterator[None]:
 
 
 def split_slots(optimizers: Sequence[Optimizer]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What optimizers have kept, as `optimizer.parameter.slot` by number → value: the tensors, and all else."""
+    """What optimizers have kept, as `optimizer.parameter.slot` by number → value: the tensors, and all else.
+
+    Of a group that counts its own updates there is `optimizer.group.number`.
+    """
     slots = {
         f"{number}.{index}.{slot}": value
         for number, optimizer in enumerate(optimizers)
         for index, values in optimizer.state_dict()["state"].items()
         for slot, value in values.items()
+    }
+    slots |= {
+        f"{number}.{_GROUP}.{index}": group["step"]
+        for number, optimizer in enumerate(optimizers)
+        for index, group in enumerate(optimizer.param_groups)
+        if "step" in group
     }
     tensors = {name: value for name, value in slots.items() if isinstance(value, Tensor)}
     return tensors, {name: value for name, value in slots.items() if name not in tensors}
@@ -84,6 +95,9 @@ def put_slots(optimizers: Sequence[Optimizer], slots: Mapping[str, Any]) -> None
     states: list[dict[int, dict[str, Any]]] = [{} for _ in optimizers]
     for name, value in slots.items():
         number, index, slot = name.split(".", 2)
+        if index == _GROUP:
+            optimizers[int(number)].param_groups[int(slot)]["step"] = value
+            continue
         parameter = parameters_of(optimizers[int(number)])[int(index)]
         states[int(number)].setdefault(int(index), {})[slot] = _laid_out_like(parameter, value)
     for optimizer, state in zip(optimizers, states, strict=True):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from math import prod
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -34,8 +35,11 @@ class Task(nn.Module):
     """A batch → Step. Every parameter of a task is trained, and all of its state is in the checkpoint.
 
     Attributes:
+        network: the network whose layers the recipe names.
         deployed: the network that is evaluated and saved.
     """
+
+    network: nn.Module
 
     @property
     def deployed(self) -> nn.Module:
@@ -59,12 +63,13 @@ class Supervised(Task):
     Args:
         network: images [B, C, H, W] → logits [B, K].
         label_smoothing: ε in [0, 1).
+        class_weights: as of `cross_entropy`.
     """
 
-    def __init__(self, network: nn.Module, label_smoothing: float = 0.0) -> None:
+    def __init__(self, network: nn.Module, label_smoothing: float = 0.0, class_weights: Tensor | None = None) -> None:
         super().__init__()
         self.network = network
-        self.label_smoothing = label_smoothing
+        self.label_smoothing, self.class_weights = label_smoothing, class_weights
 
     @property
     def deployed(self) -> nn.Module:
@@ -72,7 +77,7 @@ class Supervised(Task):
 
     def forward(self, batch: Batch) -> Step:
         logits = self.network(batch.images)
-        loss = cross_entropy(logits, batch.labels, self.label_smoothing)
+        loss = label_loss(logits, batch, self.label_smoothing, self.class_weights)
         return Step(loss, logits, {"ce": loss.detach()})
 
 
@@ -87,11 +92,14 @@ class Distillation(Task):
         data: K, N and the image shape.
         name: of the method, in the terms of a step.
         label_smoothing: ε of the cross-entropy with the labels.
+        class_weights: as of `cross_entropy`.
+        mixed: whether images are made of two, and have the labels of both.
         ask_in: images per forward pass of a frozen teacher. A smaller batch is filled up: another number of images
             may be given to other kernels, which round otherwise, and the cache's answers would not be the same bits.
 
     Raises:
-        ValueError: if the method cannot work on this pair, or misses a teacher.
+        ValueError: if the method cannot work on this pair, misses a teacher, or reads the label of an image that has
+            two.
     """
 
     def __init__(
@@ -104,7 +112,9 @@ class Distillation(Task):
         *,
         name: str = "distill",
         label_smoothing: float = 0.0,
+        class_weights: Tensor | None = None,
         ask_in: int = 1,
+        mixed: bool = False,
     ) -> None:
         super().__init__()
         if teacher is None and mix.weight and method.teacher != "none":
@@ -113,7 +123,7 @@ class Distillation(Task):
         self.method = method
         self.mix = mix
         self.name = name
-        self.label_smoothing = label_smoothing
+        self.label_smoothing, self.class_weights = label_smoothing, class_weights
         self.ask_in = ask_in
         self.cache: Answering | None = None  # answers in the teacher's place
         self.peer = teacher if method.teacher == "trained" and mix.weight else None
@@ -126,7 +136,10 @@ class Distillation(Task):
             device = next(student.parameters()).device
             # Not zeros, of which a fresh network makes zeros: methods look at what becomes of the features.
             images = torch.linspace(-1, 1, 2 * prod(data.image_shape), device=device).view(2, *data.image_shape)
-            method.bind(*self.example(images), data)
+            example = self.example(images)
+            method.bind(*example, data)
+            if mixed:
+                _check_reads_no_label(method, *example, images)
             method.to(device)
         # In a tuple, because a module in an attribute would be saved a second time.
         self._deployed = (method.deploy(student, teacher) if mix.weight else student,)
@@ -153,7 +166,8 @@ class Distillation(Task):
         weight = batch.at(self.mix.weight_at)
         terms: dict[str, Tensor] = {}
         if self.mix.ce_weight:
-            terms["ce"] = self.mix.ce_weight * cross_entropy(student.logits, batch.labels, self.label_smoothing)
+            ce = label_loss(student.logits, batch, self.label_smoothing, self.class_weights)
+            terms["ce"] = self.mix.ce_weight * ce
         if weight:
             teacher = self.ask(batch.images) if self.cache is None else self.cache(batch)
             said = self.method.named_terms(student, teacher, batch)
@@ -189,6 +203,27 @@ class Distillation(Task):
             return self._teacher(images)
 
 
+class _Unlabelled(Batch):
+    """A batch that tells whoever reads its labels."""
+
+    def __getattribute__(self, name: str) -> Any:
+        if name == "labels":
+            raise ValueError(
+                "it reads the label of each image, and mixup and cutmix give an image two; take a loss that does not, "
+                "or leave them out of dataset.augment"
+            )
+        return super().__getattribute__(name)
+
+
+def _check_reads_no_label(method: Distiller, student: Outputs, teacher: Outputs, images: Tensor) -> None:
+    """Asks a copy for its loss, so that nothing of the method has changed afterwards."""
+    numbers = torch.zeros(len(images), dtype=torch.int64, device=images.device)
+    tried = copy.deepcopy(method).to(images.device).eval()
+    drawn_on = [images.device] if images.device.type == "cuda" else []
+    with torch.random.fork_rng(drawn_on), torch.no_grad():
+        tried.named_terms(student, teacher, _Unlabelled(images, numbers, numbers))
+
+
 @contextmanager
 def _evaluating(*networks: nn.Module | None) -> Iterator[None]:
     """Eval mode, which keeps running statistics and random state as they are; the modes are put back afterwards."""
@@ -202,6 +237,37 @@ def _evaluating(*networks: nn.Module | None) -> Iterator[None]:
             network.train(was_training)
 
 
-def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """Cross-entropy of logits [B, K] with labels [B], mean over the batch, in float32 at least."""
-    return F.cross_entropy(at_least_float32(logits), labels, label_smoothing=label_smoothing)
+def label_loss(
+    logits: Tensor, batch: Batch, label_smoothing: float = 0.0, class_weights: Tensor | None = None
+) -> Tensor:
+    """Cross-entropy of logits [B, K] with a batch's labels; of mixed images with both, by their shares."""
+    own = cross_entropy(logits, batch.labels, label_smoothing, class_weights, each=batch.mixed is not None)
+    if batch.mixed is None:
+        return own
+    other = cross_entropy(logits, batch.mixed.labels, label_smoothing, class_weights, each=True)
+    share = batch.mixed.share
+    total = (own * share + other * (1 - share)).sum()
+    if class_weights is None:
+        return total / len(logits)
+    weight = class_weights.to(total.dtype)
+    return total / (weight[batch.labels] * share + weight[batch.mixed.labels] * (1 - share)).sum()
+
+
+def cross_entropy(
+    logits: Tensor,
+    labels: Tensor,
+    label_smoothing: float = 0.0,
+    class_weights: Tensor | None = None,
+    *,
+    each: bool = False,
+) -> Tensor:
+    """Cross-entropy of logits [B, K] with labels [B], mean over the batch, in float32 at least.
+
+    Args:
+        class_weights: [K]: the mean is weighted, each image by its label's; None: all alike.
+        each: image's own, [B], and not the mean.
+    """
+    logits = at_least_float32(logits)
+    weight = None if class_weights is None else class_weights.to(logits.dtype)
+    reduction = "none" if each else "mean"
+    return F.cross_entropy(logits, labels, weight, label_smoothing=label_smoothing, reduction=reduction)

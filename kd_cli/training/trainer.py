@@ -14,11 +14,12 @@ from torch import nn
 from kd_cli.config.recipe import Recipe, check_possible
 from kd_cli.data.base import Data
 from kd_cli.errors import ConfigError
-from kd_cli.metrics.evaluate import evaluate
+from kd_cli.metrics.evaluate import predict
+from kd_cli.metrics.scores import accuracy, selection
 from kd_cli.seeds import derive_seed, seed_dropout
 from kd_cli.signals import patiently
 from kd_cli.training.guard import check_score, evaluation_memory
-from kd_cli.training.optim import learning_rate
+from kd_cli.training.optim import learning_rate, plateau_drops
 from kd_cli.training.state import Progress, TrainState, restoring
 from kd_cli.training.task import Task
 from kd_cli.training.totals import Record
@@ -115,7 +116,7 @@ class Trainer:
 
     @property
     def deployed(self) -> nn.Module:
-        """The network to evaluate and save: the moving average where there is one."""
+        """The network to evaluate and save: an average where there is one."""
         return self.updater.deployed
 
     def _prepare(self, task: Task, data: Data) -> None:
@@ -155,6 +156,7 @@ class Trainer:
         self._train()
         means = self.updater.totals.means()  # it waits for the device
         train_seconds = time.perf_counter() - self._start
+        self._average()
         record: Record = {"epoch": self.epoch + 1, "lr": self._rate(self.updates - 1), **means, **self._validate()}
         record["seconds"] = round(time.perf_counter() - self._start, 3)
         record["images_per_second"] = round(self.updater.totals.seen / train_seconds, 1)
@@ -162,7 +164,7 @@ class Trainer:
 
     def _train(self) -> None:
         """What is left of one pass over the training images."""
-        self.task.train()
+        self.updater.train()
         with self.updater.autocast():
             self.task.begin(self.epoch)
         self._go_to(self.step)
@@ -182,6 +184,7 @@ class Trainer:
     def _go_to(self, step: int) -> None:
         """Makes ready what the updates from this one on need."""
         self.step = step
+        self._drops = plateau_drops(self.records, self.recipe)
         self.feed.begin(self.epoch, first=step * self.recipe.accumulate)
         self.updater.go_to(step, [self._rate(number) for number in range(self.updates)])
 
@@ -234,7 +237,7 @@ class Trainer:
             self._saved = time.monotonic()
 
     def _rate(self, step: int) -> float:
-        return learning_rate(self.recipe, self.epoch * self.updates + step, self.updates)
+        return learning_rate(self.recipe, self.epoch * self.updates + step, self.updates, self._drops)
 
     @property
     def numbers(self) -> range:
@@ -245,11 +248,22 @@ class Trainer:
     def _validate(self) -> Record:
         if not self.data.size("val"):
             return {}
-        size = self.recipe.eval_batch_size
         with evaluation_memory(self.recipe, self.where):
-            scores = evaluate(self.deployed, self.data, "val", batch_size=size, device=self.device)
+            said = predict(self.deployed, self.data, "val", batch_size=self.recipe.eval_batch_size, device=self.device)
+        scores = accuracy(*said)
         check_score(scores, "validation", self.updater.guard.advice)
-        return {"val_top1": scores["top1"], "val_loss": scores["nll"]}
+        return {"val_top1": scores["top1"], "val_loss": scores["nll"], **selection(self.recipe.select_by, *said)}
+
+    def _average(self) -> None:
+        """In the last epochs of a recipe with `swa_epochs`: their weights so far, with statistics of their own."""
+        count = self.epoch + 1 - max(0, self.recipe.epochs - (self.recipe.swa_epochs or 0))
+        if count > 0:
+            with patiently():
+                self.between_steps = False
+                self.updater.average_epoch(count)
+                self.between_steps = True
+            self.feed.begin(self.epoch)
+            self.updater.measure_norms(self.feed.batch(number).images for number in range(self.batches))
 
 
 class _Update:

@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
+from kd_cli.config.recipe import Recipe, score_of, score_text
 from kd_cli.errors import ConfigError, Pruned
 
 if TYPE_CHECKING:
@@ -92,11 +93,11 @@ class Pruner:
 
     Args:
         address: of the trial.
-        epochs: of the whole training; after the last one there is nothing to save.
+        recipe: of the training; after its last epoch there is nothing to save.
     """
 
-    def __init__(self, address: str, epochs: int) -> None:
-        self._where, self._epochs = json.loads(address), epochs
+    def __init__(self, address: str, recipe: Recipe) -> None:
+        self._where, self._epochs, self._select_by = json.loads(address), recipe.epochs, recipe.select_by
         self._open = ExitStack()
 
     def begin(self, records: Sequence[Mapping[str, float]]) -> None:
@@ -113,7 +114,7 @@ class Pruner:
         epoch = int(record["epoch"])
         if epoch < self._epochs and self._trial.should_prune():
             raise Pruned(
-                f"pruned after epoch {epoch} of {self._epochs}, at {record['val_top1']:.2f} % on validation "
+                f"pruned after epoch {epoch} of {self._epochs}, at {score_text(record, self._select_by)} "
                 f"(hydra.sweeper.pruner={self._where['pruner']['pruner']})",
                 val_top1=record["val_top1"],
             )
@@ -129,4 +130,4 @@ class Pruner:
         trial: Trial = self._trial
         known = trial.storage.get_trial(trial._trial_id).intermediate_values
         if int(record["epoch"]) not in known:
-            trial.report(record["val_top1"], int(record["epoch"]))
+            trial.report(score_of(record, self._select_by), int(record["epoch"]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -17,6 +17,37 @@ from kd_cli.training.state import TrainState, parameters_of, put_slots, split_sl
 from kd_cli.training.task import Task
 from kd_cli.training.totals import Totals
 from kd_cli.types import Batch, Step
+
+_UNFUSED = ("lamb", "muon")
+
+
+def _freeze(task: Task, recipe: Recipe) -> list[nn.Module]:
+    """The normalisations that stay in eval mode, once the recipe's parts are frozen."""
+    if not recipe.freeze:
+        return []
+    from kd_cli.training.groups import freeze, frozen_norms
+
+    freeze(task.network, recipe.freeze)
+    return frozen_norms(task)
+
+
+def _groups(task: Task, parameters: list[nn.Parameter], recipe: Recipe) -> list[dict[str, Any]]:
+    """Of parameters with the same rate and weight decay."""
+    if recipe.backbone_lr_factor == 1 and recipe.layer_decay is None and recipe.decay_norm_and_bias:
+        return [{"params": parameters}]
+    from kd_cli.training.groups import parameter_groups
+
+    return parameter_groups(task, task.network, parameters, recipe)
+
+
+def _make_optimizers(
+    groups: list[dict[str, Any]], recipe: Recipe, device: torch.device, task: Task, rate: Tensor | None
+) -> list[torch.optim.Optimizer]:
+    if recipe.optimizer not in _UNFUSED:
+        return [make_optimizer(groups, recipe, device, rate)]
+    from kd_cli.training.unfused import make_unfused
+
+    return make_unfused(groups, recipe, device, task.network)
 
 
 class Updater:
@@ -36,18 +67,24 @@ class Updater:
         self, task: Task, recipe: Recipe, device: torch.device, *, updates: int, behind: bool, where: str
     ) -> None:
         self.task, self.recipe, self.device = task, recipe, device
+        self._frozen = _freeze(task, recipe)
         others = task.optimizers()
         elsewhere = {id(parameter) for optimizer in others for parameter in parameters_of(optimizer)}
         learned = (parameter for parameter in task.parameters() if parameter.requires_grad)
         self.parameters = [parameter for parameter in learned if id(parameter) not in elsewhere]
+        groups = _groups(task, self.parameters, recipe)
         # float32 is what CUDA's kernels read; float64 gives the CPU's the numbers that they have of a Python float.
         dtype = torch.float32 if device.type == "cuda" else torch.float64
-        self._rate = torch.zeros((), dtype=dtype, device=device) if behind else None
-        self._rates = torch.zeros(updates, dtype=dtype, device=device)
+        factors = dict.fromkeys(group.get("factor", 1.0) for group in groups)
+        there = behind and recipe.optimizer not in _UNFUSED
+        self._rate = {each: torch.zeros((), dtype=dtype, device=device) for each in factors} if there else {}
+        self._rates = torch.zeros(len(factors), updates, dtype=dtype, device=device)
         self.done = torch.zeros(1, dtype=torch.int64, device=device)  # updates of the epoch
-        self.optimizers = [make_optimizer(self.parameters, recipe, device, self._rate), *others]
+        self._own = _make_optimizers(groups, recipe, device, task, next(iter(self._rate.values()), None))
+        self.optimizers = [*self._own, *others]
         self.scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16")
-        self.average = None if recipe.ema_decay is None else MovingAverage(task.deployed, recipe.ema_decay)
+        averaged = recipe.ema_decay is not None or recipe.swa_epochs is not None
+        self.average = MovingAverage(task.deployed, recipe.ema_decay) if averaged else None
         self.totals = Totals(device)
         self.guard = LossGuard(
             self.optimizers,
@@ -63,19 +100,28 @@ class Updater:
         """The next update is number `step` (0, 1, …) of an epoch with these learning rates."""
         self.guard.begin_epoch(step)
         self.done.fill_(step)
-        if self._rate is not None:
-            self._rates.copy_(torch.tensor(rates, dtype=self._rates.dtype))
-            self._set_rate(self._rate)  # a state that was loaded has brought a copy
+        if self._rate:
+            table = [[factor * rate for rate in rates] for factor in self._rate]
+            self._rates.copy_(torch.tensor(table, dtype=self._rates.dtype))
+            for group in self._moved:
+                group["lr"] = self._rate[group.get("factor", 1.0)]  # a state that was loaded has brought a copy
 
     def begin(self, step: int, rate: float) -> None:
         """Update number `step` (0, 1, …) begins; this is the host's part of it."""
         self.guard.begin(step + 1, rate)
-        if self._rate is None:
-            self._set_rate(rate)
+        if not self._rate:
+            for group in self._moved:
+                group["lr"] = rate * group.get("factor", 1.0)
 
-    def _set_rate(self, rate: float | Tensor) -> None:
-        for group in self.optimizers[0].param_groups:
-            group["lr"] = rate
+    @property
+    def _moved(self) -> list[dict[str, Any]]:
+        return [group for optimizer in self._own for group in optimizer.param_groups]
+
+    def train(self) -> None:
+        """What learns is made to."""
+        self.task.train()
+        for norm in self._frozen:
+            norm.eval()
 
     def learn_from(self, group: Sequence[Batch]) -> None:
         """One update from these batches.
@@ -83,8 +129,8 @@ class Updater:
         Raises:
             DivergedError: a loss or a gradient is not finite, where that is not put off.
         """
-        if self._rate is not None:
-            self._rate.copy_(self._rates.index_select(0, self.done)[0])
+        for rate, rates in zip(self._rate.values(), self._rates, strict=False):
+            rate.copy_(rates.index_select(0, self.done)[0])
         images = sum(len(batch.labels) for batch in group)
         for batch in group:
             step = self._backward(batch, len(batch.labels) / images)
@@ -103,15 +149,29 @@ class Updater:
     def _move(self) -> None:
         self.guard.watch_gradients()
         if self.recipe.clip_grad_norm is not None:
-            self.scaler.unscale_(self.optimizers[0])
+            for optimizer in self._own:
+                self.scaler.unscale_(optimizer)
             nn.utils.clip_grad_norm_(self.parameters, self.recipe.clip_grad_norm)
         for optimizer in self.optimizers:
             if any(parameter.grad is not None for parameter in parameters_of(optimizer)):  # its loss had a weight
                 self.scaler.step(optimizer)
         self.scaler.update()
         self.forget_gradients()
-        if self.average is not None:
+        if self.average is not None and self.recipe.ema_decay is not None:
             self.average.update_parameters(self.task.deployed)
+
+    def average_epoch(self, count: int) -> None:
+        """The weights at the end of an epoch join the average, as number `count` (1, 2, …); once."""
+        assert self.average is not None
+        if int(self.average.n_averaged) < count:
+            self.average.update_parameters(self.task.deployed)
+
+    def measure_norms(self, batches: Iterable[Tensor]) -> None:
+        """As `swa.measure_norms`, of the average."""
+        from kd_cli.training.swa import measure_norms
+
+        assert self.average is not None
+        measure_norms(self.average.module, batches)
 
     def forget_gradients(self) -> None:
         """Until the next backward pass there are none."""
@@ -120,8 +180,13 @@ class Updater:
 
     @property
     def deployed(self) -> nn.Module:
-        """The network to evaluate and save: the moving average where there is one."""
-        return self.task.deployed if self.average is None else self.average.module
+        """The network to evaluate and save: the average where there is one by now."""
+        return self.average.module if self.average is not None and self._averaging else self.task.deployed
+
+    @property
+    def _averaging(self) -> bool:
+        """Whether there is an average: that of the last epochs begins with the first of them."""
+        return self.average is not None and (self.recipe.swa_epochs is None or int(self.average.n_averaged) > 0)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """All that the next update depends on: tensors, which are the live ones, and plain JSON values."""
@@ -129,7 +194,7 @@ class Updater:
         tensors |= {f"sums.{name}": total for name, total in self.totals.sums.items()}
         learned, plain_values = split_slots(self.optimizers)
         tensors |= {f"optimizer.{name}": value for name, value in learned.items()}
-        if self.average is not None:
+        if self.average is not None and self._averaging:
             tensors |= {f"average.{name}": tensor for name, tensor in self.average.state_dict().items()}
         plain = {"optimizer": plain_values, "scaler": self.scaler.state_dict(), "seen": self.totals.seen}
         return tensors, plain | {"sums": list(self.totals.sums)}  # that order is the order of columns
@@ -141,7 +206,7 @@ class Updater:
             part, _, name = key.partition(".")
             parts[part][name] = tensor
         load_state(self.task, parts["task"])
-        if self.average is not None:
+        if self.average is not None and (parts["average"] or self.recipe.swa_epochs is None):
             load_state(self.average, parts["average"])
         put_slots(self.optimizers, {**parts["optimizer"], **state.plain["optimizer"]})
         self.scaler.load_state_dict(state.plain["scaler"])

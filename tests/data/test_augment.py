@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from kd_cli.data.augment import AUGMENTATIONS, Augment, Spec
-from kd_cli.data.augmentations import crop_flip, operations, strong
+from kd_cli.data.augmentations import crop_flip, operations, steps, strong
 from kd_cli.data.sampling import generator
 from kd_cli.training.host_reads import host_reads
 from tests.support.images import make_pixels
@@ -27,7 +27,7 @@ def slow_crop_and_flip(image: Tensor, down: int, right: int, flip: bool) -> Tens
 
 
 def at_strength(name: str, strength: float, pixels: Tensor) -> Tensor:
-    return operations.operate(pixels, rows_of(name, strength, len(pixels)))
+    return steps.operate(pixels, rows_of(name, strength, len(pixels)))
 
 
 def rows_of(name: str, strength: float, size: int) -> Tensor:
@@ -119,7 +119,7 @@ def test_augmentation_keeps_type_and_shape_and_takes_an_empty_batch(spec: Spec) 
 @pytest.mark.parametrize("name", strong.LARGEST)
 def test_strength_zero_leaves_the_image_unchanged(name: str, channels: int) -> None:
     pixels = make_pixels(channels=channels)
-    for step, _ in operations.STEPS:  # each by itself: `operate` would pass over images that it need not change
+    for step, _ in steps.STEPS:  # each by itself: `operate` would pass over images that it need not change
         assert torch.equal(step(pixels, rows_of(name, 0.0, len(pixels))), pixels)
     assert torch.equal(at_strength(name, 0.0, pixels), pixels)
 
@@ -194,8 +194,8 @@ def test_strong_uses_every_operation_and_saturation_only_in_colour() -> None:
         assert table.shape[1] == strong.FIRST + strong.NUM_OPERATIONS * width
         rows = table[:, strong.FIRST : strong.FIRST + width]
         changed = (rows != torch.tensor(operations.IDENTITY)).float().mean(dim=0)
-        assert (changed[operations.TO_GREY] > 0) == (channels == 3)
-        others = ("FACTOR", "TO_MEAN", "XX", "X1", "Y1", "XY", "HALF")
+        assert (changed[operations.COLOUR] > 0) == (channels == 3)
+        others = ("BRIGHT", "CONTRAST", "XX", "X1", "Y1", "XY", "HALF")
         assert changed[[getattr(operations, name) for name in others]].min() > 0.08
 
 
@@ -207,8 +207,8 @@ def test_a_step_that_sees_all_images_gives_the_bits_of_one_that_sees_those_it_ch
     pixels = make_pixels(size=300, channels=channels)
     made, table = drawn(spec if spec != "color_jitter" else [{"name": spec, "hue": 0.2}], len(pixels), channels)
     some = made.apply(pixels, table)
-    monkeypatch.setattr(operations, "operate_on_some", operations.operate_on_all)
-    monkeypatch.setattr(operations, "_counts_upto", lambda planes: sorted_counts(planes))
+    monkeypatch.setattr(steps, "operate_on_some", steps.operate_on_all)
+    monkeypatch.setattr(steps, "_counts_upto", lambda planes: sorted_counts(planes))
     assert torch.equal(made.apply(pixels, table), some)
 
 

@@ -25,6 +25,24 @@ HARD = {
     "trainer.label_smoothing": 0.1,
     "trainer.epochs": 3,
 }
+FINE_TRAINER = {
+    "optimizer": "adamw",
+    "freeze": "[blocks.0]",
+    "layer_decay": 0.7,
+    "backbone_lr_factor": 0.5,
+    "weight_decay": 0.05,
+    "decay_norm_and_bias": "false",
+    "class_weights": "balanced",
+    "schedule": "plateau",
+    "patience": 1,
+    "select_by": "nll",
+    "swa_epochs": 2,
+    "epochs": 4,
+}
+FINE = {  # the teacher is another network
+    **{f"{stage}_trainer.{key}": value for stage in ("baseline", "distill") for key, value in FINE_TRAINER.items()},
+    "dataset.balanced": "true",
+}
 
 
 @pytest.mark.parametrize(("loss", "check"), list(product(LOSSES.names(), SAME)))
@@ -46,10 +64,11 @@ def test_a_loss_is_in_a_graph_with_the_same_bits_or_named_as_eager(
     assert "no CUDA graph is made" in caplog.text
 
 
+@pytest.mark.parametrize("recipe", [HARD, FINE], ids=["hard", "fine"])
 @pytest.mark.parametrize("check", CHECKS)
-def test_so_are_those_of_a_hard_recipe_with_dropout(device: str, check: str, tmp_path_factory) -> None:
+def test_so_are_those_of_a_hard_recipe_with_dropout(device: str, check: str, recipe: dict, tmp_path_factory) -> None:
     """Everything that has a state, and a student whose dropout is seeded at each step."""
-    words = (*SMALL, "student=cnn_small", "student.dropout=0.2", *(f"{key}={value}" for key, value in HARD.items()))
+    words = (*SMALL, "student=cnn_small", "student.dropout=0.2", *(f"{key}={value}" for key, value in recipe.items()))
     if check == "graph" and "cuda_graphs" not in options():
         pytest.skip("this build has no CUDA graphs")
     assert CHECKS[check](Lab(tmp_path_factory.mktemp("hard"), device, words), "kd")

@@ -43,8 +43,9 @@ def assert_same(one: Path, other: Path) -> None:
         ("trainer.schedule=constant", "trainer.warmup_epochs=1.5"),
         ("trainer.schedule=step", "trainer.step_size=2"),
         ("trainer.schedule=multistep", "trainer.milestones=[1,3]"),
+        ("trainer.schedule=plateau", "trainer.patience=1", "trainer.lr=1e-9", "trainer.select_by=macro_f1"),
     ],
-    ids=["constant", "step", "multistep"],
+    ids=["constant", "step", "multistep", "plateau"],
 )
 def test_an_extended_run_is_one_with_all_epochs_from_the_start(kd: Kd, schedule: tuple[str, ...]) -> None:
     words = ("train-baseline", *SMALL, *RICH, *schedule)
@@ -93,6 +94,7 @@ def test_an_extension_that_was_stopped_goes_on_with_the_same_command(kd: Kd) -> 
             "trainer.schedule=cosine spreads the learning rate over all",
         ),
         (("trainer.schedule=onecycle",), "trainer.epochs=4", "trainer.schedule=onecycle spreads"),
+        (("trainer.swa_epochs=1",), "trainer.epochs=4", "trainer.swa_epochs=1 has averaged"),
         ((), "trainer.epochs=1", "it was to have 2, and fewer are another training"),
         ((), "trainer.epochs=2", "it was to have 2"),
         (

@@ -77,7 +77,44 @@ RECIPES: dict[str, dict[str, Any]] = {
     "several batches to an update": {"accumulate": 2, "batch_size": 16, "schedule": "cosine"},
     "bf16": {"precision": "bf16"},
     "whole batches": {"batch_size": 36},
+    "rates by layer": {"optimizer": "adamw", "layer_decay": 0.7, "backbone_lr_factor": 0.3, "schedule": "cosine"},
+    "decay of matrices alone": {"optimizer": "sgd", "weight_decay": 0.1, "decay_norm_and_bias": False},
+    "frozen in part": {"freeze": ("stage1", "stage2.0.*"), "ema_decay": 0.9},
+    "averaged at the end": {"swa_epochs": 2},
+    "a plateau": {"schedule": "plateau", "patience": 1, "lr": 1e-6, "epochs": 5, "select_by": "macro_f1"},
 }
+
+
+def test_the_rates_of_a_plateau_are_set_between_replays() -> None:
+    recorded, _ = trained(make_task("kd"), True, **RECIPES["a plateau"])
+    assert recorded._recorder.recorded == 1
+    assert len({row["lr"] for row in recorded.records}) > 1
+
+
+@pytest.mark.parametrize("optimizer", ["lamb", "muon"])
+def test_optimizers_without_a_fused_kernel_are_not_recorded(optimizer: str) -> None:
+    pytest.importorskip("timm" if optimizer == "lamb" else "torch.optim._muon")
+    with pytest.raises(ConfigError, match=r"cuda_graphs: true is not possible: an optimizer has no fused kernel"):
+        trained(Supervised(make_student()) if optimizer == "lamb" else matrices(), True, optimizer=optimizer)
+
+
+def matrices() -> Supervised:
+    torch.manual_seed(0)
+    return Supervised(nn.Sequential(nn.Flatten(), nn.Linear(768, 8), nn.ReLU(), nn.Linear(8, 10)))
+
+
+def test_weights_of_classes_are_part_of_a_recorded_update() -> None:
+    def weighted() -> Supervised:
+        return Supervised(make_student(), 0.1, torch.linspace(0.5, 2.0, 10))
+
+    recorded, bits = trained(weighted(), True)
+    assert recorded._recorder.replays > 0
+    assert_same(bits, trained(weighted(), False)[1])
+    assert not torch.equal(bits["task.network.classifier.bias"], plain_bias())
+
+
+def plain_bias() -> Tensor:
+    return trained(Supervised(make_student(), 0.1), True)[1]["task.network.classifier.bias"]
 
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)

@@ -1,13 +1,14 @@
-"""TensorBoard and MLflow are told what the run's own records say, of resumed runs too, and cannot do harm."""
+"""TensorBoard, MLflow and W&B are told what the run's own records say, of resumed runs too, and cannot do harm."""
 
 from __future__ import annotations
 
 import inspect
 import json
+import struct
 import subprocess
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +116,7 @@ def test_every_logger_has_a_yaml_that_lists_its_options() -> None:
         assert set(read_yaml("logger", name)) == {"name", *options}
 
 
-@pytest.mark.parametrize("name", ["mlflow", "tensorboard"])
+@pytest.mark.parametrize("name", ["mlflow", "tensorboard", "wandb"])
 def test_a_logger_that_is_not_installed_is_told_of_before_anything_is_trained(kd, monkeypatch, name: str) -> None:
     monkeypatch.setitem(sys.modules, name, None)
     said = kd("run", *SMALL, f"logger={name}", code=2).message
@@ -186,6 +187,97 @@ def test_mlflow_goes_on_with_the_run_of_a_resumed_one_and_has_each_epoch_once(tm
     assert resumed.info.run_id == stopped.info.run_id
     assert (resumed.info.status, resumed.data.tags["kd.status"]) == ("FINISHED", "completed")
     assert history(resumed, "train_loss") == recorded(tmp_path / "run", "train_loss")
+
+
+def chunks(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Kind and content of the pieces of W&B's offline file, which is a LevelDB log with a header of its own."""
+    data, place = path.read_bytes(), 7
+    while place + 7 <= len(data):
+        if (left := 2**15 - place % 2**15) < 7:  # no room for a header: the next block
+            place += left
+            continue
+        _, size, kind = struct.unpack("<IHB", data[place : place + 7])
+        yield kind, data[place + 7 : place + 7 + size]
+        place += 7 + size
+
+
+def wandb_records(path: Path) -> list[Any]:
+    """What W&B's own message type makes of its offline file."""
+    from wandb.proto import wandb_internal_pb2
+
+    records, whole = [], b""
+    for kind, piece in chunks(path):
+        whole += piece
+        if kind in (1, 4):  # the only piece of a record, or its last
+            records.append(wandb_internal_pb2.Record.FromString(whole))
+            whole = b""
+    return records
+
+
+def items(update: Any) -> dict[str, Any]:
+    return {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in update}
+
+
+def wandb_files(run: Path) -> list[Path]:
+    return sorted((run / "wandb").glob("offline-run-*/*.wandb"))
+
+
+def wandb_history(path: Path, name: str) -> list[tuple[int, float]]:
+    rows = [record.history for record in wandb_records(path) if record.WhichOneof("record_type") == "history"]
+    return [(row.step.num, items(row.item)[name]) for row in rows]
+
+
+def of_kind(path: Path, kind: str) -> list[Any]:
+    return [getattr(record, kind) for record in wandb_records(path) if record.WhichOneof("record_type") == kind]
+
+
+def test_wandb_offline_has_every_epoch_the_options_and_the_result_of_each_part(kd) -> None:
+    pytest.importorskip("wandb")
+    shown = kd("run", *SMALL, "logger=wandb", "logger.mode=offline", "hydra.run.dir=there")
+    assert "wandb" not in (shown.out + shown.err).lower()
+    result = json.loads(Path("there/result.json").read_text())
+    for part in ("teacher", "baseline", "distilled"):
+        run = Path("there") / part
+        (path,) = wandb_files(run)
+        for name in ("train_loss", "val_top1", "lr"):
+            assert wandb_history(path, name) == recorded(run, name)
+        told = {key: value for summary in of_kind(path, "summary") for key, value in items(summary.update).items()}
+        assert told["test_top1"] == result[part]["test_top1"]
+        assert told["kd.status"] == "completed"
+        (begun,) = of_kind(path, "run")
+        options = items(begun.config.update)
+        assert (begun.project, begun.run_group, begun.job_type) == ("kd", "there", part)
+        assert options["dataset.num_train"] == 300
+        assert options["kd.comparison"] == str(Path("there").absolute())
+        assert not any(key.startswith("logger") for key in options)
+        assert [record.exit_code for record in of_kind(path, "exit")] == [0]
+    (path,) = wandb_files(Path("there"))
+    told = {key: value for summary in of_kind(path, "summary") for key, value in items(summary.update).items()}
+    assert told["gain"] == result["gain"]
+
+
+def test_wandb_goes_on_with_the_run_of_a_resumed_one_whose_last_file_has_every_epoch_once(tmp_path: Path) -> None:
+    pytest.importorskip("wandb")
+    train_and_resume(tmp_path / "run", {"name": "wandb", "mode": "offline"})
+    stopped, resumed = wandb_files(tmp_path / "run")
+    begun, again = (of_kind(path, "run")[0] for path in (stopped, resumed))
+    assert begun.run_id == again.run_id == json.loads((tmp_path / "run/run.json").read_text())["wandb"]["id"]
+    assert [step for step, _ in wandb_history(stopped, "train_loss")] == [1, 2]
+    assert wandb_history(resumed, "train_loss") == recorded(tmp_path / "run", "train_loss")
+    assert [record.exit_code for path in (stopped, resumed) for record in of_kind(path, "exit")] == [1, 0]
+
+
+@pytest.mark.parametrize("known", [{"id": "../../../elsewhere", "project": "kd", "entity": None}, {"id": ["x"]}, {}])
+def test_an_id_that_kd_did_not_make_is_not_taken_from_a_record(tmp_path: Path, known: dict[str, Any]) -> None:
+    from kd_cli.training.loggers.wandb import WandB
+
+    with RunDir.open(tmp_path / "run", {"command": "distill"}, {"logger": {"name": "wandb"}}, exact=True) as run:
+        run.note(wandb=known)
+        made = WandB(run)._known_id()
+        assert made.isalnum()
+        assert len(made) == 32
+        assert WandB(run)._known_id() == made
+        assert WandB(run, project="other")._known_id() != made
 
 
 @pytest.mark.slow  # both import MLflow

@@ -10,10 +10,20 @@ import pytest
 import torch
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
-from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, MultiStepLR, OneCycleLR, StepLR
+from torch.optim.lr_scheduler import (
+    CosineAnnealingLR,
+    LinearLR,
+    LRScheduler,
+    MultiStepLR,
+    OneCycleLR,
+    ReduceLROnPlateau,
+    StepLR,
+)
 
-from kd_cli.config.recipe import Recipe
-from kd_cli.training.optim import learning_rate, make_optimizer, without_compiler
+from kd_cli.config.recipe import Recipe, Score
+from kd_cli.errors import ConfigError
+from kd_cli.training.optim import learning_rate, make_optimizer, plateau_drops, without_compiler
+from kd_cli.training.unfused import make_unfused
 from tests.support.small import CPU
 
 STEPS = 7  # updates per epoch
@@ -101,6 +111,96 @@ def test_the_rate_of_an_update_does_not_depend_on_which_were_asked_before(schedu
     shuffled = {step: learning_rate(recipe, step, STEPS) for step in order}
     assert [shuffled[step] for step in sorted(order)] == rates(recipe)
     assert all(rate > 0 for rate in shuffled.values())
+
+
+@pytest.mark.parametrize("patience", [1, 2, 3])
+@pytest.mark.parametrize(("select_by", "name", "mode"), [("top1", "val_top1", "max"), ("nll", "val_loss", "min")])
+def test_plateau_is_torchs_reduce_on_plateau_of_the_score_that_chooses(
+    patience: int, select_by: Score, name: str, mode: Any
+) -> None:
+    chance = random.Random(patience)
+    values = [round(chance.random() + 0.02 * epoch * (1 if mode == "max" else -1), 2) for epoch in range(60)]
+    optimizer = SGD([nn.Parameter(torch.zeros(1))], lr=0.4)
+    theirs = ReduceLROnPlateau(optimizer, mode, factor=0.5, patience=patience, threshold=0.0, min_lr=0.01, eps=0.0)
+    recipe = Recipe(
+        epochs=60, lr=0.4, schedule="plateau", gamma=0.5, patience=patience, min_lr=0.01, select_by=select_by
+    )
+    seen = set()
+    for epoch in range(60):
+        drops = plateau_drops([{name: value} for value in values[:epoch]], recipe)
+        ours = {learning_rate(recipe, STEPS * epoch + step, STEPS, drops) for step in range(STEPS)}
+        assert list(ours) == pytest.approx([optimizer.param_groups[0]["lr"]], rel=1e-12)
+        seen |= ours
+        theirs.step(values[epoch])
+    assert len(seen) > 3
+    assert min(seen) == pytest.approx(0.01)
+
+
+def test_plateau_waits_for_the_end_of_the_warm_up() -> None:
+    recipe = Recipe(epochs=4, lr=1.0, schedule="plateau", warmup_epochs=1.0)
+    assert [learning_rate(recipe, step, STEPS, drops=1) for step in (0, 6, 7)] == pytest.approx([0.125, 0.875, 0.1])
+
+
+def moved(make: Callable[[nn.Module], list[Optimizer]], steps: int = 4) -> dict[str, torch.Tensor]:
+    """A network that the optimizers have moved."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3))
+    optimizers, images = make(network), torch.randn(8, 6)
+    for _ in range(steps):
+        network(images).square().sum().backward()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+    return {name: tensor.clone() for name, tensor in network.state_dict().items()}
+
+
+def ours(recipe: Recipe) -> Callable[[nn.Module], list[Optimizer]]:
+    return lambda network: make_unfused([{"params": list(network.parameters())}], recipe, CPU, network)
+
+
+def test_lamb_is_timms_without_its_clipping() -> None:
+    lamb = pytest.importorskip("timm.optim").Lamb
+    recipe = Recipe(optimizer="lamb", lr=0.1, weight_decay=0.02, betas=(0.8, 0.9))
+    options = {"lr": 0.1, "weight_decay": 0.02, "betas": (0.8, 0.9)}
+    found, plain, clipped = (
+        moved(make)
+        for make in (
+            ours(recipe),
+            lambda network: [lamb(network.parameters(), **options, max_grad_norm=None)],
+            lambda network: [lamb(network.parameters(), **options)],
+        )
+    )
+    assert all(torch.equal(found[name], plain[name]) for name in found)
+    assert not all(torch.equal(found[name], clipped[name]) for name in found)
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="this PyTorch has no Muon")
+def test_muon_moves_the_matrices_before_the_classifier_and_adamw_all_else() -> None:
+    recipe = Recipe(optimizer="muon", lr=0.1, weight_decay=0.02, momentum=0.7, betas=(0.8, 0.9))
+
+    def plain(network: nn.Module) -> list[Optimizer]:
+        matrices = [network[0].weight, network[2].weight]
+        others = [network[0].bias, network[2].bias, *network[4].parameters()]
+        options = {"lr": 0.1, "weight_decay": 0.02}
+        muon = torch.optim.Muon(matrices, momentum=0.7, nesterov=True, adjust_lr_fn="match_rms_adamw", **options)
+        return [muon, AdamW(others, betas=(0.8, 0.9), **options)]
+
+    found, expected = moved(ours(recipe)), moved(plain)
+    for name, tensor in found.items():
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="this PyTorch has no Muon")
+def test_muon_is_refused_where_it_would_move_nothing() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4, 2))
+    with pytest.raises(ConfigError, match=r"trainer\.optimizer: muon moves .*; type trainer\.optimizer=adamw"):
+        ours(Recipe(optimizer="muon"))(network)
+
+
+def test_a_pytorch_without_muon_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(torch.optim, "Muon", raising=False)
+    with pytest.raises(ConfigError, match=r"muon needs PyTorch 2\.9"):
+        ours(Recipe(optimizer="muon"))(nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2)))
 
 
 @pytest.mark.parametrize(

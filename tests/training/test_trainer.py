@@ -72,8 +72,10 @@ def distilled(seed: int = 0) -> Task:
         {"optimizer": "adam", "lr": 0.01, "schedule": "step", "step_size": 1, "clip_grad_norm": 0.5},
         {"optimizer": "adamw", "lr": 0.01, "ema_decay": 0.8, "warmup_epochs": 1.5},
         {"optimizer": "adam", "precision": "bf16"},
+        {"optimizer": "lamb", "lr": 0.01, "weight_decay": 0.1, "decay_norm_and_bias": False, "layer_decay": 0.6},
+        {"lr": 0.01, "backbone_lr_factor": 0.1, "freeze": ("stage1",), "clip_grad_norm": 0.5, "swa_epochs": 2},
     ],
-    ids=["sgd", "sgd without momentum", "adam", "adamw with ema", "bf16"],
+    ids=["sgd", "sgd without momentum", "adam", "adamw with ema", "bf16", "lamb by layers", "frozen with swa"],
 )
 def test_resuming_from_every_step_ends_with_the_same_bits(make: Callable[[int], Task], options: dict[str, Any]) -> None:
     recipe = Recipe(epochs=3, batch_size=32, checkpoint_minutes=0.0, **options)

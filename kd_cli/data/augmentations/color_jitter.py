@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from kd_cli.data.augment import AUGMENTATIONS
-from kd_cli.data.augmentations.operations import BLEND, HUE_STEP, chosen_parameters, names_for, operate
+from kd_cli.data.augmentations.operations import chosen_parameters, names_for
+from kd_cli.data.augmentations.steps import COLOURS, HUE_STEP, operate
 from kd_cli.ranges import NonNegative, Share, require
 
 
@@ -54,7 +55,7 @@ class ColorJitter:
         for place in range(len(names)):
             number, magnitude = table[:, place], table[:, len(names) + place]
             rows = chosen_parameters(names, number, magnitude, pixels.shape[1:3])
-            pixels = operate(pixels, rows, (BLEND, HUE_STEP))
+            pixels = operate(pixels, rows, (*COLOURS, HUE_STEP))
         return pixels
 
     def _names(self, shape: tuple[int, ...]) -> list[str]:

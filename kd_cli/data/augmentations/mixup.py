@@ -32,8 +32,9 @@ class Mixup:
         return (1.0,)
 
     def mix(self, images: Tensor, others: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
-        share = table[:, 0]
-        return torch.lerp(others, images, share[:, None, None, None].to(images.dtype)), share
+        share = table[:, 0, None, None, None]
+        # Each step is rounded once: a fused kernel may round the tail of a batch otherwise than its body.
+        return (images * share).add_(others * (1 - share)), table[:, 0]
 
 
 def beta(alpha: float, size: int, random: torch.Generator) -> Tensor:

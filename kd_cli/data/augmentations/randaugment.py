@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from kd_cli.data.augment import AUGMENTATIONS
-from kd_cli.data.augmentations.operations import chosen_parameters, names_for, operate, pick
+from kd_cli.data.augmentations.operations import chosen_parameters, names_for, pick
+from kd_cli.data.augmentations.steps import operate
 from kd_cli.ranges import Count, within
 
 # operation → magnitude at strength 1, whether its sign is drawn: the ranges of AutoAugment (Cubuk et al. 2018,

@@ -9,16 +9,8 @@ from torch import Tensor
 
 from kd_cli.data.augment import AUGMENTATIONS
 from kd_cli.data.augmentations.crop_flip import CropFlip
-from kd_cli.data.augmentations.operations import (
-    BLEND,
-    CUT_OUT,
-    IDENTITY,
-    WARP,
-    names_for,
-    operate,
-    parameters,
-    pick,
-)
+from kd_cli.data.augmentations.operations import IDENTITY, names_for, parameters, pick
+from kd_cli.data.augmentations.steps import COLOURS, CUT_OUT, WARP, operate
 
 FIRST = 3  # column: before it are those of the crop and the flip
 NUM_OPERATIONS = 2  # RandAugment's N
@@ -50,7 +42,7 @@ class Strong:
     def apply(self, pixels: Tensor, table: Tensor) -> Tensor:
         pixels = self._crop_flip.apply(pixels, table[:, :FIRST])
         for columns in table[:, FIRST:].split(len(IDENTITY), dim=1):
-            pixels = operate(pixels, columns, (BLEND, WARP, CUT_OUT))
+            pixels = operate(pixels, columns, (*COLOURS, WARP, CUT_OUT))
         return pixels
 
 

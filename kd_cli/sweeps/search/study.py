@@ -23,9 +23,10 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from kd_cli import console
 from kd_cli.config.base import TRIAL
 from kd_cli.config.overrides import hydra_quote
+from kd_cli.config.recipe import score_name, score_text
 from kd_cli.errors import ConfigError
 from kd_cli.seeds import derive_seed
-from kd_cli.sweeps.point import Point, numbers
+from kd_cli.sweeps.point import Point, numbers, selection
 from kd_cli.sweeps.search.options import Options
 from kd_cli.sweeps.search.space import Axis, Short, grid_of, override_of, size_of
 from kd_cli.training.trial_pruner import address, make_pruner, without_password
@@ -101,13 +102,14 @@ class Search:
         Args:
             command: what to type to run a point by itself, given its overrides.
         """
+        select_by = next((selection(point)[1] for point in self.points if point["status"] == "completed"), "top1")
         return {
             "study": self.study.study_name,
             "storage": without_password(self._storage),
             "sampler": self.options.sampler,
             "pruner": self.options.pruner,
-            "objective": "val_top1",
-            "direction": "maximize",
+            "objective": score_name(select_by),
+            "direction": "minimize" if select_by == "nll" else "maximize",
             "points": dict(Counter(point["status"] for point in self.points)),
             "best": self._best(command),
             "importances": self._importances(),
@@ -170,7 +172,7 @@ class Search:
 
         One that diverged counts as pruned, from which the sampler learns where not to look.
         """
-        value, status = numbers(point)[1], point["status"]
+        value, status = selection(point)[0], point["status"]
         if status in ("interrupted", "not started"):
             return
         trial.set_user_attr("point", dict(point))
@@ -230,24 +232,27 @@ class Search:
                 f"{done} of {self._size} points" if self._whole else f"{len(tried)} of {self.options.n_trials} trials"
             )
             values = " ".join(self._point(best))
-            console.say(f"search     {count}{repeated}; best {best.value:.2f} % on validation: {values}")
+            point = self._record(best)
+            said = score_text(point.get("distilled", point), selection(point)[1])
+            console.say(f"search     {count}{repeated}; best {said}: {values}")
 
     def _best_trial(self) -> FrozenTrial | None:
         complete = [trial for trial in self._trials() if trial.state == TrialState.COMPLETE]
-        return max(complete, key=lambda trial: (trial.value or 0.0, -trial.number), default=None)
+        return max(complete, key=lambda trial: (trial.values[0], -trial.number), default=None)
 
     def _best(self, command: Callable[[Sequence[str]], str]) -> dict[str, Any] | None:
         trial = self._best_trial()
         if trial is None:
             return None
         point = self._record(trial)
-        test, val, gain = numbers(point)
+        (test, val, gain), (score, select_by) = numbers(point), selection(point)
         return {
             "trial": trial.number,
             "point": point["point"],
             "params": trial.params,
             "val_top1": val,
-            "as_good": sum(numbers(other)[1] == val for other in self.points if other["status"] == "completed") - 1,
+            "said": score_text(point.get("distilled", point), select_by),
+            "as_good": sum(selection(other)[0] == score for other in self.points if other["status"] == "completed") - 1,
             "test_top1": test,
             "gain": gain,
             "run": point.get("run"),

@@ -17,6 +17,7 @@ from kd_cli.registry import Registry
 from kd_cli.runs.folder import RunDir
 from kd_cli.runs.identity import flatten
 from kd_cli.runs.records import read_config
+from kd_cli.storage.files import read_json
 from kd_cli.training.callbacks import Callback
 
 LOGGERS: Registry[Callback | None] = Registry("logger", "kd_cli.training.loggers", injected=("run",))
@@ -99,6 +100,24 @@ def final_numbers(result: Mapping[str, Any]) -> dict[str, float]:
         numbers["best_val_top1"] = result["val_top1"]
     parts = {name: part for name, part in result.items() if isinstance(part, Mapping) and "test_top1" in part}
     return numbers | {f"{name}.test_top1": part["test_top1"] for name, part in parts.items()}
+
+
+def origin(run: RunDir) -> dict[str, Any]:
+    """Where a run stands: its folder, stage, seed, comparison, sweep and point, as far as there are any."""
+    from kd_cli.runs.sweep_folder import read_sweep
+
+    folder, record = run.path.resolve(), run.record
+    whole = folder if read_json(folder.parent / "run.json") is None else folder.parent
+    sweep = next((each for each in whole.parents[:2] if read_sweep(each)), None)
+    facts = {
+        "kd.run": folder,
+        "kd.stage": record.get("stage") or "comparison",
+        "kd.seed": record.get("seed"),
+        "kd.comparison": None if whole == folder else whole,
+        "kd.sweep": sweep,
+        "kd.point": whole.name if sweep == whole.parent else None,
+    }
+    return {key: value for key, value in facts.items() if value is not None}
 
 
 def parameters(run: RunDir) -> dict[str, Any]:

@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from kd_cli.runs.folder import RunDir
 from kd_cli.runs.provenance import rerun_line
-from kd_cli.runs.sweep_folder import read_sweep
 from kd_cli.storage.files import read_json
-from kd_cli.training.loggers.base import LOGGERS, final_numbers, parameters
+from kd_cli.training.loggers.base import LOGGERS, final_numbers, origin, parameters
 
 if TYPE_CHECKING:
     from mlflow.entities import Experiment, Metric
@@ -95,23 +94,14 @@ class MLflow:
 
 def tags(run: RunDir) -> dict[str, Any]:
     """Where a run comes from. A part has its comparison as its parent, unless several points of a sweep share it."""
-    folder, record = run.path.resolve(), run.record
-    above = read_json(folder.parent / "run.json")
-    whole = folder if above is None else folder.parent
-    sweep = next((each for each in whole.parents[:2] if read_sweep(each)), None)
+    above = read_json(run.path.resolve().parent / "run.json") or {}
     facts = {
-        "mlflow.source.name": rerun_line(record),
-        "mlflow.source.git.commit": record.get("git_commit"),
-        "mlflow.parentRunId": (above or {}).get("mlflow", {}).get("run_id"),
-        "kd.run": folder,
-        "kd.status": record.get("status"),
-        "kd.stage": record.get("stage") or "comparison",
-        "kd.seed": record.get("seed"),
-        "kd.comparison": None if above is None else whole,
-        "kd.sweep": sweep,
-        "kd.point": whole.name if sweep == whole.parent else None,
+        "mlflow.source.name": rerun_line(run.record),
+        "mlflow.source.git.commit": run.record.get("git_commit"),
+        "mlflow.parentRunId": above.get("mlflow", {}).get("run_id"),
+        "kd.status": run.record.get("status"),
     }
-    return {key: value for key, value in facts.items() if value is not None}
+    return {key: value for key, value in facts.items() if value is not None} | origin(run)
 
 
 def _absolute(uri: str) -> str:
