@@ -53,7 +53,8 @@ def command(
     networks = open_networks(
         run, which=which, overrides=overrides, config_dirs=folders, device=place, with_teacher=grid is not None
     )
-    reader = Reader(files, networks[-1].first.spec())
+    last = networks[-1].first
+    reader = Reader(files, last.spec(), last.facts["preprocessing"])
     pictures = tested_pictures(networks[-1].first, test) if test else reader
     answers = ask(networks, pictures, top=top, device=place)
     reader.say_changed()

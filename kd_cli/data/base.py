@@ -12,8 +12,7 @@ import copy
 import hashlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from math import prod
+from dataclasses import replace
 from typing import Any, Literal, TypeVar, get_args
 
 import torch
@@ -22,45 +21,18 @@ from torch import Tensor
 from kd_cli.data import sampling as order
 from kd_cli.data.augment import build_all, source_crop
 from kd_cli.data.common import COMMON, Common
-from kd_cli.data.feed import Feed, Order, Rows
+from kd_cli.data.feed import Feed, Order, Rows, in_view
 from kd_cli.data.preprocess import Prepare
-from kd_cli.data.store import Images, Store, Windows, check_part, digest_of, fits_in_memory, shape_of
-from kd_cli.errors import ConfigError, DataError, offer
+from kd_cli.data.raw import Raw as Raw
+from kd_cli.data.raw import check_raw, fingerprint_of, stores_of
+from kd_cli.errors import ConfigError, offer
 from kd_cli.out_of_memory import needing_memory
 from kd_cli.registry import Registry, bind_options
-from kd_cli.storage.tensors import digest_tensor
 from kd_cli.types import Batch, DataSpec
 
 Part = Literal["train", "val", "test"]
 View = Callable[[Tensor, Tensor], Tensor]  # pixels [B, H, W, C], uint8, and ids [B] → pixels, uint8
 F = TypeVar("F", bound="Callable[..., Raw]")
-
-
-@dataclass(frozen=True)
-class Raw:
-    """An undivided data set.
-
-    Args:
-        train_images: [N, H, W, C], uint8, or images that are read one by one.
-        train_labels: [N], int64, 0 … K-1.
-        test_images: as `train_images`.
-        test_labels: as `train_labels`.
-        class_names: K names, in label order.
-        digest: hex, where the source already knows what identifies its pixels.
-        val_rows: the training images that validate, int64; None: `val_fraction` of each class.
-        unreadable: files that were left out because they cannot be read.
-        geometry: how the images were brought to one size, as a record of the preprocessing has it.
-    """
-
-    train_images: Images
-    train_labels: Tensor
-    test_images: Images
-    test_labels: Tensor
-    class_names: tuple[str, ...]
-    digest: str | None = None
-    val_rows: Tensor | None = None
-    unreadable: int = 0
-    geometry: Mapping[str, Any] | None = None
 
 
 DATASETS: Registry[Raw] = Registry("dataset", "kd_cli.data", injected=tuple(COMMON))
@@ -141,11 +113,11 @@ class Data:
     """
 
     def __init__(self, name: str, raw: Raw, common: Common) -> None:
-        height, width, channels = _check_raw(name, raw)
+        height, width, channels = check_raw(name, raw)
         labels = raw.train_labels
         kept, taken = order.divide(labels, raw.val_rows, common)
         self._crop = source_crop(common.augment) if getattr(raw.train_images, "resizes", False) else None
-        train, val, test = _stores(raw, common, len(taken), cropped=self._crop is not None)
+        train, val, test = stores_of(raw, common, len(taken), cropped=self._crop is not None)
         self._parts: dict[Part, Rows] = {
             "train": Rows(train, kept, labels[kept], common.balanced),
             "val": Rows(val, taken, labels[taken]),
@@ -163,7 +135,7 @@ class Data:
         self.name = name
         self.spec = DataSpec(len(raw.class_names), len(kept), (channels, height, width), raw.class_names)
         self.preprocessing: dict[str, Any] = self._prepare.record()
-        self.fingerprint = _fingerprint(raw, [taken] if common.images_per_class is None else [kept, taken])
+        self.fingerprint = fingerprint_of(raw, [taken] if common.images_per_class is None else [kept, taken])
         self.unreadable = raw.unreadable
         self.balanced = common.balanced  # an epoch may show an image several times
         self.augmented = common.augment not in ("none", ())  # training images look different in every epoch
@@ -296,34 +268,8 @@ class Data:
         Args:
             batch_size: of the training; mixed images are paired in its batches, and view and epoch are then the same.
         """
-        table, part = self._prepare.table(self.size("train"), seed, (view,), device), self._parts["train"]
-        seen = self._augmented(ids, table, seed, view, device)
-        if not self.mixes:
-            yield from (
-                Batch(images, part.labels[each].to(device), each.to(device))
-                for images, each in zip(seen, ids, strict=True)
-            )
-            return
-        assert batch_size is not None
-        batches = self._order(seed, batch_size, self.steps(batch_size)).images(part, view)
-        pairs = order.partner_ids(batches, self.size("train"))
-        others = self._augmented([pairs[each] for each in ids], table, seed, view, device)
-        for each, images, mixed_in in zip(ids, seen, others, strict=True):
-            mixed, _ = self._prepare.augmentation.mix(images, mixed_in, table[each.to(device)])
-            yield Batch(mixed, part.labels[each].to(device), each.to(device))
-
-    def _augmented(
-        self, ids: Sequence[Tensor], table: Tensor, seed: int, view: int, device: torch.device
-    ) -> Iterator[Tensor]:
-        """Training images as a view shows them, not yet mixed: [B, C, H, W] for each item [B]."""
-        part = self._parts["train"]
-        rows = [part.rows[each.cpu()] for each in ids]
-        if self._crop is not None:
-            read = part.store.windows(rows, ids, Windows(self._crop, seed, (view,)), device)
-        else:
-            read = part.store.batches([each.to(device) for each in rows], device)
-        for each, pixels in zip(ids, read, strict=True):
-            yield self._prepare.made(pixels, table[each.to(device)])
+        pairing = self._order(seed, batch_size or self._repeats, self.steps(batch_size) if batch_size else 0)
+        return in_view(self._parts["train"], self._prepare, pairing, ids, view, device)
 
     def eval_batches(self, part: Part, *, batch_size: int, device: torch.device) -> Iterator[Batch]:
         """All images of a part in their fixed order, normalised, not augmented; ids are positions in that part."""
@@ -343,41 +289,3 @@ class Data:
         pixels = self._parts[part].store.batches(device_rows, device)
         for images, label, number in zip(pixels, device_labels, device_ids, strict=True):
             yield Batch(images, label, number)
-
-
-def _stores(raw: Raw, common: Common, validating: int, *, cropped: bool) -> tuple[Store, Store, Store]:
-    """Of the images that train, validate and are tested.
-
-    Args:
-        validating: images that validate.
-        cropped: windows are cut out of the images that train, so that their pixels are not kept.
-    """
-    both = (raw.train_images, raw.test_images)
-    num_bytes = sum(images.numel() for images in both if isinstance(images, Tensor))
-    streamed = not fits_in_memory(num_bytes, common.in_memory, common.memory_limit_gb)
-    room = {"auto": int(common.memory_limit_gb * 1e9), True: 2**62, False: 0}[common.in_memory]
-    stores = []
-    # What is read most often is kept first.
-    for images, count in ((both[0], validating), (both[1], len(both[1])), (both[0], 0 if cropped else len(both[0]))):
-        kept = 0 if isinstance(images, Tensor) else min(room, count * prod(shape_of(images)))
-        stores.append(Store(images, streamed=streamed, workers=common.workers, kept=kept))
-        room -= kept
-    val, test, train = stores
-    return train, train if train.resident else val, test
-
-
-def _check_raw(name: str, raw: Raw) -> tuple[int, int, int]:
-    """The shape (H, W, C) that all images have."""
-    check_part(name, "train", raw.train_images, raw.train_labels, len(raw.class_names), least=0)
-    check_part(name, "test", raw.test_images, raw.test_labels, len(raw.class_names), least=1)
-    shapes = shape_of(raw.train_images), shape_of(raw.test_images)
-    if shapes[0] != shapes[1]:
-        raise DataError(f"dataset {name!r}: training images are {shapes[0]}, test images {shapes[1]} (H, W, C)")
-    return shapes[0]
-
-
-def _fingerprint(raw: Raw, split: Sequence[Tensor]) -> str:
-    """SHA-256 of pixels, labels, class names and the positions that are the split, hex."""
-    pixels = [raw.digest] if raw.digest else [digest_of(raw.train_images), digest_of(raw.test_images)]
-    others = [digest_tensor(each) for each in (raw.train_labels, raw.test_labels, *split)]
-    return hashlib.sha256("\n".join([*pixels, *others, *raw.class_names]).encode()).hexdigest()

@@ -7,7 +7,7 @@ finds its images by itself. N training images, B per batch, M that an epoch uses
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
@@ -216,3 +216,43 @@ class Feed:
 
 def _bounds(batches: list[Tensor]) -> list[tuple[int, int]]:
     return list(pairwise(accumulate(map(len, batches), initial=0)))
+
+
+def in_view(
+    part: Rows, prepare: Prepare, order: Order, ids: Sequence[Tensor], view: int, device: torch.device
+) -> Iterator[Batch]:
+    """Training images by their ids, a batch for each item [B], as they are augmented in one view.
+
+    Args:
+        order: of the training; mixed images are paired in its batches, and view and epoch are then the same.
+    """
+    table = prepare.table(len(part.rows), order.seed, (view,), device)
+    seen = _augmented(part, prepare, order, ids, table, view, device)
+    pairs = None
+    if prepare.augmentation.mixes:
+        pairs = sampling.partner_ids(order.images(part, view), len(part.rows))
+        others = _augmented(part, prepare, order, [pairs[each.cpu()] for each in ids], table, view, device)
+    for each, images in zip(ids, seen, strict=True):
+        there = each.to(device)
+        if pairs is not None:
+            images, _ = prepare.augmentation.mix(images, next(others), table[there])
+        yield Batch(images, part.labels[each.cpu()].to(device), there)
+
+
+def _augmented(
+    part: Rows,
+    prepare: Prepare,
+    order: Order,
+    ids: Sequence[Tensor],
+    table: Tensor,
+    view: int,
+    device: torch.device,
+) -> Iterator[Tensor]:
+    """As `in_view`, not yet mixed: [B, C, H, W] for each item [B]."""
+    rows = [part.rows[each.cpu()] for each in ids]
+    if order.crop is not None:
+        read = part.store.windows(rows, ids, Windows(order.crop, order.seed, (view,)), device)
+    else:
+        read = part.store.batches([each.to(device) for each in rows], device)
+    for each, pixels in zip(ids, read, strict=True):
+        yield prepare.made(pixels, table[each.to(device)])

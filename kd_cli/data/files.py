@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from kd_cli.data.decode import (
     STAMPED,
     Header,
     Mode,
+    Opening,
     Unreadable,
     read_header,
     read_image,
@@ -53,9 +55,7 @@ class Files:
         """[H, W, C], uint8. Raises DataError: the image cannot be read, or has another size."""
         name, geometry = self.source.name(row), self.geometry
         if geometry.shorter is not None:
-            opening = self.source.open(row)
-            _, decoded = read_scaled(name, self.mode, opening, lambda height, width: {geometry.scale(height, width)})
-            return geometry.fitted(next(iter(decoded.values())))
+            return read_fitted(name, self.mode, self.source.open(row), geometry)
         pixels = read_image(name, self.mode, self.source.open(row))
         self.check_size(name, *pixels.shape[:2])
         return geometry.fitted(pixels)
@@ -167,6 +167,12 @@ def _usual(source: Source, row: int) -> Header | None:
     with suppress(OSError):  # what is wrong is said by who looks again
         return usual_header(*source.edges(row, STAMPED))
     return None
+
+
+def read_fitted(path: Path | str, mode: Mode, opening: Opening, geometry: Geometry) -> Tensor:
+    """An image as evaluation sees it: [H, W, C], uint8. Raises DataError: it cannot be read."""
+    _, decoded = read_scaled(path, mode, opening, lambda height, width: {geometry.scale(height, width)})
+    return geometry.fitted(next(iter(decoded.values())))
 
 
 def _only_unreadable(errors: Mapping[int, DataError]) -> Mapping[int, DataError]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -131,9 +132,8 @@ def resample(pixels: Tensor, sides: tuple[int, int], interpolation: str) -> Tens
     return resized[0].permute(1, 2, 0).contiguous()
 
 
-def geometry_of(record: dict[str, Any]) -> Geometry:
-    """The geometry that a run's record of its preprocessing tells."""
-    height, width = record["image_size"]
-    if "resize" not in record or height != width:
-        return Geometry(height if height == width else None, "stretch" if height == width else "auto")
-    return Geometry(height, record["resize"], interpolation=record["interpolation"])
+def geometry_of(record: Mapping[str, Any]) -> Geometry | None:
+    """How a run's images were brought to one size; None where they were not, or were stretched."""
+    if "resize" not in record:
+        return None
+    return Geometry(record["image_size"][0], record["resize"], interpolation=record["interpolation"])

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate, pairwise
-from math import prod
 from typing import Any, Protocol, Union, cast
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from kd_cli.data.common import InMemory
+from kd_cli.data.kept import Kept
 from kd_cli.data.sampling import generator
 from kd_cli.errors import DataError
 from kd_cli.machine import available_cores
@@ -133,7 +133,7 @@ class Store:
         self.resident = isinstance(images, Tensor) and not streamed
         self._workers = workers
         self._on_device: dict[torch.device, Tensor] = {}
-        self._kept = None if isinstance(images, Tensor) else _Kept(images, kept)
+        self._kept = None if isinstance(images, Tensor) else Kept(len(images), images.image_shape, kept)
 
     def batches(self, rows: Sequence[Tensor], device: torch.device) -> Iterator[Tensor]:
         """For each item of `rows` [B] its pixels [B, H, W, C], uint8, on `device`.
@@ -188,45 +188,6 @@ class Store:
             if device.type == "cuda":  # other streams may read them before this one has copied them
                 torch.cuda.current_stream(device).synchronize()
         return self._on_device[device].index_select(0, rows)
-
-
-class _Kept:
-    """Decoded images that stay in memory, the first that were read, as many as fit.
-
-    Args:
-        num_bytes: that they may take.
-    """
-
-    def __init__(self, images: Streamed, num_bytes: int) -> None:
-        shape = images.image_shape
-        self._room = min(len(images), num_bytes // prod(shape))
-        self._pixels = torch.empty((self._room, *shape), dtype=torch.uint8)  # touched, and taken, as it is filled
-        self._place = torch.full((len(images) if self._room else 0,), -1)
-        self._used = 0
-
-    def missing(self, rows: Tensor) -> Tensor:
-        """Those of the rows [B] that are to be read."""
-        return rows[self._place[rows] < 0] if self._room else rows
-
-    def whole(self, rows: Tensor, absent: Tensor, read: Tensor) -> Tensor:
-        """The pixels of the rows [B], of which those `absent` were read now; they are kept if there is room."""
-        if not self._room:
-            return read
-        pixels = torch.empty((len(rows), *read.shape[1:]), dtype=torch.uint8)
-        were = self._place[rows] >= 0
-        was_absent = torch.isin(rows, absent)
-        pixels[was_absent] = read
-        pixels[~was_absent] = self._pixels[self._place[rows[~was_absent]]]
-        self._keep(rows[was_absent & ~were], pixels[was_absent & ~were])
-        return pixels
-
-    def _keep(self, rows: Tensor, pixels: Tensor) -> None:
-        count = min(len(rows), self._room - self._used)
-        if count:
-            places = torch.arange(self._used, self._used + count)
-            self._pixels[places] = pixels[:count]
-            self._place[rows[:count]] = places
-            self._used += count
 
 
 class _Reader(Dataset[Any]):

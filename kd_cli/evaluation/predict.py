@@ -15,6 +15,8 @@ from torch import Tensor
 
 from kd_cli import console
 from kd_cli.data.decode import Mode, open_image, pixels_of
+from kd_cli.data.files import read_fitted
+from kd_cli.data.geometry import geometry_of
 from kd_cli.data.preprocess import Prepare
 from kd_cli.data.resize import resize_as_pil
 from kd_cli.data.walk import LeftOut, walk_images
@@ -22,6 +24,7 @@ from kd_cli.errors import ConfigError, DataError
 from kd_cli.evaluation.networks import Opened
 from kd_cli.metrics.evaluate import evaluating
 from kd_cli.saved.network import Saved
+from kd_cli.storage.files import open_regular
 from kd_cli.types import DataSpec
 
 _BATCH = 64
@@ -64,6 +67,7 @@ class Reader:
 
     Args:
         spec: of the network that is to see them.
+        seen: what is on record of the preprocessing of its images.
 
     Attributes:
         unreadable: file → why.
@@ -72,7 +76,7 @@ class Reader:
         ConfigError: no picture has so many channels.
     """
 
-    def __init__(self, files: Sequence[Path], spec: DataSpec) -> None:
+    def __init__(self, files: Sequence[Path], spec: DataSpec, seen: Mapping[str, Any]) -> None:
         channels, height, width = spec.image_shape
         if channels not in _MODES:
             raise ConfigError(f"the network takes images of {channels} channels; pictures have 1 or 3")
@@ -80,6 +84,7 @@ class Reader:
         self._files, self._mode = files, _MODES[channels]
         self._shape = (height, width, channels)
         self._changed: Counter[str] = Counter()
+        self._geometry = geometry_of(seen)
 
     def __iter__(self) -> Iterator[Picture]:
         for file in self._files:
@@ -101,6 +106,8 @@ class Reader:
         )
 
     def _read(self, file: Path) -> Tensor:
+        if self._geometry is not None:
+            return read_fitted(file, self._mode, open_regular(file), self._geometry)
         image, stored = open_image(file)
         pixels = pixels_of(image, self._mode)
         if pixels.shape != self._shape or stored != _STORED[self._mode]:

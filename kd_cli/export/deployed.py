@@ -96,7 +96,7 @@ def subject_of(saved: Saved) -> Subject:
 
 
 def _facts(saved: Saved, data: Data) -> dict[str, Any]:
-    record, network = saved.source.record, saved.network(CPU)
+    record, network, seen = saved.source.record, saved.network(CPU), saved.facts["preprocessing"]
     channels, *image_size = saved.spec().image_shape
     graft = graft_of(record)
     if graft:  # without the paths of this machine
@@ -108,8 +108,9 @@ def _facts(saved: Saved, data: Data) -> dict[str, Any]:
         "classes": list(saved.spec().class_names),
         "image_size": image_size,
         "channels": channels,
-        "mean": saved.facts["preprocessing"]["mean"],
-        "std": saved.facts["preprocessing"]["std"],
+        "mean": seen["mean"],
+        "std": seen["std"],
+        **{key: seen[key] for key in ("resize", "interpolation") if key in seen},
         "input": f"images: uint8 [batch, {', '.join(map(str, [*image_size, channels]))}], 0 … 255{colours}",
         "output": f"logits: float32 [batch, {len(saved.spec().class_names)}]; softmax makes probabilities of them",
         "model": saved.model,

@@ -15,14 +15,18 @@ from PIL import ExifTags, Image
 from torch import Tensor
 
 from kd_cli.data.decode import Mode, read_image
+from kd_cli.data.files import read_fitted
+from kd_cli.data.geometry import Geometry, geometry_of
 from kd_cli.data.preprocess import Prepare
 from kd_cli.data.resize import resize_as_pil
 from kd_cli.errors import KDError
 from kd_cli.export.deployed import CPU, Subject
 from kd_cli.metrics.evaluate import evaluating
+from kd_cli.storage.files import open_regular
 
 BATCHES = (1, 2, 7)
 _MODES: dict[int, Mode] = {1: "gray", 3: "rgb"}
+_RESAMPLED = 2  # grey levels between PIL's and PyTorch's resampling: bilinear 1, bicubic 2
 TOLERANCE = 1e-4  # of the largest logit: float32 sums are rounded otherwise in another order
 
 # The script beside the model answers and reads, so that what is checked is what will be used.
@@ -97,7 +101,7 @@ def _ask(folder: Path, subject: Subject, pixels: list[Tensor]) -> list[Tensor]:
             raise KDError(f"the exported {subject.name} does not run: {reason}; nothing was written")
         with np.load(answered) as answers:
             for name in pictures:
-                _check_reading(Path(name), answers[name], pixels[0][0])
+                _check_reading(Path(name), answers[name], pixels[0][0], geometry_of(subject.data.preprocessing))
             return [torch.from_numpy(answers[str(place)]) for place in range(len(pixels))]
 
 
@@ -120,8 +124,12 @@ def _draw_pictures(folder: Path, pixels: Tensor) -> list[str]:
     return sorted(str(path) for path in folder.iterdir() if path.suffix in (".jpg", ".png"))
 
 
-def _check_reading(path: Path, read: Any, like: Tensor) -> None:
+def _check_reading(path: Path, read: Any, like: Tensor, geometry: Geometry | None) -> None:
     height, width, channels = like.shape
-    own = resize_as_pil(read_image(path, _MODES[channels]), (height, width, channels))
-    if not np.array_equal(own.numpy(), read):
+    if geometry is not None:  # of which PIL's resampling may be off by a grey level
+        own = read_fitted(path, _MODES[channels], open_regular(path), geometry)
+    else:
+        own = resize_as_pil(read_image(path, _MODES[channels]), (height, width, channels))
+    apart = np.abs(own.numpy().astype(int) - read).max()
+    if apart > (0 if geometry is None else _RESAMPLED):
         raise KDError(f"the exported infer.py does not read {path.name} as kd does; nothing was written")

@@ -171,9 +171,18 @@ def _is_data(value: Any) -> bool:
         return False
     seen = value.get("preprocessing")
     normal = isinstance(seen, dict) and is_numbers(seen.get("mean")) and is_numbers(seen.get("std"))
-    sized = isinstance(seen, dict) and is_sides(seen.get("image_size", [1, 1]))
+    sized = isinstance(seen, dict) and is_sides(seen.get("image_size", [1, 1])) and _is_geometry(seen)
     named = is_texts(value.get("classes")) and is_text(value.get("name")) and is_text(value.get("fingerprint"))
     return normal and sized and named and is_sides(value.get("image_shape"), 3) and is_count(value.get("num_train", 1))
+
+
+def _is_geometry(seen: Mapping[str, Any]) -> bool:
+    """How files became images of one size, where that is on record."""
+    if "resize" not in seen:
+        return True
+    shorter, sides = seen["resize"], seen.get("image_size", [0, 1])
+    square = sides[0] == sides[1] and is_count(shorter) and shorter >= sides[0]
+    return bool(square and seen.get("interpolation") in ("bilinear", "bicubic"))
 
 
 def _is_teacher(value: Any) -> bool:
