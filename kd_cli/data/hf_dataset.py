@@ -7,6 +7,7 @@ files, once, in its own cache (HF_HOME).
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -111,7 +112,9 @@ def _quiet_and_offline(library: Any) -> Iterator[None]:
     before, config.HF_HUB_OFFLINE = config.HF_HUB_OFFLINE, True
     library.disable_progress_bars()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the package about its own
+            yield
     finally:
         config.HF_HUB_OFFLINE = before
         if not progress:
@@ -195,19 +198,16 @@ def _labels(folder: Path, parts: Mapping[Part, tuple[str, Any]], column: str) ->
 
 def _numbers(where: str, column: Any, texts: Labels | None) -> Tensor:
     """The classes' numbers of a column; without names, those of its texts."""
-    encoded = column.combine_chunks().dictionary_encode()
-    values = encoded.dictionary.to_pylist()
-    missing = encoded.null_count + sum(value == -1 for value in values)
-    if missing:
-        raise DataError(
-            f"{where} has images without a class; name another one with dataset.test_split=NAME, or val_split"
-        )
     try:
+        encoded = column.combine_chunks().dictionary_encode()
+        values = encoded.dictionary.to_pylist()
+        if encoded.null_count or -1 in values:
+            other = "type dataset.test_split=NAME (or val_split) of another"
+            raise DataError(f"{where} has images without a class; {other}")
         if not all(isinstance(value, int | str) and not isinstance(value, bool) for value in values):
             raise ValueError(f"{values[0]!r} is neither a number nor a name")
         table = [value if texts is None else texts.number(str(value)) for value in values]
-    except ValueError as error:
-        raise DataError(
-            f"{where}: {error}; kd is for single-label classification: type dataset.label=COLUMN"
-        ) from error
+    except (ValueError, NotImplementedError) as error:  # Arrow's, of columns that hold lists
+        what = "kd is for single-label classification: type dataset.label=COLUMN"
+        raise DataError(f"{where}: {error}; {what}") from error
     return torch.tensor(table, dtype=torch.int64)[torch.tensor(encoded.indices.to_numpy(), dtype=torch.int64)]

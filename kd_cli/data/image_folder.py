@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +15,7 @@ from kd_cli.data.geometry import Geometry, Interpolation, Resize
 from kd_cli.data.names import names_kept
 from kd_cli.data.sources import FolderSource
 from kd_cli.data.tree import Tree
-from kd_cli.data.tree_index import FEWEST, find_tree
+from kd_cli.data.tree_index import find_tree
 from kd_cli.storage.tensors import digest_tensors
 
 
@@ -68,13 +67,14 @@ def image_folder(
         *(mode, test_fraction, unreadable, val_fraction, split_seed, in_memory, memory_limit_gb, workers),
         windows=source_crop(augment) is not None,
     )
-    find = partial(find_tree, folder, named, validated=val_fraction > 0, only_test=test_fraction == 1)
-    listing = _listing(folder, find())
-    files = Files(listing.source, reading.geometry, mode)
-    if reading.holds(files) and len(files) >= FEWEST:  # what is held is not read again: an index is not enough
-        listing = _listing(folder, find(each=True))
-        files = Files(listing.source, reading.geometry, mode)
-    return read_listing(listing, files, reading)
+
+    def files_of(tree: Tree) -> Files:
+        return Files(_listing(folder, tree).source, reading.geometry, mode)
+
+    wanted = {"validated": val_fraction > 0, "only_test": test_fraction == 1}
+    # What is held is not read again, so that nothing else would notice a file that was written anew in its place.
+    tree = find_tree(folder, named, **wanted, trusts=lambda tree: not reading.holds(files_of(tree)))
+    return read_listing(_listing(folder, tree), files_of(tree), reading)
 
 
 def _listing(root: Path, tree: Tree) -> Listing:

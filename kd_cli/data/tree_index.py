@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -30,17 +30,19 @@ _SETTLED = 2_000_000_000  # ns; a folder that was changed since may have changed
 
 
 def find_tree(
-    root: Path, named: Mapping[Part, str | None], *, validated: bool, only_test: bool, each: bool = False
+    root: Path, named: Mapping[Part, str | None], *, validated: bool, only_test: bool, trusts: Callable[[Tree], bool]
 ) -> Tree:
     """As `read_tree`, or what is kept of it, where no folder has changed since; what else is there is told.
 
     Args:
-        each: whether each file is asked for its size and time, whatever is kept.
+        trusts: whether that is enough for such a tree; otherwise each file is asked for its size and time.
     """
     asked = json.dumps([INDEX_FORMAT, str(root), dict(named), validated, only_test], sort_keys=True)
     path = cache_folder() / "data" / f"{hashlib.sha256(asked.encode()).hexdigest()[:32]}.safetensors"
-    kept = None if each else _kept(root, path)
-    tree, notices = kept or _read(root, path, named, validated=validated, only_test=only_test)
+    kept = _kept(root, path)
+    if kept is None or not trusts(kept[0]):
+        kept = _read(root, path, named, validated=validated, only_test=only_test)
+    tree, notices = kept
     for notice in notices:
         log.warning("%s", notice)
     return tree

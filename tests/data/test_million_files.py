@@ -34,7 +34,6 @@ LONG_AGO = 1_500_000_000
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A tree that counts as a large one, of which one file is asked for."""
     monkeypatch.setattr(tree_index, "FEWEST", 1)
-    monkeypatch.setattr("kd_cli.data.image_folder.FEWEST", 1)
     monkeypatch.setattr(tree_index, "_SAMPLE", 1)
     root = make_tree(tmp_path / "tree")
     (root / "train" / "cat" / "notes.txt").write_text("of cats")
