@@ -69,6 +69,7 @@ class CachedTeacher:
         self._fixed, self._version = fixed, 0
         self._ask, self._data, self._entry = ask, data, entry
         self._seed, self._batch_size, self._device = seed, batch_size, device
+        self._views = partial(data.views, seed=seed, device=device, batch_size=batch_size)
         self._resident = resident
         self._classifier: nn.Module | None = None
         self._layout: Layout | None = None
@@ -190,7 +191,7 @@ class CachedTeacher:
             console.say(f"teacher    is asked about {number} training images{anew}")
         self._announced = True
         wanted = ids[rows.start : rows.stop].split(self._batch_size)
-        for batch in self._data.views(wanted, seed=self._seed, view=view, device=self._device):
+        for batch in self._views(wanted, view=view):
             with torch.inference_mode():
                 packed = self._layout.pack(self._layout.encode(self._ask(batch.images)))
             yield packed
@@ -226,9 +227,7 @@ class CachedTeacher:
         """Some of these training images, and what the teacher says of them now."""
         random = generator(self._seed, "teacher cache", view)
         some = ids[torch.randperm(len(ids), generator=random)[: self._batch_size]]
-        (shown,) = self._data.views(
-            [some], seed=self._seed, view=view, device=self._device, batch_size=self._batch_size
-        )
+        (shown,) = self._views([some], view=view)
         said = self._ask(shown.images)
         self._classifier = said.classifier
         return shown.ids, said
