@@ -98,7 +98,7 @@ def kd_batches(folder: Path, *names: Any, **options: Any) -> Iterator[Any]:
 def kd_test(folder: Path) -> Iterator[Any]:
     import torch
 
-    return kd_data(folder).eval_batches("test", batch_size=BATCH, device=torch.device("cpu"))  # type: ignore[no-any-return]
+    return kd_data(folder, in_memory=False).eval_batches("test", batch_size=BATCH, device=torch.device("cpu"))  # type: ignore[no-any-return]
 
 
 SIDES: dict[str, Callable[[Path], Iterable[Any]]] = {

@@ -198,6 +198,12 @@ class Data:
             batch_size: B of the global batch.
             limit: at most so many.
         """
+        if batch_size % self._repeats:
+            fitting = offer("trainer.batch_size", -(-batch_size // self._repeats) * self._repeats)
+            raise ConfigError(
+                f"trainer.batch_size={batch_size} is no multiple of dataset.repeats={self._repeats}, the views of an "
+                f"image that a batch has; type {fitting}"
+            )
         return order.count_steps(self.shown, batch_size, limit)
 
     @property
@@ -248,12 +254,6 @@ class Data:
         return Feed(self._parts["train"], self._prepare, shown, device=device, shard=shard)
 
     def _order(self, seed: int, batch_size: int, steps: int) -> Order:
-        if batch_size % self._repeats:
-            fitting = offer("trainer.batch_size", -(-batch_size // self._repeats) * self._repeats)
-            raise ConfigError(
-                f"trainer.batch_size={batch_size} is no multiple of dataset.repeats={self._repeats}, the views of an "
-                f"image that a batch has; type {fitting}"
-            )
         return Order(seed, batch_size, steps, self._repeats, self._cycle, self._crop)
 
     def views_in(self, epoch: int) -> tuple[int, ...]:

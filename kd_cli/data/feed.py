@@ -16,7 +16,8 @@ from torch import Tensor
 
 from kd_cli.data import sampling
 from kd_cli.data.preprocess import Prepare
-from kd_cli.data.store import Crop, Store, Windows
+from kd_cli.data.store import Store
+from kd_cli.data.windows import Crop, Finish, Windows
 from kd_cli.types import Batch, Mixed
 
 
@@ -97,6 +98,8 @@ class Feed:
         self._part, self._store, self._prepare = part, part.store, prepare
         self._order, self._shard, self._device = order, shard, device
         self._mixes = prepare.augmentation.mixes
+        # A device augments whole batches at once; a processor, each image where it was decoded, many at a time.
+        self._finished = device.type == "cpu" and not self._store.resident and not self._store.keeps
         if self._mixes and shard[1] > 1:
             raise ValueError("mixup and cutmix pair images of a whole batch, which one process must have")
         self.steps = order.steps
@@ -129,16 +132,21 @@ class Feed:
         self._hold("table", self._prepare.table(size, self._order.seed, views, self._device))
         if not self._store.resident:
             self._fetched.clear()
-            self._streamed = self._stream(images[first:], views)
+            drawn = self._buffers["drawn"][self._bounds[first][0] :] if first < len(self._bounds) else None
+            finish = None
+            if self._finished and drawn is not None:
+                finish = Finish(self._prepare.augmentation.apply, self._buffers["table"][drawn], len(views))
+            self._streamed = self._stream(images[first:], views, finish)
 
-    def _stream(self, images: list[Tensor], views: tuple[int, ...]) -> Iterator[Tensor]:
+    def _stream(self, images: list[Tensor], views: tuple[int, ...], finish: Finish | None) -> Iterator[Tensor]:
         """The pixels of one batch after another; each image is decoded once."""
         rows, crop = [self._part.rows[each] for each in images], self._order.crop
         if crop is not None:
-            yield from self._store.windows(rows, images, Windows(crop, self._order.seed, views), self._device)
+            windows = Windows(crop, self._order.seed, views)
+            yield from self._store.windows(rows, images, windows, self._device, finish)
             return
-        for pixels in self._store.batches(rows, self._device):
-            yield pixels.repeat_interleave(len(views), dim=0) if len(views) > 1 else pixels
+        for pixels in self._store.batches(rows, self._device, finish):
+            yield pixels.repeat_interleave(len(views), dim=0) if len(views) > 1 and finish is None else pixels
 
     def fetch(self, count: int) -> None:
         """Reads the pixels of the next `count` batches, where images are read one by one: who waits can wait here.
@@ -200,7 +208,8 @@ class Feed:
 
     def _made(self, pixels: Tensor, taken: Mapping[str, Tensor]) -> Batch:
         table, labels = self._buffers["table"].index_select(0, taken["drawn"]), taken["labels"]
-        images, mixed = self._prepare.made(pixels, table), None
+        seen = pixels if self._finished else self._prepare.augmentation.apply(pixels, table)
+        images, mixed = self._prepare.normalise(seen), None
         if self._mixes:
             images, share = self._prepare.augmentation.mix(images, sampling.partners(images), table)
             mixed = Mixed(sampling.partners(labels), share)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate, pairwise
 from typing import Any, Protocol, Union, cast
@@ -15,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from kd_cli.data.common import InMemory
 from kd_cli.data.kept import Kept
-from kd_cli.data.sampling import generator
+from kd_cli.data.windows import Finish, Windows
 from kd_cli.errors import DataError
 from kd_cli.machine import available_cores
 from kd_cli.storage.tensors import digest_tensor
@@ -81,38 +80,12 @@ def fits_in_memory(num_bytes: int, in_memory: InMemory, memory_limit_gb: float) 
     return num_bytes <= memory_limit_gb * 1e9 if in_memory == "auto" else bool(in_memory)
 
 
-@dataclass(frozen=True)
-class Windows:
-    """Which windows of images are cut out where these are decoded: a function of (seed, view, id).
-
-    Args:
-        crop: draws one.
-        seed: of the training.
-        views: a window for each.
-    """
-
-    crop: Crop
-    seed: int
-    views: Sequence[int]
-
-    def boxes(self, number: int, height: int, width: int) -> list[tuple[int, int, int, int]]:
-        """Top, left, height and width, pixels, of the windows of image `number` (0 … N-1), which has this size."""
-        streams = (generator(self.seed, "window", view, number) for view in self.views)
-        return [self.crop.box(height, width, stream) for stream in streams]
-
-
 class Reader(Protocol):
     """What worker processes do: places 0 … M-1, some at a time → a tensor, and by number what is wrong with others."""
 
     def __len__(self) -> int: ...
 
     def __getitems__(self, places: Sequence[int]) -> _Read: ...
-
-
-class Crop(Protocol):
-    """Draws windows of images."""
-
-    def box(self, height: int, width: int, random: torch.Generator) -> tuple[int, int, int, int]: ...
 
 
 class Store:
@@ -126,6 +99,7 @@ class Store:
 
     Attributes:
         resident: pixels are taken from a tensor on the device.
+        keeps: some decoded images are kept.
     """
 
     def __init__(self, images: Images, *, streamed: bool, workers: int, kept: int = 0) -> None:
@@ -133,10 +107,14 @@ class Store:
         self.resident = isinstance(images, Tensor) and not streamed
         self._workers = workers
         self._on_device: dict[torch.device, Tensor] = {}
-        self._kept = None if isinstance(images, Tensor) else Kept(len(images), images.image_shape, kept)
+        self.keeps = kept > 0 and not isinstance(images, Tensor)
+        self._kept = Kept(len(images), shape_of(images), kept) if self.keeps else None
 
-    def batches(self, rows: Sequence[Tensor], device: torch.device) -> Iterator[Tensor]:
+    def batches(self, rows: Sequence[Tensor], device: torch.device, finish: Finish | None = None) -> Iterator[Tensor]:
         """For each item of `rows` [B] its pixels [B, H, W, C], uint8, on `device`.
+
+        Args:
+            finish: what is done to them where they are decoded, all of them: nothing is kept then.
 
         Raises:
             DataError: an image cannot be read.
@@ -146,7 +124,7 @@ class Store:
             return
         on_cpu = [chosen.cpu() for chosen in rows]
         missing = on_cpu if self._kept is None else [self._kept.missing(chosen) for chosen in on_cpu]
-        read = self._read(_Reader(self.images, torch.cat(missing)) if missing else None, missing, device)
+        read = self._read(_Reader(self.images, torch.cat(missing), finish) if missing else None, missing, device)
         for chosen, absent in zip(on_cpu, missing, strict=True):
             pixels = next(read) if len(absent) else torch.empty((0, *shape_of(self.images)), dtype=torch.uint8)
             yield (pixels if self._kept is None else self._kept.whole(chosen, absent, pixels)).to(
@@ -154,18 +132,26 @@ class Store:
             )
 
     def windows(
-        self, rows: Sequence[Tensor], ids: Sequence[Tensor], windows: Windows, device: torch.device
+        self,
+        rows: Sequence[Tensor],
+        ids: Sequence[Tensor],
+        windows: Windows,
+        device: torch.device,
+        finish: Finish | None = None,
     ) -> Iterator[Tensor]:
         """For each item its images' windows, those of an image one after another: [B × views, H, W, C], uint8.
 
         Args:
             rows, ids: [B] each.
+            finish: what is done to them where they are decoded.
 
         Raises:
             DataError: an image cannot be read.
         """
         chosen = [each.cpu() for each in rows]
-        reader = _WindowReader(self.images, torch.cat(chosen), torch.cat(list(ids)).cpu(), windows) if chosen else None
+        reader = None
+        if chosen:
+            reader = _WindowReader(self.images, torch.cat(chosen), torch.cat(list(ids)).cpu(), windows, finish)
         yield from (pixels.to(device, non_blocking=True) for pixels in self._read(reader, chosen, device))
 
     def _read(self, reader: _Reader | None, batches: Sequence[Tensor], device: torch.device) -> Iterator[Tensor]:
@@ -196,8 +182,8 @@ class _Reader(Dataset[Any]):
     A worker's DataError is given as a value: raised there, it would arrive wrapped in a traceback.
     """
 
-    def __init__(self, images: Images, rows: Tensor) -> None:
-        self.images, self.rows = images, rows
+    def __init__(self, images: Images, rows: Tensor, finish: Finish | None = None) -> None:
+        self.images, self.rows, self.finish = images, rows, finish
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -207,7 +193,8 @@ class _Reader(Dataset[Any]):
         read, errors = [], {}
         for number, place in enumerate(places):
             try:
-                read.append(self.pixels(int(self.rows[place]), place))
+                pixels = self.pixels(int(self.rows[place]), place)
+                read.append(pixels if self.finish is None else self.finish(pixels, place))
             except DataError as error:
                 errors[number] = error
         return torch.cat(read) if read else torch.empty((0, *shape_of(self.images)), dtype=torch.uint8), errors
@@ -220,8 +207,8 @@ class _Reader(Dataset[Any]):
 class _WindowReader(_Reader):
     """Gives windows of the images: [views, H, W, C]."""
 
-    def __init__(self, images: Images, rows: Tensor, ids: Tensor, windows: Windows) -> None:
-        super().__init__(images, rows)
+    def __init__(self, images: Images, rows: Tensor, ids: Tensor, windows: Windows, finish: Finish | None) -> None:
+        super().__init__(images, rows, finish)
         self.ids, self.drawn = ids, windows
 
     def pixels(self, row: int, place: int) -> Tensor:

@@ -91,8 +91,8 @@ def get_ready(setup: Setup, launch: Launch) -> Ready | None:
 
 def _record(launch: Launch, folder: Path) -> dict[str, Any]:
     """The run.json of what is gone on with; a folder that the user did not name is another run's."""
-    known = sound_record(folder) or (sound_record(launch.extends) if launch.extends else None)
-    return (known or {}) if launch.exact else {}
+    known = launch.exact and (sound_record(folder) or (launch.extends and sound_record(launch.extends)))
+    return known or {}
 
 
 def prepare(setup: Setup, data: Data, teachers: Sequence[Known]) -> Ready:

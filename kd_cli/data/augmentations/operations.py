@@ -91,7 +91,11 @@ def chosen_parameters(names: Sequence[str], number: Tensor, magnitude: Tensor, s
         shape: (H, W) of the images.
     """
     table = torch.tensor(IDENTITY, device=magnitude.device).repeat(len(magnitude), 1)
+    # On the CPU the host may look which there are; elsewhere it would wait for the device.
+    there = set(number.tolist()) if number.device.type == "cpu" else range(len(names))
     for index, name in enumerate(names):
+        if index not in there:
+            continue
         its = parameters(name, magnitude)
         if name in _ABOUT_CORNER:
             height, width = shape

@@ -33,6 +33,7 @@ from kd_cli.data.augmentations.operations import (
 )
 from kd_cli.data.resize import luma
 
+_IDENTITY = torch.tensor(IDENTITY)
 _CHUNK = 2**18  # bytes of pixels that a step sees at a time on the CPU: they stay in its cache
 
 Step = tuple[Callable[[Tensor, Tensor], Tensor], slice]
@@ -58,12 +59,18 @@ def operate_on_all(pixels: Tensor, table: Tensor, steps: Sequence[Step]) -> Tens
 
 def operate_on_some(pixels: Tensor, table: Tensor, steps: Sequence[Step]) -> Tensor:
     """Each step sees only the images that it changes, a few at a time, which is less work."""
-    identity = torch.tensor(IDENTITY, device=table.device)
+    differs = table.ne(_IDENTITY)
+    wanted = differs.any(dim=0).tolist()
     together = max(1, _CHUNK // pixels[0].numel())
-    result = pixels.clone()
+    result = pixels
     for step, columns in steps:
-        differs = (table[:, columns] != identity[columns]).any(dim=1).nonzero().flatten()
-        for some in differs.split(together) if len(differs) else ():
+        if not any(wanted[columns]):
+            continue
+        if len(pixels) == 1:
+            result = step(result, table)
+            continue
+        result = pixels.clone() if result is pixels else result
+        for some in differs[:, columns].any(dim=1).nonzero().flatten().split(together):
             chosen = slice(int(some[0]), int(some[0]) + 1) if len(some) == 1 else some
             result[chosen] = step(result[chosen], table[chosen])
     return result
