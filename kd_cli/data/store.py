@@ -257,9 +257,14 @@ def _stream(reader: Reader, sizes: Sequence[int], workers: int, *, pin: bool) ->
         warnings.filterwarnings("ignore", category=DeprecationWarning, message=".*fork.*")
         iterator = iter(loader)
     try:
-        yield from iterator
+        for _ in sizes[1:]:
+            yield next(iterator)
+        last = next(iterator)
     finally:
-        del iterator  # now: left to the garbage collector, its workers are waited for, five seconds
+        # Now, before the last is used: left to the garbage collector, its workers are waited for, five seconds, and a
+        # worker that is forked meanwhile finds them and takes them for its own.
+        del iterator
+    yield last
 
 
 def _as_it_is(read: _Read) -> _Read:
