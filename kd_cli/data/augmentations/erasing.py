@@ -52,7 +52,9 @@ class Erasing:
     def apply(self, pixels: Tensor, table: Tensor) -> Tensor:
         level = sum(self.fill) // len(self.fill)
         fill = self.fill if len(self.fill) == pixels.shape[-1] else [level] * pixels.shape[-1]
-        colour = torch.tensor(fill, dtype=torch.uint8).to(pixels.device)
+        colour = torch.empty(len(fill), dtype=torch.uint8, device=pixels.device)
+        for channel, each in enumerate(fill):
+            colour[channel].fill_(each)  # there, not copied to it: a copy from the host cannot be recorded
         return torch.where(inside(table, pixels.shape[1], pixels.shape[2])[..., None], colour, pixels)
 
 

@@ -67,6 +67,17 @@ def pick(uniform: Tensor, count: int) -> Tensor:
     return (uniform * count).long().clamp(max=count - 1)
 
 
+def unchanged(size: int, device: torch.device) -> Tensor:
+    """Rows that leave images as they are: [size, columns]. On a device they are filled there, not copied to it: a copy
+    from the host cannot be recorded."""
+    if device.type == "cpu":
+        return torch.tensor(IDENTITY).repeat(size, 1)
+    table = torch.empty(size, len(IDENTITY), device=device)
+    for column, value in enumerate(IDENTITY):
+        table[:, column].fill_(value)
+    return table
+
+
 def parameters(name: str, magnitude: Tensor, centre: Tensor | None = None) -> Tensor:
     """What an operation of `OPERATIONS` does: [N, columns].
 
@@ -74,7 +85,7 @@ def parameters(name: str, magnitude: Tensor, centre: Tensor | None = None) -> Te
         magnitude: [N], in the operation's unit.
         centre: [N, 2], of a cut-out square: y and x as shares of height and width.
     """
-    table = torch.tensor(IDENTITY, device=magnitude.device).repeat(len(magnitude), 1)
+    table = unchanged(len(magnitude), magnitude.device)
     if centre is not None:
         table[:, CENTRE_Y : CENTRE_X + 1] = centre
     for column, setter in OPERATIONS[name].items():
@@ -90,7 +101,7 @@ def chosen_parameters(names: Sequence[str], number: Tensor, magnitude: Tensor, s
         magnitude: [B], in its unit.
         shape: (H, W) of the images.
     """
-    table = torch.tensor(IDENTITY, device=magnitude.device).repeat(len(magnitude), 1)
+    table = unchanged(len(magnitude), magnitude.device)
     # On the CPU the host may look which there are; elsewhere it would wait for the device.
     there = set(number.tolist()) if number.device.type == "cpu" else range(len(names))
     for index, name in enumerate(names):

@@ -7,6 +7,7 @@ depends on its batch. B per batch, [B, H, W, C] pixels.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,6 +34,7 @@ from kd_cli.data.augmentations.operations import (
 )
 from kd_cli.data.resize import luma
 
+_PACKED = 4  # channels that are one number of 32 bits
 _IDENTITY = torch.tensor(IDENTITY)
 _CHUNK = 2**18  # bytes of pixels that a step sees at a time on the CPU: they stay in its cache
 
@@ -126,6 +128,8 @@ def _sharpen(pixels: Tensor, table: Tensor) -> Tensor:
 
 def _warp(pixels: Tensor, table: Tensor) -> Tensor:
     """An affine map about the centre; the table holds where each output pixel comes from."""
+    if pixels.device.type == "cpu" and len(pixels) == 1 and pixels.shape[-1] <= _PACKED:
+        return _warp_one(pixels, table[0, XX : Y1 + 1].numpy())
     _, height, width, _ = pixels.shape
     dy = (torch.arange(height, device=pixels.device) - (height - 1) / 2)[:, None]
     dx = torch.arange(width, device=pixels.device) - (width - 1) / 2
@@ -133,6 +137,22 @@ def _warp(pixels: Tensor, table: Tensor) -> Tensor:
     x = xx * dx + xy * dy + (width - 1) / 2 + x1 * width
     y = yx * dx + yy * dy + (height - 1) / 2 + y1 * height
     return _sample(pixels, y.round_().int(), x.round_().int())
+
+
+def _warp_one(pixels: Tensor, row: Any) -> Tensor:
+    """As `_warp`, of one image on the CPU: the same numbers in the same order, and a pixel is taken as one number."""
+    _, height, width, channels = pixels.shape
+    dy = (np.arange(height, dtype=np.float32) - np.float32((height - 1) / 2))[:, None]
+    dx = np.arange(width, dtype=np.float32) - np.float32((width - 1) / 2)
+    xx, xy, x1, yx, yy, y1 = row
+    x = np.rint(xx * dx + xy * dy + np.float32((width - 1) / 2) + x1 * np.float32(width)).astype(np.int32)
+    y = np.rint(yx * dx + yy * dy + np.float32((height - 1) / 2) + y1 * np.float32(height)).astype(np.int32)
+    outside = (y < 0) | (y >= height) | (x < 0) | (x >= width)
+    index = np.where(outside, height * width, y * width + x)
+    packed = np.zeros((height * width + 1, _PACKED), dtype=np.uint8)  # the last pixel is black
+    packed[:-1, :channels] = pixels.numpy().reshape(-1, channels)
+    taken = packed.view(np.uint32)[:, 0][index]
+    return torch.from_numpy(np.ascontiguousarray(taken[..., None].view(np.uint8)[..., :channels]))[None]
 
 
 def _sample(pixels: Tensor, y: Tensor, x: Tensor) -> Tensor:
