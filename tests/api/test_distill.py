@@ -414,7 +414,7 @@ def scalar_of_batch(student_logits: Tensor, teacher_logits: Tensor, labels: Tens
         ({"student": nn.Linear(7, 4)}, "cannot take images"),
         ({"seed": -1}, "seed: -1"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else "given",
 )
 def test_a_wrong_argument_is_named(teacher: Net, options: dict[str, Any], said: str) -> None:
     given: dict[str, Any] = {"student": Net(), "teacher": teacher, "train": TRAIN, "val": VAL, "test": TEST}

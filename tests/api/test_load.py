@@ -100,7 +100,7 @@ def test_a_run_a_checkpoint_a_comparison_and_the_newest_are_opened(comparison: P
         ([COLOUR, "text.png"], "text.png cannot be read as an image"),
         (Image.fromarray(np.full((4, 4), 0.5, np.float32)), "image 0 cannot be read"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else "given",
 )
 def test_what_is_no_image_of_bytes_is_refused(comparison: Path, image: Any, said: str) -> None:
     Path("text.png").write_text("no image")
