@@ -246,9 +246,11 @@ def _processor(device: torch.device) -> str:
 
 
 def network_digest(network: nn.Module) -> str:
-    """BLAKE2b of a network's structure, parameters and buffers, hex."""
+    """BLAKE2b of a network's structure, parameters, buffers and how it is shown its images, hex."""
     tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
-    return hashlib.blake2b(f"{network} {digest_tensors(tensors)}".encode(), digest_size=16).hexdigest()
+    views = [f" {each.seen_as}" for each in network.modules() if hasattr(each, "seen_as")]
+    said = f"{network} {digest_tensors(tensors)}{''.join(views)}"
+    return hashlib.blake2b(said.encode(), digest_size=16).hexdigest()
 
 
 def _alike(one: Answers, other: Answers) -> bool:
