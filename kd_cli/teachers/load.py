@@ -270,9 +270,12 @@ def _check_accuracy(top1: float, source: Source | None, seen: Mapping[str, Any],
         return
     who = f"teacher.checkpoint: {source.weights}" if source else "teacher.ready: the teacher as it stands"
     if known is not None and same_images:
+        from kd_cli.teachers.view import contradicted
+
+        recorded = source.record["model"] if source else {}
         raise DataError(
-            f"{who} has {top1:.2f} % on the validation images, its record says "
-            f"{known:.2f} %: these are other weights, or another run's record; train it again"
+            f"{who} has {top1:.2f} % on the validation images, its record says {known:.2f} %: these are other weights, "
+            f"or another run's record; train it again{contradicted(recorded, seen)}"
         )
     share, guess = _guessing(data)
     guessed = top1 <= guess < 100  # beyond, the images are too few to tell

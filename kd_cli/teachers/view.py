@@ -37,6 +37,12 @@ def unsaid(said: Mapping[str, Any], data: Data) -> str:
     )
 
 
+def contradicted(recorded: Mapping[str, Any], said: Mapping[str, Any]) -> str:
+    """What is typed of how a network is shown the images, and is not what its options on record say."""
+    typed = [f"teacher.{key}={value}".replace(" ", "") for key, value in said.items() if value != recorded.get(key)]
+    return f", or {' '.join(typed)} is not as it was trained: leave it out" if typed else ""
+
+
 def _typed(preprocessing: Mapping[str, Any], where: str, keys: Sequence[str]) -> Iterator[str]:
     for key in keys:
         value = preprocessing[key]
