@@ -15,10 +15,10 @@ from torch import nn
 from kd_cli.config.base import Config
 from kd_cli.config.compose import compose
 from kd_cli.config.overrides import override_key
-from kd_cli.config.plan import model_options
+from kd_cli.config.plan import model_options, typed_view
 from kd_cli.data.base import DATASETS, Data, load_dataset
 from kd_cli.errors import ConfigError, DataError, listed, offer
-from kd_cli.models.base import MODELS, own_options
+from kd_cli.models.base import MODELS, own_options, view_options
 from kd_cli.plugins import load_plugins
 from kd_cli.runs.records import need, read_config
 from kd_cli.saved.weights import Source, load_weights, locate, rebuild, seen_by
@@ -257,4 +257,6 @@ def _model(source: Source, recorded: Config, chosen: Config, overrides: Sequence
             f"{source.run} holds an external network, and kd never imports code because a record names it; "
             f"if you trust it, type {offer(role, 'external')} {offer(f'{role}.callable', options.get('callable'))}"
         )
+    if named and recorded:  # how it was shown the images is not typed again
+        options = own_options(options) | view_options({**source.record["model"], **typed_view(chosen, role)})
     return options

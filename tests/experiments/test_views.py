@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import runpy
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 from torchvision import models as zoo
 
 from kd_cli.export.weights import load
@@ -86,6 +87,8 @@ def test_an_exported_network_shows_itself_the_images(kd: Run, taught: Path, kind
         (shown,) = Saved(taught).data().eval_batches("test", batch_size=60, device=CPU)
         expected = Saved(taught).network(CPU)(shown.images)[:9]
         assert torch.allclose(load(kind)(batch.images), expected, atol=1e-5)
+        card = Path(kind, "README.md").read_text()
+        assert "with mean [0.6] and std [0.25, 0.25, 0.25] per channel, resized to [10, 12] pixels (bicubic," in card
 
 
 def test_predict_and_infer_say_the_same_of_a_file(
@@ -147,15 +150,28 @@ def test_the_newest_teacher_that_fits_is_shown_the_images_in_the_same_way(kd: Ru
     assert "there is no completed teacher" in kd(*words, *LARGE, "teacher.image_size=12", code=2).message
 
 
-def test_published_weights_in_a_file_say_how_they_are_shown_the_images(kd: Run) -> None:
-    torch.save(zoo.squeezenet1_1(num_classes=1000).state_dict(), "squeezenet1_1-b8a52dc0.pth")
-    words = ["train-baseline", *DATA, "trainer.epochs=1", "trainer.limit_train_batches=1", "student=torchvision"]
-    words += ["student.model=squeezenet1_1", "student.pretrained=squeezenet1_1-b8a52dc0.pth", "student.image_size=40"]
-    said = kd(*words, "hydra.run.dir=tuned").err
-    assert said.count("the weights SqueezeNet1_1_Weights.IMAGENET1K_V1 were made for student.mean=[0.485,") == 1
+def of_torchvision() -> tuple[str, nn.Module, Sequence[str]]:
+    return "squeezenet1_1-b8a52dc0.pth", zoo.squeezenet1_1(), ("student=torchvision", "student.model=squeezenet1_1")
+
+
+def of_timm() -> tuple[str, nn.Module, Sequence[str]]:
+    timm = pytest.importorskip("timm")
+    words = ("student=external", "student.callable=timm.create_model", "student.kwargs.model_name=resnet10t.c3_in1k")
+    return "model.pth", timm.create_model("resnet10t"), words
+
+
+@pytest.mark.parametrize("published", [of_torchvision, of_timm])
+def test_published_weights_in_a_file_say_how_they_are_shown_the_images(
+    kd: Run, published: Callable[[], tuple[str, nn.Module, Sequence[str]]]
+) -> None:
+    file, network, choice = published()
+    torch.save(network.state_dict(), file)
+    words = ["train-baseline", *DATA, "trainer.epochs=1", "trainer.limit_train_batches=1", *choice]
+    said = kd(*words, f"student.pretrained={file}", "student.image_size=40", "hydra.run.dir=tuned").err
+    assert said.count("were made for student.mean=[0.485,0.456,0.406] student.std=[0.229,0.224,0.225], and") == 1
     model = record("tuned")["model"]
     assert (model["mean"], model["image_size"], "interpolation" in model) == ([0.485, 0.456, 0.406], 40, False)
-    (row,) = kd("evaluate", "tuned", "--json").json["evaluations"]
+    (row,) = kd("evaluate", "tuned", *(choice if "external" in choice[0] else ()), "--json").json["evaluations"]
     assert row["top1"] == json.loads(Path("tuned/result.json").read_text())["test_top1"]
 
 
