@@ -23,12 +23,15 @@ class DataSpec:
         num_train: N, after the validation split was taken out.
         image_shape: (C, H, W).
         class_names: K names, in label order.
+        mean, std: with which images are normalised, per channel, of values 0 … 1; empty: not at all.
     """
 
     num_classes: int
     num_train: int
     image_shape: tuple[int, int, int]
     class_names: tuple[str, ...]
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kd_cli.config.base import Config, Stage
 from kd_cli.errors import ConfigError
-from kd_cli.ranges import Positive, check_ranges
-from kd_cli.registry import bind_options, convert
+from kd_cli.models import AS_DATA, VIEW
+from kd_cli.registry import convert
 from kd_cli.seeds import derive_seed
 
 
@@ -153,57 +153,33 @@ def check_groups(count: int, size: int, classes: int) -> None:
         )
 
 
-@dataclass(frozen=True)
-class View:
-    """How a given teacher saw its training images; None: as the student sees them.
-
-    Args:
-        mean, std: per channel, of values 0 … 1; one number serves all channels.
-        image_size: pixels of a side, or height and width.
-
-    Raises:
-        ValueError: a number outside its range.
-    """
-
-    mean: Sequence[float] | None = None
-    std: Sequence[Positive] | None = None
-    image_size: int | Sequence[int] | None = None
-
-    def __post_init__(self) -> None:
-        check_ranges(View, vars(self))
-        if self.sides is not None and (len(self.sides) != 2 or min(self.sides) < 1):
-            raise ValueError(f"image_size: {self.image_size} is not possible; type a number ≥ 1 or [height,width]")
-
-    def __bool__(self) -> bool:
-        return any(value is not None for value in vars(self).values())
-
-    @property
-    def is_whole(self) -> bool:
-        """Nothing is left to guess."""
-        return all(value is not None for value in vars(self).values())
-
-    @property
-    def sides(self) -> tuple[int, ...] | None:
-        """Height and width."""
-        size = self.image_size
-        return None if size is None else (size, size) if isinstance(size, int) else tuple(size)
+GIVEN = ("checkpoint", "ready")  # of a teacher: where its weights come from
 
 
-GIVEN = ("checkpoint", "ready", *(field.name for field in fields(View)))
-
-
-def view_of(config: Config) -> View:
-    """`teacher.mean`, `teacher.std`, `teacher.image_size`. Raises ConfigError: of a wrong type or outside its range."""
-    options = {field.name: config["teacher"].get(field.name) for field in fields(View)}
-    try:
-        return View(**bind_options(View, options, where="teacher", what="a given teacher"))
-    except ValueError as error:
-        raise ConfigError(f"teacher.{error}") from error
+def typed_view(config: Config, role: str) -> dict[str, Any]:
+    """What is typed of how a network is shown the images."""
+    return {key: config[role][key] for key in VIEW if config[role].get(key) is not None}
 
 
 def model_options(config: Config, role: str) -> dict[str, Any]:
     """The network's own options; where its weights come from, and what they learned from, are not among them."""
-    return {key: value for key, value in config[role].items() if role == "student" or key not in GIVEN}
+    options = {key: value for key, value in config[role].items() if role == "student" or key not in GIVEN}
+    return network_options(options, role, config["dataset"].get("crop_pct"))
+
+
+def network_options(options: Mapping[str, Any], role: str, crop_pct: float | None = None) -> dict[str, Any]:
+    """A network's options, with what its published weights say of the images that they were made for.
+
+    Args:
+        crop_pct: of the data, where they have one.
+    """
+    said = {key: options.get(key) for key in VIEW}
+    if options.get("pretrained") or options.get("kwargs"):
+        from kd_cli.models.published import fill_in
+
+        fill_in(said, options, role, crop_pct)
+    own = {key: value for key, value in options.items() if key not in VIEW}
+    return own | {key: value for key, value in said.items() if value is not None and value != AS_DATA}
 
 
 def procedures(config: Config) -> list[str]:
@@ -231,7 +207,8 @@ def _teachers(config: Config) -> Iterator[Training]:
 
 def _between(config: Config, teachers: tuple[str, ...]) -> Iterator[Training]:
     """The chain from the teacher to the student: assistants, then all generations of the student but the last."""
-    models = [(f"assistant-{i}", model) for i, model in enumerate(config["assistants"], start=1)]
+    assistants = enumerate(config["assistants"], start=1)
+    models = [(f"assistant-{i}", network_options(model, f"assistants[{i - 1}]")) for i, model in assistants]
     student = model_options(config, "student")
     models += [(f"generation-{i}", student) for i in range(1, config["generations"])]
     for name, model in models:

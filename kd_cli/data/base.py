@@ -133,7 +133,8 @@ class Data:
         )
         self._repeats, self._cycle = common.repeats, common.views
         self.name = name
-        self.spec = DataSpec(len(raw.class_names), len(kept), (channels, height, width), raw.class_names)
+        normal = tuple(self._prepare.mean), tuple(self._prepare.std)
+        self.spec = DataSpec(len(raw.class_names), len(kept), (channels, height, width), raw.class_names, *normal)
         self.preprocessing: dict[str, Any] = self._prepare.record()
         self.fingerprint = fingerprint_of(raw, [taken] if common.images_per_class is None else [kept, taken])
         self.unreadable = raw.unreadable
@@ -185,7 +186,8 @@ class Data:
         seen._view = view if before is None else lambda pixels, ids: view(before(pixels, ids), ids)
         if prepare is not None:
             seen._prepare, seen.preprocessing = prepare, prepare.record()
-            seen.spec = replace(self.spec, image_shape=(len(prepare.mean), *prepare.image_size))
+            shape, mean, std = (len(prepare.mean), *prepare.image_size), tuple(prepare.mean), tuple(prepare.std)
+            seen.spec = replace(self.spec, image_shape=shape, mean=mean, std=std)
         return seen
 
     def steps(self, batch_size: int, limit: int | None = None) -> int:

@@ -74,7 +74,7 @@ class Assessor:
             raise DataError(f"{pair.saved.path}: {error}; the network is of no use") from error
         if pair.teacher is None:
             return scores | {"agreement": None, "kl": None}
-        key = (*pair.teacher_digests, data.fingerprint, str(data.preprocessing), *view)
+        key = (pair.taught_by, data.fingerprint, str(data.preprocessing), *view)
         if key not in self._said:
             self._said[key], _ = predict(pair.teacher, data, self.part, batch_size=_BATCH, device=self.device)
         return scores | agreement(logits, self._said[key])
@@ -102,7 +102,7 @@ class _Pair:
         self.network = saved.network(device, data.spec)
         facts = teacher_facts(saved)
         self.teacher_names: list[str] = facts.get("sources", [])
-        self.teacher_digests: list[str] = facts.get("sha256", [])
+        self.taught_by = str([facts.get(key) for key in ("sha256", "models", "weights")])  # all that its answers are of
         self.teacher: nn.Module | None = None
         try:
             teacher = teacher_of(saved, device, image_shape=data.spec.image_shape)

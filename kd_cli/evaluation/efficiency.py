@@ -18,7 +18,7 @@ from kd_cli.config.plan import model_options
 from kd_cli.errors import ConfigError, suggest
 from kd_cli.evaluation.networks import Opened, open_networks
 from kd_cli.metrics.cost import Timing, count_flops, peak_memory, stored_bytes, time_networks
-from kd_cli.models.base import MODELS, count_parameters, model_shape
+from kd_cli.models.base import build_model, count_parameters
 from kd_cli.plugins import load_plugins
 from kd_cli.saved.network import Saved
 from kd_cli.saved.weights import graft_of, recorded_result
@@ -104,7 +104,7 @@ def _untrained(
 ) -> Subject:
     config = compose([f"student={name}", *overrides], config_dirs=config_dirs)
     load_plugins(config["plugins"])
-    network = MODELS.build(model_options(config, "student"), where="student", **model_shape(spec))
+    network = build_model(model_options(config, "student"), spec, where="student")
     network = network.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     return Subject(name, network, spec.image_shape)
 

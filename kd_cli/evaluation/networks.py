@@ -13,6 +13,7 @@ from torch import nn
 
 from kd_cli import console
 from kd_cli.errors import ConfigError, DataError, KDError
+from kd_cli.models.base import view_options
 from kd_cli.runs.folder import expand
 from kd_cli.runs.records import need, run_record
 from kd_cli.saved.network import Saved
@@ -107,27 +108,14 @@ def teacher_of(
     for place, member in enumerate(members):
         if member.source.sha256 not in digests[place : place + 1]:
             raise DataError(f"{member.path} has changed since it taught {student.path}")
-    shape, seen = image_shape or student.spec().image_shape, student.facts["preprocessing"]
-    views = facts.get("views") or [None] * len(members)
-    networks = [_shown(member, view or {}, shape, seen, device) for member, view in zip(members, views, strict=True)]
     spec = student.spec()
+    shape, views = image_shape or spec.image_shape, map(view_options, need(facts, "models", student.source.run))
+    seen = [replace(member.spec(), image_shape=shape, mean=spec.mean, std=spec.std) for member in members]
+    each = zip(members, seen, views, strict=True)
+    networks = [member.network(device, shown, view) for member, shown, view in each]
     groups = [specialty(member.source, spec.class_names) for member in members]
     network = join_teachers(list(zip(networks, groups, strict=True)), facts.get("weights"), spec.num_classes)
     return Opened("teacher", members, network.to(device).eval())
-
-
-def _shown(
-    member: Saved, view: Mapping[str, Any], shape: Sequence[int], seen: Mapping[str, Any], device: torch.device
-) -> nn.Module:
-    """A teacher that is shown a student's images, as it was when it taught."""
-    channels, height, width = shape
-    height, width = view.get("image_size") or (height, width)
-    network = member.network(device, replace(member.spec(), image_shape=(channels, height, width)))
-    if not view:
-        return network
-    from kd_cli.teachers.view import SeenAs
-
-    return SeenAs(network, seen, view, view["image_size"])
 
 
 def _found(student: Saved, source: Path) -> Path:

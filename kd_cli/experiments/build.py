@@ -17,7 +17,7 @@ from kd_cli.errors import ConfigError, listed, offer
 from kd_cli.experiments.setup import Setup
 from kd_cli.losses.base import build_loss
 from kd_cli.metrics.evaluate import check_takes
-from kd_cli.models.base import MODELS, model_shape
+from kd_cli.models.base import build_model
 from kd_cli.out_of_memory import countable, needing_memory
 from kd_cli.runs.folder import RunDir
 from kd_cli.seeds import derive_seed, seed_dropout
@@ -44,7 +44,7 @@ def build_network(
         ),
         countable(role),
     ):
-        network = MODELS.build(options, where=role, **model_shape(data.spec))
+        network = build_model(options, data.spec, where=role)
         if learns and not any(parameter.requires_grad for parameter in network.parameters()):
             raise ConfigError(f"{role}={options['name']} has nothing to learn; it can only teach: teacher.ready=true")
         network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -259,8 +259,7 @@ def check_unchanged(before: Mapping[str, Any], facts: Mapping[str, Any], run: Pa
 
 def _say_unused(setup: Setup, launch: Launch) -> None:
     """Names what was asked for, on the command line or by a preset, and changes nothing here."""
-    asked = launch.given | set(setup.procedures)
-    unused = _UNUSED[setup.stage] if setup.stage else set()
+    asked, unused = launch.given | set(setup.procedures), _UNUSED[setup.stage] if setup.stage else set()
     for key in sorted(key for key in asked if {key, key.partition(".")[0]} & unused):
         console.notice(f"{key} has no effect on kd {launch.command}")
     for key in sorted(_OF_GIVEN & set(launch.given)) if setup.stage in (None, "distilled") else ():

@@ -12,7 +12,6 @@ import torch
 from kd_cli.config.base import Config, Stage, stage_recipes
 from kd_cli.config.plan import (
     Training,
-    View,
     check_procedure,
     given_paths,
     members,
@@ -20,14 +19,14 @@ from kd_cli.config.plan import (
     plan,
     procedures,
     single,
-    view_of,
+    typed_view,
 )
 from kd_cli.config.recipe import Recipe
 from kd_cli.data.base import check_dataset
 from kd_cli.errors import ConfigError
 from kd_cli.losses.base import build_loss
 from kd_cli.machine import pick_device
-from kd_cli.models.base import MODELS
+from kd_cli.models.base import MODELS, check_model
 from kd_cli.storage.cache import is_untouched
 from kd_cli.teachers.load import Known
 from kd_cli.teachers.outputs import Kept
@@ -50,7 +49,7 @@ class Setup:
         dataset, loss, logger, teacher, student: each component's name and options.
         kind: what the loss asks of a teacher: a `frozen` one, one that is `trained` beside the student, or `none`.
         given: the teachers that are trained already; one alone is the network that `teacher` describes.
-        view: how given teachers saw their training images, where they differ from the student's.
+        view: what is typed of how the teacher is shown the images.
         members: of an ensemble of teachers.
         weights: of their logits.
         trainings: in their order.
@@ -74,7 +73,7 @@ class Setup:
     student: Mapping[str, Any]
     kind: str
     given: Sequence[Known]
-    view: View
+    view: Mapping[str, Any]
     members: int
     weights: Weights
     trainings: Sequence[Training]
@@ -100,9 +99,9 @@ def make_setup(config: Config, stage: Stage | None) -> Setup:
     check_dataset(config["dataset"])
     teacher, student = model_options(config, "teacher"), model_options(config, "student")
     for where, options in (("teacher", teacher), ("student", student)):
-        MODELS.check(options, where=where)
+        check_model(options, where=where)
     for number, options in enumerate(config["assistants"]):
-        MODELS.check(options, where=f"assistants[{number}]")
+        check_model(options, where=f"assistants[{number}]")
     device = pick_device(config["device"])
     check_logger(config["logger"])
     method, mix = build_loss(config["loss"])
@@ -122,7 +121,7 @@ def make_setup(config: Config, stage: Stage | None) -> Setup:
         student=student,
         kind=kind,
         given=given,
-        view=view_of(config),
+        view=typed_view(config, "teacher"),
         members=members(config, given),
         weights=config["ensemble"]["weights"],
         trainings=[single(config, stage)] if stage else plan(config, teacher=kind, given=bool(given)),
@@ -138,7 +137,7 @@ def make_setup(config: Config, stage: Stage | None) -> Setup:
 
 def _given(config: Config, teacher: Mapping[str, Any]) -> list[Known]:
     """The finished teachers that the configuration names: by their paths, or one that its options make ready."""
-    paths, view = given_paths(config), view_of(config)
+    paths, view = given_paths(config), typed_view(config, "teacher")
     ready = config["teacher"]["ready"] or getattr(MODELS.component(str(teacher["name"])), "ready", False)
     if not ready:
         return [Known(path, teacher if len(paths) == 1 else None, view) for path in paths]

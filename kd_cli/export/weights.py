@@ -47,8 +47,8 @@ def load(folder: str | Path, *, trust_external: bool = False) -> Deployed:
     source = Source(folder / FILE, None, config["epoch"], file_digest(folder / FILE))
     if source.sha256 != config["weights_sha256"]:
         raise DataError(f"{source.weights} is damaged: its SHA-256 is not the one in config.json")
-    classes = tuple(config["classes"])
-    spec = DataSpec(len(classes), 1, (config["channels"], *config["image_size"]), classes)
+    classes, normal = tuple(config["classes"]), (tuple(config[key]) for key in ("mean", "std"))
+    spec = DataSpec(len(classes), 1, (config["channels"], *config["image_size"]), classes, *normal)
     network = assemble(source, model, config["graft"], spec, where="model")
     load_weights(network, source)
     return Deployed(network, config["mean"], config["std"])

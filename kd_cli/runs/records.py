@@ -189,17 +189,7 @@ def _is_teacher(value: Any) -> bool:
     if not isinstance(value, dict) or not is_texts(value.get("sources")) or not is_texts(value.get("sha256")):
         return False
     lists = [value.get(key) for key in ("models", "grafts")]
-    lists += [value["views"]] if "views" in value else []
-    whole = all(isinstance(each, list) and len(each) == len(value["sources"]) for each in (value["sha256"], *lists))
-    return whole and all(map(_is_view, value.get("views", [])))
-
-
-def _is_view(value: Any) -> bool:
-    """How a teacher is shown the student's images."""
-    if value is None:
-        return True
-    named = isinstance(value, dict) and value.keys() == {"mean", "std", "image_size"}
-    return named and all(each is None or is_numbers(each) for each in value.values())
+    return all(isinstance(each, list) and len(each) == len(value["sources"]) for each in (value["sha256"], *lists))
 
 
 def _is_rows(value: Any) -> bool:

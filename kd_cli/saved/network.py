@@ -15,10 +15,10 @@ from torch import nn
 from kd_cli.config.base import Config
 from kd_cli.config.compose import compose
 from kd_cli.config.overrides import override_key
-from kd_cli.config.plan import model_options
+from kd_cli.config.plan import model_options, typed_view
 from kd_cli.data.base import DATASETS, Data, load_dataset
 from kd_cli.errors import ConfigError, DataError, listed, offer
-from kd_cli.models.base import MODELS
+from kd_cli.models.base import MODELS, own_options, view_options
 from kd_cli.plugins import load_plugins
 from kd_cli.runs.records import need, read_config
 from kd_cli.saved.weights import Source, load_weights, locate, rebuild, seen_by
@@ -83,7 +83,9 @@ class Saved:
         if len(shape) != 3 or not all(0 < size <= _LARGEST for size in shape):
             raise DataError(f"{self.path}: images of shape {shape} are on record; the record is damaged or not kd's")
         classes, (channels, height, width) = tuple(classes), shape
-        return DataSpec(len(classes), self.facts.get("num_train", 1), (channels, height, width), classes)
+        seen = self.facts.get("preprocessing", {})
+        normal = (tuple(seen.get(key, ())) for key in ("mean", "std"))
+        return DataSpec(len(classes), self.facts.get("num_train", 1), (channels, height, width), classes, *normal)
 
     @property
     def role(self) -> str:
@@ -138,16 +140,20 @@ class Saved:
         finally:
             log.disabled = False
 
-    def network(self, device: torch.device, spec: DataSpec | None = None) -> nn.Module:
+    def network(
+        self, device: torch.device, spec: DataSpec | None = None, view: Mapping[str, Any] | None = None
+    ) -> nn.Module:
         """The network in eval mode, channels last.
 
         Args:
             spec: of the images that it is to see; None: as recorded.
+            view: how it is shown them, as `view_options` has it; None: as recorded.
 
         Raises:
             DataError: the weights do not fit it.
         """
-        network = rebuild(self.source, self.model, spec or self.spec(), where=self.role)
+        options = self.model if view is None else own_options(self.model) | dict(view)
+        network = rebuild(self.source, options, spec or self.spec(), where=self.role)
         load_weights(network, self.source)
         return network.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload,no-any-return]
 
@@ -251,4 +257,6 @@ def _model(source: Source, recorded: Config, chosen: Config, overrides: Sequence
             f"{source.run} holds an external network, and kd never imports code because a record names it; "
             f"if you trust it, type {offer(role, 'external')} {offer(f'{role}.callable', options.get('callable'))}"
         )
+    if named and recorded:  # how it was shown the images is not typed again
+        options = own_options(options) | view_options({**source.record["model"], **typed_view(chosen, role)})
     return options

@@ -17,7 +17,7 @@ from kd_cli.data.base import Data
 from kd_cli.errors import ConfigError, DataError
 from kd_cli.losses.base import build_loss
 from kd_cli.metrics.evaluate import check_takes
-from kd_cli.models.base import MODELS, model_shape
+from kd_cli.models.base import MODELS, build_model
 from kd_cli.runs.checkpoint import Checkpoint, damage_by_averaging, load_state, owner
 from kd_cli.runs.metrics import read_metrics
 from kd_cli.runs.records import need, run_record, run_result
@@ -177,7 +177,7 @@ def assemble(
 def _build(source: Source, options: Mapping[str, Any], spec: DataSpec, where: str) -> nn.Module:
     try:
         _check_size(source, options, spec, where)
-        return MODELS.build(options, where=where, **model_shape(spec))
+        return build_model(options, spec, where=where)
     except (RuntimeError, TypeError, OverflowError, MemoryError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise DataError(f"{source.weights}: {brief(options)[:200]} cannot be built ({reason})") from error
@@ -187,7 +187,7 @@ def _check_size(source: Source, options: Mapping[str, Any], spec: DataSpec, wher
     """A record can ask for a network that no memory holds; its weights file tells that it never was that large."""
     try:
         with torch.device("meta"):
-            tensors = MODELS.build(options, where=where, **model_shape(spec)).state_dict().values()
+            tensors = build_model(options, spec, where=where).state_dict().values()
     except (NotImplementedError, RuntimeError) as error:
         if "meta" in str(error):  # some networks of others compute while they are built
             return

@@ -216,8 +216,7 @@ class CachedTeacher:
         """What is lost of what the teacher says, on some images of the first epoch: see `top_k.costs`."""
         from kd_cli.teachers.top_k import costs
 
-        view = self._data.views_in(0)[0]
-        _, said = self._sample(torch.arange(self._data.spec.num_train), view)
+        _, said = self._sample(torch.arange(self._data.spec.num_train), self._data.views_in(0)[0])
         return costs(said, self._laid_out(said), self._entry.kept)
 
     def _row(self, ids: Tensor) -> Tensor:
@@ -240,9 +239,8 @@ class CachedTeacher:
 def validation_logits(network: nn.Module, data: Data, entry: Entry, *, batch_size: int, device: torch.device) -> Tensor:
     """What a teacher says of the validation images, [N, K] on the CPU; the first batch is compared with it now."""
     name = "val.safetensors"
-    first = next(data.eval_batches("val", batch_size=batch_size, device=device))
     with evaluating(network):
-        said = network(first.images).float().cpu()
+        said = network(next(data.eval_batches("val", batch_size=batch_size, device=device)).images).float().cpu()
     with entry.locked():
         found = read_cached(entry.path / name)
         kept = None if found is None else found[0].get(LOGITS)
@@ -295,6 +293,8 @@ def _processor(device: torch.device) -> str:
 
 
 def network_digest(network: nn.Module) -> str:
-    """BLAKE2b of a network's structure, parameters and buffers, hex."""
+    """BLAKE2b of a network's structure, parameters, buffers and how it is shown its images, hex."""
     tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
-    return hashlib.blake2b(f"{network} {digest_tensors(tensors)}".encode(), digest_size=16).hexdigest()
+    views = (f" {each.seen_as}" for each in network.modules() if hasattr(each, "seen_as"))
+    said = "".join([f"{network} {digest_tensors(tensors)}", *views])
+    return hashlib.blake2b(said.encode(), digest_size=16).hexdigest()

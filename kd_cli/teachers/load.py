@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,12 +15,12 @@ from torch import nn
 
 from kd_cli import console
 from kd_cli.config.overrides import override_key
-from kd_cli.config.plan import View
 from kd_cli.data.base import Data
 from kd_cli.errors import ConfigError, DataError, listed
 from kd_cli.metrics.evaluate import evaluate
 from kd_cli.metrics.scores import top_k
-from kd_cli.models.base import MODELS, model_shape
+from kd_cli.models import AS_DATA, VIEW
+from kd_cli.models.base import MODELS, build_model, own_options, view_options
 from kd_cli.out_of_memory import needing_memory
 from kd_cli.registry import OWN
 from kd_cli.runs.folder import find_records
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 # Another number of threads or another processor may move a few borderline images; wrong weights or a wrong
 # normalisation move far more.
 _TOLERANCE = 0.5  # percentage points
-_AS_GIVEN = View()
+_LEARNED = VIEW[:-1]  # what a wrong accuracy may come from, and a record says
 
 
 @dataclass(frozen=True)
@@ -54,12 +54,12 @@ class Known:
     Args:
         path: a run's folder, a checkpoint's folder or a file of weights; None: `model` makes it with its weights.
         model: the network's options; None: those of its record.
-        view: how it saw its training images, where the user says so.
+        view: how it saw its training images, where the user says so; it wins over `model` and the record.
     """
 
     path: Path | None
     model: Mapping[str, Any] | None
-    view: View = _AS_GIVEN
+    view: Mapping[str, Any] = field(default_factory=dict)
 
 
 def find_teacher(outputs: Path, options: Mapping[str, Any], data: Data, arguments: Sequence[str]) -> Path:
@@ -122,7 +122,6 @@ def load_teachers(
     }
     facts |= {"runs": [fact["run"] for fact in records], "models": [fact["model"] for fact in records]}
     facts |= {"grafts": [fact["graft"] for fact in records], "weights": weights}
-    facts |= {"views": [fact["view"] for fact in records]} if any(fact["view"] for fact in records) else {}
     facts |= {"ready": True} if any(known.path is None for known in teachers) else {}
     if len(loaded) == 1 and not records[0]["specialist"]:
         loaded[0].facts = facts | {"val_top1": records[0]["val_top1"]}
@@ -143,13 +142,9 @@ def load_teacher(known: Known, data: Data, *, batch_size: int, device: torch.dev
         DataError: damaged, not what its record says, or for other classes.
     """
     source, options, network = _opened(known, data)
-    facts = _facts(source, options, known.view, data)
+    facts = _facts(source, options, data)
     if source is not None:
         data = seen_by(source, data)
-    if known.view:
-        from kd_cli.teachers.view import SeenAs
-
-        network = SeenAs(network, data.preprocessing, vars(known.view), known.view.sides)
     network.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)  # type: ignore[call-overload]
     teacher = Teacher(network, facts)
     if known.path is not None:
@@ -157,32 +152,33 @@ def load_teacher(known: Known, data: Data, *, batch_size: int, device: torch.dev
     else:
         file = options.get("file") or options.get("pretrained")
         teacher.facts["sha256"] = file_digest(Path(file).expanduser()) if file else f"blake2b:{teacher.digest}"
+    seen = {**view_options(options), **known.view}
     remedy = f"Type trainer.eval_batch_size={max(1, batch_size // 4)}: so many images are asked about at a time."
     with needing_memory(f"a teacher that is asked about {batch_size} images", remedy):
-        teacher.facts["val_top1"] = _measure(teacher, source, known.view, data, batch_size, device, limit)
+        teacher.facts["val_top1"] = _measure(teacher, source, seen, data, batch_size, device, limit)
     return teacher
 
 
 def _opened(known: Known, data: Data) -> tuple[Source | None, Mapping[str, Any], nn.Module]:
     """Where its weights are, the network's options, and the network with its weights."""
-    channels, *sides = data.spec.image_shape
-    height, width = known.view.sides or sides
-    spec = replace(data.spec, image_shape=(channels, height, width))
     if known.path is None:
         assert known.model is not None
-        return None, known.model, MODELS.build(known.model, where="teacher", **model_shape(spec))
+        return None, known.model, build_model(known.model, data.spec, where="teacher")
     source = locate(known.path)
-    options = dict(source.record.get("model", {})) if known.model is None else known.model
+    recorded = source.record.get("model", {})
     if known.model is None:
-        check_nameable(source, options)
+        check_nameable(source, recorded)
+    options = own_options(recorded if known.model is None else known.model)
+    seen = {**view_options((recorded if source.run else known.model) or {}), **known.view}
     data = seen_by(source, data)
-    _check_record(source, options, known.view, data)
-    network = rebuild(source, options, replace(spec, num_classes=data.spec.num_classes), where="teacher")
+    _check_record(source, options, seen, data)
+    options |= {key: value for key, value in seen.items() if value != AS_DATA}
+    network = rebuild(source, options, data.spec, where="teacher")
     load_weights(network, source)
     return source, options, network
 
 
-def _facts(source: Source | None, options: Mapping[str, Any], view: View, data: Data) -> dict[str, Any]:
+def _facts(source: Source | None, options: Mapping[str, Any], data: Data) -> dict[str, Any]:
     run = source.run if source else None
     return {
         "source": brief(options),
@@ -191,12 +187,17 @@ def _facts(source: Source | None, options: Mapping[str, Any], view: View, data: 
         "model": dict(options),
         "graft": graft_of(source.record) if source else {},
         "specialist": specialty(source, data.spec.class_names) if source else None,
-        "view": {"mean": view.mean, "std": view.std, "image_size": view.sides} if view else None,
     }
 
 
 def _measure(
-    teacher: Teacher, source: Source | None, view: View, data: Data, batch_size: int, device: torch.device, limit: int
+    teacher: Teacher,
+    source: Source | None,
+    seen: Mapping[str, Any],
+    data: Data,
+    batch_size: int,
+    device: torch.device,
+    limit: int,
 ) -> float | None:
     """Its accuracy on the validation images, percent; None where there are none."""
     if not data.size("val"):
@@ -209,7 +210,7 @@ def _measure(
         top1 = top_k(logits, data.labels("val"), 1)
     else:
         top1 = evaluate(teacher.network, data, "val", batch_size=batch_size, device=device)["top1"]
-    _check_accuracy(top1, source, view, data)
+    _check_accuracy(top1, source, seen, data)
     return top1
 
 
@@ -224,13 +225,13 @@ def _normalisation(preprocessing: Mapping[str, Any]) -> Any:
     return [list(preprocessing.get(key, [])) for key in ("mean", "std")]
 
 
-def _check_record(source: Source, options: Mapping[str, Any], view: View, data: Data) -> None:
+def _check_record(source: Source, options: Mapping[str, Any], seen: Mapping[str, Any], data: Data) -> None:
     if source.run is None:
         console.notice(f"{source.weights} has no run.json beside it: its classes and accuracy cannot be checked")
         return
     record = source.record
-    model = record.get("model", {})
-    if model != dict(options):
+    model = own_options(record.get("model", {}))
+    if model != options:
         if str(model.get("name")).startswith(OWN):
             MODELS.component(model["name"], where="teacher.checkpoint")  # says what can be done with it
         raise ConfigError(
@@ -238,7 +239,7 @@ def _check_record(source: Source, options: Mapping[str, Any], view: View, data: 
             f"type teacher={model.get('name')} with the options of that run (kd show {shlex.quote(str(source.run))})"
         )
     facts = record.get("data", {})
-    _check_view(source, facts.get("preprocessing", {}), view, data)
+    _check_view(source, facts.get("preprocessing", {}), seen, data)
     classes = tuple(facts.get("classes", ()))
     if classes != data.spec.class_names:
         order = " in another order" if sorted(classes) == sorted(data.spec.class_names) else ""
@@ -248,9 +249,9 @@ def _check_record(source: Source, options: Mapping[str, Any], view: View, data: 
         )
 
 
-def _check_view(source: Source, learned: Mapping[str, Any], view: View, data: Data) -> None:
-    """Refuses images of another size or normalisation than on record; what the user says of them is not doubted."""
-    asked = [key for key in learned if key in vars(view) and vars(view)[key] is None]
+def _check_view(source: Source, learned: Mapping[str, Any], seen: Mapping[str, Any], data: Data) -> None:
+    """Refuses images of another size or normalisation than on record; what the network shows itself is not asked."""
+    asked = [key for key in _LEARNED if key in learned and key not in seen]
     other = [key for key in asked if learned[key] != data.preprocessing[key]]
     other = [key for key in asked if key in other or (key != "image_size" and {"mean", "std"} & set(other))]
     if other:
@@ -262,7 +263,7 @@ def _check_view(source: Source, learned: Mapping[str, Any], view: View, data: Da
         )
 
 
-def _check_accuracy(top1: float, source: Source | None, view: View, data: Data) -> None:
+def _check_accuracy(top1: float, source: Source | None, seen: Mapping[str, Any], data: Data) -> None:
     known, run = (source.val_top1, source.run) if source else (None, None)
     same_images = source is not None and source.record.get("data", {}).get("fingerprint") == data.fingerprint
     if run and not same_images:
@@ -272,17 +273,21 @@ def _check_accuracy(top1: float, source: Source | None, view: View, data: Data) 
         return
     who = f"teacher.checkpoint: {source.weights}" if source else "teacher.ready: the teacher as it stands"
     if known is not None and same_images:
+        from kd_cli.teachers.view import contradicted
+
+        recorded = source.record["model"] if source else {}
         raise DataError(
-            f"{who} has {top1:.2f} % on the validation images, its record says "
-            f"{known:.2f} %: these are other weights, or another run's record; train it again"
+            f"{who} has {top1:.2f} % on the validation images, its record says {known:.2f} %: these are other weights, "
+            f"or another run's record; train it again{contradicted(recorded, seen)}"
         )
     share, guess = _guessing(data)
     guessed = top1 <= guess < 100  # beyond, the images are too few to tell
     told = f"{who} has {top1:.2f} % on the validation images, and guessing may reach {guess:.2f} %: "
-    if run is None and (guessed or (not view.is_whole and top1 < (share + 100) / 2)):
+    doubtful = not seen.keys() >= set(_LEARNED) and top1 < (share + 100) / 2
+    if run is None and (guessed or doubtful):
         from kd_cli.teachers.view import unsaid
 
-        raise DataError(told + unsaid(view, data))
+        raise DataError(told + unsaid(seen, data))
     if guessed:
         order = f"its classes are in another order ({listed(data.spec.class_names)})"
         raise DataError(f"{told}its weights are random, or {order}")

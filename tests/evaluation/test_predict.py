@@ -276,4 +276,4 @@ def test_of_many_classes_only_the_most_probable_have_bars() -> None:
 
 def test_the_channels_of_the_network_must_be_those_of_pictures() -> None:
     with pytest.raises(ConfigError, match="2 channels; pictures have 1 or 3"):
-        Reader([], DataSpec(10, 1, (2, 16, 16), ()))
+        Reader([], DataSpec(10, 1, (2, 16, 16), ()), {})

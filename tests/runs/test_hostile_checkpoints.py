@@ -467,12 +467,9 @@ RECORDS: dict[str, tuple[str, Callable[[dict[str, Any]], object]]] = {
     "a mean that is text": ("run.json", lambda run: run["data"]["preprocessing"].update(mean="0.5")),
     "a loss that is a list": ("run.json", lambda run: run.update(loss=[])),
     "a teacher without weights": ("run.json", lambda run: run.update(teacher={"sources": ["/etc/passwd"]})),
-    "a teacher that saw text": (
+    "a network that is shown text": (
         "run.json",
-        lambda run: run.update(
-            teacher={key: [{}] for key in ("models", "grafts")}
-            | {"sources": ["x"], "sha256": ["x"], "views": [{"mean": "0.5", "std": None, "image_size": [10**9]}]}
-        ),
+        lambda run: run["model"].update(mean="0.5"),
     ),
     "image sizes that are text": ("run.json", lambda run: run["data"]["preprocessing"].update(image_size="16")),
     "a teacher of no kind": ("run.json", lambda run: run.update(teacher=7)),

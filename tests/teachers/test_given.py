@@ -16,21 +16,16 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from kd_cli.config.compose import compose
-from kd_cli.config.plan import View
 from kd_cli.data.base import load_dataset
 from kd_cli.errors import ConfigError
+from kd_cli.models import VIEW
 from kd_cli.models.base import MODELS
-from kd_cli.taps import Tapped
-from kd_cli.teachers.cache import network_digest
 from kd_cli.teachers.load import Known, load_teacher
-from kd_cli.teachers.view import SeenAs
 from tests.conftest import ROOT, SMALL, Outcome
 from tests.support.small import CPU
 
 Run = Callable[..., Outcome]
 DISTILL = ("distill", *SMALL, "trainer.epochs=1", "--json")
-GIVEN = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.25, 0.3]}
-WANTED = {"mean": [0.1, 0.2, 0.3], "std": [0.5, 0.5, 0.5]}
 
 
 def best(run: Path) -> Path:
@@ -58,32 +53,6 @@ def test_every_option_that_takes_weights_takes_a_file_of_torch(kd: Run, trained:
     assert row["top1"] == teacher["test_top1"]
 
 
-def test_pixels_reach_the_teacher_as_its_own_training_images_did() -> None:
-    pixels = torch.randint(0, 256, (5, 3, 8, 8), generator=torch.Generator().manual_seed(0)) / 255
-
-    def normalised(images: Tensor, how: dict[str, list[float]]) -> Tensor:
-        mean, std = (torch.tensor(how[key])[:, None, None] for key in ("mean", "std"))
-        return (images - mean) / std
-
-    seen: list[Tensor] = []
-    network = nn.Sequential(nn.Conv2d(3, 2, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    network.taps = {"embedding": "2:in", "stage1": "0"}  # type: ignore[assignment]
-    network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    shown = SeenAs(network, GIVEN, WANTED, None)
-    features = Tapped(shown, ["stage1"])(normalised(pixels, GIVEN)).features
-    assert torch.allclose(seen[-1], normalised(pixels, WANTED), atol=1e-5)
-    assert torch.equal(features["stage1"], network[0](seen[-1]))
-    SeenAs(network, GIVEN, {"mean": None, "std": None}, [4, 6])(normalised(pixels, GIVEN))
-    stretched = nn.functional.interpolate(normalised(pixels, GIVEN), (4, 6), mode="bilinear", antialias=True)
-    assert torch.allclose(seen[-1], stretched, atol=1e-6)
-
-
-def test_the_cache_tells_views_apart() -> None:
-    network = nn.Linear(2, 2)
-    views = [(WANTED, None), (WANTED, [4, 4]), (GIVEN, None), (GIVEN, [4, 4]), (GIVEN, [4, 5])]
-    assert len({network_digest(SeenAs(network, GIVEN, wanted, sides)) for wanted, sides in views}) == len(views)
-
-
 SIZES = ("dataset.image_size=12", "dataset.mean=[0.2]", "dataset.std=[0.5]")
 
 
@@ -101,7 +70,7 @@ def test_a_teacher_is_shown_images_as_it_learned_them_where_that_is_typed(kd: Ru
     (row,) = kd("evaluate", "shown", "--json").json["evaluations"]
     assert row["agreement"] is not None
     facts = json.loads(Path("shown/run.json").read_text())["teacher"]
-    assert facts["views"] == [{"mean": [0.5], "std": [0.25], "image_size": None}]
+    assert {key: facts["models"][0].get(key) for key in VIEW[:3]} == {"mean": [0.5], "std": [0.25], "image_size": None}
     assert facts["val_top1"] == json.loads((trained / "result.json").read_text())["val_top1"]
     assert "has no effect" not in result.err
 
@@ -125,11 +94,11 @@ def test_what_is_typed_of_a_teacher_is_checked(kd: Run, trained: Path) -> None:
     assert "teacher.image_size: 0 is not" in kd(*DISTILL, given, "teacher.image_size=0", code=2).message
     assert "teacher.image_size" in kd(*DISTILL, given, "teacher.image_size=[1,2,3]", code=2).message
     assert "teacher.ready: " in kd(*DISTILL, given, "teacher.ready=true", code=2).message
-    assert "teacher.mean has no effect" in kd("run", *SMALL, "teacher.mean=[0.1]", "--dry-run").err
 
 
 PLUGIN = """
 from safetensors.torch import load_file
+from kd_cli.models import VIEW
 from kd_cli.models.base import MODELS
 def build(num_classes, in_channels, image_size, file):
     shape = dict(num_classes=num_classes, in_channels=in_channels, image_size=image_size)
@@ -198,9 +167,9 @@ def test_an_onnx_file_says_what_the_network_says(
     trained: Path, layers: list[Tensor], batch: Any, bytes_in: bool
 ) -> None:
     data = load_dataset(compose(SMALL)["dataset"])
-    view = View([0], [1]) if bytes_in else View()
-    options = {"name": "onnx", "file": onnx_file(layers, batch=batch, bytes_in=bytes_in)}
-    asked = load_teacher(Known(None, options, view), data, batch_size=50, device=CPU)
+    view = {"mean": [0], "std": [1]} if bytes_in else {}
+    options = {"name": "onnx", "file": onnx_file(layers, batch=batch, bytes_in=bytes_in), **view}
+    asked = load_teacher(Known(None, options), data, batch_size=50, device=CPU)
     known = load_teacher(Known(trained, None), data, batch_size=50, device=CPU)
     batches = data.eval_batches("test", batch_size=30, device=CPU)
     for images in (each.images for each in batches):
