@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -17,8 +18,10 @@ from torch import Tensor
 from kd_cli.data import sampling
 from kd_cli.data.preprocess import Prepare
 from kd_cli.data.store import Store
-from kd_cli.data.windows import Crop, Finish, Windows
 from kd_cli.types import Batch, Mixed
+
+if TYPE_CHECKING:
+    from kd_cli.data.windows import Crop
 
 
 @dataclass(frozen=True)
@@ -132,15 +135,20 @@ class Feed:
         self._hold("table", self._prepare.table(size, self._order.seed, views, self._device))
         if not self._store.resident:
             self._fetched.clear()
-            drawn = self._buffers["drawn"][self._bounds[first][0] :] if first < len(self._bounds) else None
-            finish = None
-            if self._finished and drawn is not None:
-                finish = Finish(self._prepare.augmentation.apply, self._buffers["table"][drawn], len(views))
-            self._streamed = self._stream(images[first:], views, finish)
+            drawn = self._buffers["drawn"][self._bounds[first][0] if first < len(self._bounds) else 0 :]
+            self._streamed = self._stream(images[first:], views, drawn)
 
-    def _stream(self, images: list[Tensor], views: tuple[int, ...], finish: Finish | None) -> Iterator[Tensor]:
-        """The pixels of one batch after another; each image is decoded once."""
-        rows, crop = [self._part.rows[each] for each in images], self._order.crop
+    def _stream(self, images: list[Tensor], views: tuple[int, ...], drawn: Tensor) -> Iterator[Tensor]:
+        """The pixels of one batch after another; each image is decoded once.
+
+        Args:
+            drawn: the rows of the table of all views of these images.
+        """
+        from kd_cli.data.windows import Finish, Windows
+
+        rows, crop, finish = [self._part.rows[each] for each in images], self._order.crop, None
+        if self._finished:
+            finish = Finish(self._prepare.augmentation.apply, self._buffers["table"][drawn], len(views))
         if crop is not None:
             windows = Windows(crop, self._order.seed, views)
             yield from self._store.windows(rows, images, windows, self._device, finish)
@@ -260,6 +268,8 @@ def _augmented(
     """As `in_view`, not yet mixed: [B, C, H, W] for each item [B]."""
     rows = [part.rows[each.cpu()] for each in ids]
     if order.crop is not None:
+        from kd_cli.data.windows import Windows
+
         read = part.store.windows(rows, ids, Windows(order.crop, order.seed, (view,)), device)
     else:
         read = part.store.batches([each.to(device) for each in rows], device)

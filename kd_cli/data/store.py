@@ -6,18 +6,20 @@ import warnings
 from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import accumulate, pairwise
-from typing import Any, Protocol, Union, cast
+from typing import TYPE_CHECKING, Any, Protocol, Union, cast
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from kd_cli.data.common import InMemory
-from kd_cli.data.kept import Kept
-from kd_cli.data.windows import Finish, Windows
 from kd_cli.errors import DataError
 from kd_cli.machine import available_cores
 from kd_cli.storage.tensors import digest_tensor
+
+if TYPE_CHECKING:
+    from kd_cli.data.kept import Kept
+    from kd_cli.data.windows import Finish, Windows
 
 
 class Streamed(Protocol):
@@ -108,7 +110,7 @@ class Store:
         self._workers = workers
         self._on_device: dict[torch.device, Tensor] = {}
         self.keeps = kept > 0 and not isinstance(images, Tensor)
-        self._kept = Kept(len(images), shape_of(images), kept) if self.keeps else None
+        self._kept = _room_for(images, kept) if self.keeps else None
 
     def batches(self, rows: Sequence[Tensor], device: torch.device, finish: Finish | None = None) -> Iterator[Tensor]:
         """For each item of `rows` [B] its pixels [B, H, W, C], uint8, on `device`.
@@ -174,6 +176,12 @@ class Store:
             if device.type == "cuda":  # other streams may read them before this one has copied them
                 torch.cuda.current_stream(device).synchronize()
         return self._on_device[device].index_select(0, rows)
+
+
+def _room_for(images: Images, num_bytes: int) -> Kept:
+    from kd_cli.data.kept import Kept
+
+    return Kept(len(images), shape_of(images), num_bytes)
 
 
 class _Reader(Dataset[Any]):
