@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -10,12 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from kd_cli.data.augment import AUGMENTATIONS
 from kd_cli.data.base import DATASETS
 from kd_cli.losses.base import LOSSES
 from kd_cli.models.base import MODELS
 from tests.conftest import ROOT, SMALL
 
-REGISTRIES = (LOSSES, MODELS, DATASETS)
+REGISTRIES = (LOSSES, MODELS, DATASETS, AUGMENTATIONS)
 PAGE = (ROOT / "docs" / "extending.md").read_text()
 
 
@@ -51,6 +53,18 @@ def test_options_of_a_plugin_are_checked_like_our_own(kd) -> None:
     command = write_files().split()[1:]
     assert "did you mean 'loss.cosine_weight'" in kd(*command, "loss.cosin_weight=1", code=2).message
     assert "loss.cosine_weight: -1" in kd(*command, "loss.cosine_weight=-1", code=2).message
+
+
+def test_the_pages_augmentation_is_done_recorded_and_checked(kd) -> None:
+    command = write_files().split()[1:]
+    run = Path(kd(*command, "trainer.epochs=1", "--json").json["distilled"]["run"])
+    record = json.loads((run / "run.json").read_text())
+    assert record["data"]["preprocessing"]["augment"] == ["flip", {"name": "gamma", "strength": 0.5}]
+    message = kd(*command, "dataset.augment=[{name:gamma,strenth:0.5}]", code=2).message
+    assert "dataset.augment[0].strenth" in message
+    assert "did you mean 'strength'" in message
+    message = kd(*command, "dataset.augment=[flip,{name:gama}]", code=2).message
+    assert "dataset.augment[1]: there is no augmentation 'gama'; did you mean 'gamma'" in message
 
 
 def test_layers_of_a_loss_are_in_the_checkpoint(kd) -> None:

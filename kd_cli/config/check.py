@@ -106,7 +106,7 @@ def _type_problem(value: Any, example: Any, key: str, *, strict: bool) -> list[s
         return []
     kinds: dict[type, Any] = {bool: bool, int: int, float: float, str: str, list: list[Any], dict: Mapping[str, Any]}
     hint = next((hint for kind, hint in kinds.items() if isinstance(example, kind)), Any)
-    if not strict and hint is str and isinstance(value, bool | int | float | list):
+    if not strict and hint is str:
         return []  # `in_memory: auto` may become false, `augment: none` a list; the component says what it takes
     try:
         convert(value, hint, key)

@@ -14,7 +14,7 @@ from torch import Tensor
 from kd_cli.data.base import Data, load_dataset
 from kd_cli.errors import ConfigError
 from kd_cli.types import Batch
-from tests.support.images import make_pixels
+from tests.support.images import make_photographs, make_pixels
 from tests.support.small import CPU
 
 SYNTHETIC: dict[str, Any] = {"name": "synthetic", "num_train": 206, "num_test": 20, "image_size": 8}
@@ -27,19 +27,6 @@ def make(**options: Any) -> Data:
 def epoch_of(data: Data, epoch: int, batch_size: int = 32, **options: Any) -> list[Batch]:
     given = {"seed": 0, "batch_size": batch_size, "device": CPU, **options}
     return list(data.train_batches(epoch=epoch, **given))
-
-
-def photographs(root: Path, *, per_class: int = 6, suffix: str = "jpg") -> Path:
-    """Two classes of images of different sizes, larger than the network's."""
-    for part in ("train", "test"):
-        for label in ("cat", "dog"):
-            (root / part / label).mkdir(parents=True)
-            for number in range(per_class):
-                pixels = make_pixels(1, 90 + 7 * number, 120 - 5 * number)[0]
-                Image.fromarray(pixels.numpy()).resize((120 - 5 * number, 90 + 7 * number)).save(
-                    root / part / label / f"{number}.{suffix}"
-                )
-    return root
 
 
 def tree(root: Path, **options: Any) -> Data:
@@ -103,7 +90,7 @@ def test_a_batch_that_is_no_multiple_of_the_repeats_is_refused() -> None:
 
 
 def test_windows_of_files_are_a_function_of_seed_view_and_id(tmp_path: Path) -> None:
-    root = photographs(tmp_path)
+    root = make_photographs(tmp_path)
     augment = ["random_resized_crop", "flip"]
     plain = tree(root, augment=augment)
     assert plain.spec.image_shape == (3, 72, 72)
@@ -124,7 +111,7 @@ def test_windows_of_files_are_a_function_of_seed_view_and_id(tmp_path: Path) -> 
 def test_evaluation_sees_the_middle_of_whole_photographs_however_they_are_held(tmp_path: Path) -> None:
     from torchvision.transforms.v2 import functional as v2
 
-    root = photographs(tmp_path, suffix="png")
+    root = make_photographs(tmp_path, suffix="png")
     kinds = [{}, {"in_memory": False}, {"augment": ["random_resized_crop"]}]
     kinds += [{"augment": ["random_resized_crop"], "memory_limit_gb": 3 * 72 * 72 * 3 / 1e9}]  # three images
     for options in kinds:
@@ -142,7 +129,7 @@ def test_evaluation_sees_the_middle_of_whole_photographs_however_they_are_held(t
 
 
 def test_small_images_are_stretched_as_ever_and_nothing_is_on_record_of_it(tmp_path: Path) -> None:
-    data = tree(photographs(tmp_path), image_size=32)
+    data = tree(make_photographs(tmp_path), image_size=32)
     assert "resize" not in data.preprocessing
     assert tree(tmp_path, image_size=32, resize=40).preprocessing["resize"] == 40
 
