@@ -122,9 +122,12 @@ def read_listing(listing: Listing, files: Files, reading: Reading) -> Raw:
     kept = listing if not read.errors else listing.take(readable)
     train, val, test = _divide(kept, reading)
     _tell_twins(kept, read.stamps, {"training": train, "validation": train[val], "test": test})
-    images: Tensor | Files = read.images if read.images is not None else files.subset(readable)
+    whole = files.subset(readable)
+    images: Tensor | Files = read.images if read.images is not None else whole
     parts = (_take(images, train), kept.labels[train], _take(images, test), kept.labels[test])
-    division = hashlib.sha256(read.digest.encode() + test.numpy().tobytes()).hexdigest() if read.digest else None
+    # Photographs are known by their files, whether their pixels are held or windows are cut out of them.
+    known = read.digest if files.geometry.shorter is None else whole.digest
+    division = hashlib.sha256(known.encode() + test.numpy().tobytes()).hexdigest() if known else None
     facts: Any = {"val_rows": val, "unreadable": len(read.errors), "geometry": files.geometry.record()}
     return Raw(*parts, listing.class_names, division, **facts)
 

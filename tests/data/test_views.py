@@ -128,6 +128,13 @@ def test_evaluation_sees_the_middle_of_whole_photographs_however_they_are_held(t
     assert data.preprocessing["resize"] == 82
 
 
+def test_photographs_are_the_same_data_however_they_are_held_and_augmented(tmp_path: Path) -> None:
+    root = make_photographs(tmp_path)
+    kinds = ({}, {"in_memory": False}, {"augment": ["random_resized_crop"]})
+    assert len({tree(root, **options).fingerprint for options in kinds}) == 1
+    assert tree(root, resize=90).fingerprint != tree(root).fingerprint
+
+
 def test_small_images_are_stretched_as_ever_and_nothing_is_on_record_of_it(tmp_path: Path) -> None:
     data = tree(make_photographs(tmp_path), image_size=32)
     assert "resize" not in data.preprocessing
