@@ -186,6 +186,10 @@ def _train_with_cache(folder: Path, student: Any, teacher: Any, optimizer: Any) 
 
 def measure_here(side: str, folder: Path) -> dict[str, float]:
     """What one side does, in this process: images a second."""
+    if side.startswith("kd"):
+        from kd_cli.machine import keep_freed_memory
+
+        keep_freed_memory()  # as the command line does
     if side in ("script teacher", "kd teacher"):
         images, seconds = train_students(folder, cached=side.startswith("kd"))
     else:
