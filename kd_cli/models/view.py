@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from kd_cli.errors import ConfigError
+from kd_cli.errors import ConfigError, offer
 from kd_cli.ranges import Positive, check_ranges
 from kd_cli.registry import bind_options
 from kd_cli.types import DataSpec
@@ -117,7 +117,7 @@ def _wanted(values: Sequence[float] | None, given: Sequence[float], channels: in
         example = ",".join(["0.5"] * channels)
         raise ConfigError(
             f"{key}={list(values)} has {len(values)} numbers, the images have {channels} channels; "
-            f"type {key}=[{example}], or {key}=data to leave it as the data have it"
+            f"type {offer(key, f'[{example}]')}, or {offer(key, 'data')} to leave it as the data have it"
         )
     return _channels(given if values is None else values, channels)
 
@@ -135,7 +135,7 @@ def _try(network: nn.Module, images: Tensor, key: str, sides: Sequence[int]) -> 
             network.eval()(images.to(place))
     except Exception as error:  # each network has its own words
         raise ConfigError(
-            f"{key}={list(sides)}: the network is made for squares; type {key}={sides[0]}".replace(", ", ",")
+            f"{key}=[{sides[0]},{sides[1]}]: the network is made for squares; type {offer(key, sides[0])}"
         ) from error
     finally:
         for module, mode in modes.items():

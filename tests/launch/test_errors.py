@@ -55,7 +55,7 @@ BEFORE_DATA = {
     "loss.ce_weight=-1": ["loss.ce_weight: -1", "must be ≥ 0"],
     "loss.kl_weight=inf": ["loss.kl_weight: inf"],
     "dataset.val_fraction=2": ["val_fraction=2", "0.9"],
-    "dataset.augment=flop": ["dataset.augment: 'flop'", "did you mean 'flip'"],
+    "dataset.augment=flop": ["dataset.augment: there is no augmentation 'flop'", "did you mean 'flip'"],
     "teacher.checkpoint=5": ["teacher.checkpoint: there is no 5"],
     "device=cuda:9": ["device: 'cuda:9' is not on this machine"],
     "device=tpu": ["device: 'tpu' is not on this machine", "cpu"],
