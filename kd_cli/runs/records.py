@@ -158,6 +158,14 @@ def is_options(value: Any) -> bool:
     return isinstance(value, dict) and is_text(value.get("name"))
 
 
+def is_network(value: Any) -> bool:
+    """A network's options, and among them how it is shown the images."""
+    if not is_options(value):
+        return False
+    shown = [value.get(key) for key in ("mean", "std")]
+    return all(each is None or each == "data" or is_number(each) or is_numbers(each) for each in shown)
+
+
 def is_graft(value: Any, depth: int = 8) -> bool:
     """As `weights.graft_of` gives it: a loss and the one teacher that it took a part of, which may have a graft too."""
     match value:
@@ -205,7 +213,7 @@ _RUN: Mapping[str, Fits] = {
     "arguments": is_texts,
     "directory": is_text,
     "stage": lambda value: value is None or is_text(value),
-    "model": is_options,
+    "model": is_network,
     "loss": is_options,
     "data": _is_data,
     "teacher": _is_teacher,
@@ -221,7 +229,7 @@ STATE: Mapping[str, Fits] = {
     "seconds": is_number,
 }
 EXPORT: Mapping[str, Fits] = {
-    "model": is_options,
+    "model": is_network,
     "graft": is_graft,
     "epoch": lambda value: value is None or is_count(value),
     "weights_sha256": is_text,

@@ -35,7 +35,8 @@ class WandB:
         entity: str | None = None,
         mode: Literal["online", "offline"] | None = None,
     ) -> None:
-        self._run, self._place, self._mode = run, {"project": project, "entity": entity}, mode
+        self._run, self._mode = run, mode
+        self._place: dict[str, Any] = {"project": project, "entity": entity}
         self._theirs: Any = None
         self._first = 0
 
