@@ -20,6 +20,7 @@ GROUP = "kd_cli.plugins"
 
 # What the user has named, and the module that it is: `my_package.losses`, or `mine` for a file mine.py.
 _named: dict[str, str] = {}
+_code: dict[str, bytes] = {}  # module → of the file that it was made of
 
 
 def load_plugins(names: Iterable[str]) -> None:
@@ -93,7 +94,8 @@ def _load_file(path: Path) -> None:
         raise ConfigError(f"plugins: there is no file {path} (looked for {full}); type plugins=[./mine.py]")
     name = f"kd_plugin_{full.stem}_{hashlib.sha256(str(full).encode()).hexdigest()[:8]}"
     _named[full.stem] = name
-    if name in sys.modules:
+    code, before = full.read_bytes(), sys.modules.get(name)
+    if before is not None and _code.get(name) == code:  # whoever edits it in a session means the new code
         return
     console.notice(f"plugins: the code of {full} is run")
     spec = importlib.util.spec_from_file_location(name, full)
@@ -102,7 +104,11 @@ def _load_file(path: Path) -> None:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # before it runs, as the import statement does
     try:
-        spec.loader.exec_module(module)
+        # What Python keeps compiled beside a file is told from an edited one by its size and whole seconds.
+        exec(compile(code, full, "exec", dont_inherit=True), vars(module))
     except BaseException:
         del sys.modules[name]
+        if before is not None:
+            sys.modules[name] = before
         raise
+    _code[name] = code

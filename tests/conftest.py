@@ -31,6 +31,15 @@ if not ALL:
     remember()
 collect_ignore = [] if find_spec("optuna") else ["sweeps/test_search.py"]  # all of it is about an extra
 
+# module → what it calls the components that users can add to
+REGISTRIES = {
+    "kd_cli.losses.base": "LOSSES",
+    "kd_cli.models.base": "MODELS",
+    "kd_cli.data.base": "DATASETS",
+    "kd_cli.data.augment": "AUGMENTATIONS",
+    "kd_cli.training.loggers.base": "LOGGERS",
+}
+
 # The smallest experiment that still learns something.
 SMALL = (
     "dataset=synthetic",
@@ -100,6 +109,17 @@ def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         logger.setLevel(logging.NOTSET if name else logging.WARNING)
     for name in ("HYDRA_FULL_ERROR", "CI", "NO_COLOR"):
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(autouse=True)
+def _forget_plugins() -> Iterator[None]:
+    """Each test is a user of its own: what another one registered is not there."""
+    yield
+    for module, name in REGISTRIES.items():
+        components = getattr(sys.modules.get(module), name, None)  # a test that needs no torch imports none
+        for each in list(components._components) if components else ():
+            if not components._components[each].__module__.startswith("kd_cli."):
+                del components._components[each]
 
 
 @pytest.fixture

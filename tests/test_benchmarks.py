@@ -23,7 +23,6 @@ from benchmarks.measure import NOTHING, Done, Failed, Measured, Sample, interlea
 from benchmarks.page import COLUMNS, Page, machine
 from benchmarks.rows import ROWS, Row
 from benchmarks.workplace import Sizes, Workplace
-from kd_cli.data.base import DATASETS
 from kd_cli.data.mnist_mini import mnist_mini
 from kd_cli.losses.kd import kd_loss
 from kd_cli.models.base import MODELS
@@ -232,9 +231,8 @@ def test_the_default_run_is_judged_by_all_its_seeds(tmp_path: Path) -> None:
 
 @pytest.mark.data
 def test_the_default_is_chosen_on_images_that_are_neither_shipped_nor_tested(
-    real_data: Path, monkeypatch: pytest.MonkeyPatch
+    real_data: Path,
 ) -> None:
-    monkeypatch.setattr(DATASETS, "_components", {})  # what a plugin registers is for its own run
     plugin = runpy.run_path(str(ROOT / "benchmarks" / "mnist_choice.py"))
     choice, shipped = plugin["mnist_choice"](root=str(real_data)), mnist_mini()
     assert isinstance(choice.test_images, torch.Tensor)

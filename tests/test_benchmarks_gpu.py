@@ -6,7 +6,7 @@ import json
 import runpy
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -22,7 +22,7 @@ from benchmarks.gpu.lab import Lab
 from benchmarks.gpu.session import FULL, MEASURES, SMALL, Session, measure
 from benchmarks.gpu.table import rows, text
 from benchmarks.measure import NOTHING, Done, Failed, run
-from kd_cli.data.base import DATASETS, Raw
+from kd_cli.data.base import Raw
 from tests.conftest import ROOT
 from tests.conftest import SMALL as NETWORKS
 
@@ -32,10 +32,9 @@ TOLD = [name for name in MEASURES if name != "start-up"]
 
 
 @pytest.fixture
-def stored() -> Iterator[Callable[..., Raw]]:
-    """The data set that is a plugin; what a plugin registers is for its own run."""
-    yield runpy.run_path(str(ROOT / "benchmarks" / "gpu" / "stored_images.py"))["stored"]
-    del DATASETS._components["stored"]
+def stored() -> Callable[..., Raw]:
+    """The data set that is a plugin."""
+    return runpy.run_path(str(ROOT / "benchmarks" / "gpu" / "stored_images.py"))["stored"]
 
 
 class Told:

@@ -9,23 +9,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
-from kd_cli.data.augment import AUGMENTATIONS
-from kd_cli.data.base import DATASETS
-from kd_cli.losses.base import LOSSES
-from kd_cli.models.base import MODELS
 from tests.conftest import ROOT, SMALL
 
-REGISTRIES = (LOSSES, MODELS, DATASETS, AUGMENTATIONS)
 PAGE = (ROOT / "docs" / "extending.md").read_text()
-
-
-@pytest.fixture(autouse=True)
-def _forget_plugins(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each test is a user of its own: what another one registered is not there."""
-    for registry in REGISTRIES:
-        monkeypatch.setattr(registry, "_components", {name: registry.component(name) for name in registry.names()})
 
 
 def write_files() -> str:

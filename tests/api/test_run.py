@@ -238,6 +238,24 @@ def test_an_error_of_somebody_elses_code_is_itself() -> None:
         kd_api.run([*SMALL, "plugins=[./broken.py]", "loss=broken"], config_dirs=["mine"], quiet=True)
 
 
+def test_a_plugin_that_is_edited_between_two_calls_is_the_edited_one() -> None:
+    def hidden(units: int) -> int:
+        Path("edited.py").write_text(
+            "import math\nfrom torch import nn\nfrom kd_cli.models.base import MODELS\n"
+            "@MODELS.register('edited')\ndef edited(image_shape, num_classes):\n"
+            f"    layers = nn.Linear(math.prod(image_shape), {units}), nn.Linear({units}, num_classes)\n"
+            "    return nn.Sequential(nn.Flatten(), *layers)\n"
+        )
+        Path("mine/student").mkdir(parents=True, exist_ok=True)
+        Path("mine/student/edited.yaml").write_text("name: edited\n")
+        small = [word for word in SMALL if not word.startswith("student.")]
+        words = [*small, "plugins=[./edited.py]", "student=edited"]
+        run = kd_api.run(words, command="train-baseline", config_dirs=["mine"], quiet=True)
+        return int(kd_api.load(run.run).module[1].out_features)
+
+    assert [hidden(4), hidden(4), hidden(7)] == [4, 4, 7]  # within one second, and of one size
+
+
 def test_results_have_no_field_that_is_not_documented() -> None:
     for kind in (kd_api.Trained, kd_api.Comparison):
         documented = (kind.__doc__ or "").partition("Args:")[2]
