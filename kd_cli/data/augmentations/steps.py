@@ -83,14 +83,14 @@ def _brighten(pixels: Tensor, table: Tensor) -> Tensor:
 
 def _contrast(pixels: Tensor, table: Tensor) -> Tensor:
     """Moves each pixel away from (factor > 1) or towards the image's mean grey."""
-    grey = _grey(pixels)[..., :1]
+    grey = _grey(pixels, "L")
     mean = (grey.sum(dim=(1, 2), keepdim=True) + grey[0].numel() // 2) // grey[0].numel()
     return _away_from(mean.float(), pixels, table[:, CONTRAST])
 
 
 def _saturate(pixels: Tensor, table: Tensor) -> Tensor:
     """Moves each pixel away from (factor > 1) or towards its own grey."""
-    return _away_from(_grey(pixels).float(), pixels, table[:, COLOUR])
+    return _away_from(_grey(pixels, "RGB").float(), pixels, table[:, COLOUR])
 
 
 def _away_from(middle: Tensor, pixels: Tensor, factor: Tensor) -> Tensor:
@@ -98,10 +98,13 @@ def _away_from(middle: Tensor, pixels: Tensor, factor: Tensor) -> Tensor:
     return rounded((pixels.float() - middle).mul_(_spread(factor)).add_(middle))
 
 
-def _grey(pixels: Tensor) -> Tensor:
-    """[B, H, W, 1], or C times the same number, whole numbers."""
+def _grey(pixels: Tensor, mode: str) -> Tensor:
+    """[B, H, W, 1], whole numbers; of one image it may be [1, H, W, 3], three times the same, if that is its mode."""
     image = _one_image(pixels)
-    return luma(pixels) if image is None else torch.from_numpy(np.array(image.convert("L").convert("RGB")))[None]
+    if image is None:
+        return luma(pixels)
+    grey = np.array(image.convert("L").convert(mode))
+    return torch.from_numpy(grey).view(1, *grey.shape[:2], -1)
 
 
 def _one_image(pixels: Tensor) -> Image.Image | None:
