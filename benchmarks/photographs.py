@@ -193,7 +193,6 @@ def measure_here(side: str, folder: Path) -> dict[str, float]:
         from kd_cli.machine import keep_freed_memory
 
         keep_freed_memory()  # as the command line does
-        import torchvision.io  # noqa: F401 - once in a process; the others have imported it by now
     if side in ("script teacher", "kd teacher"):
         images, seconds = train_students(folder, cached=side.startswith("kd"))
     else:

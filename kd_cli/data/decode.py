@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Literal, cast
+from typing import TYPE_CHECKING, BinaryIO, Literal
 
 import numpy as np
 import torch
@@ -88,21 +88,27 @@ def read_scaled(path: Path | str, mode: Mode, opening: Opening, scales: Callable
 
 
 def _plain_jpeg(content: bytes, mode: Mode, scales: Callable[[int, int], set[int]]) -> Scaled | None:
-    """As `read_scaled`, without PIL's look at the header; None: it is no JPEG like most, or not wanted at full size."""
-    size = usual_size(content)
-    if size is None or size[2] != CHANNELS[mode] or size[0] * size[1] > MOST_PIXELS or scales(*size[:2]) != {1}:
+    """As `read_scaled`, without PIL's look at the header; None: it is no JPEG like most, or damaged."""
+    usual = usual_size(content)
+    if usual is None or usual[2] != CHANNELS[mode] or usual[0] * usual[1] > MOST_PIXELS:
         return None
-    decoded = _decode_jpeg(content, mode)
-    return None if decoded is None else (size[:2], {1: decoded})
+    height, width, _ = usual
+    decoded = {}
+    for scale in sorted(scales(height, width)):
+        pixels = _decode_jpeg(content, mode, -(-height // scale), -(-width // scale))
+        if pixels is None:
+            return None
+        decoded[scale] = pixels
+    return (height, width), decoded
 
 
 def _decoded(image: Image.Image, file: BinaryIO, mode: Mode, scale: int) -> Tensor:
-    """[H, W, C]; a plain JPEG of full size by torchvision, which gives PIL's bits in less time."""
+    """[H, W, C]."""
     from PIL import Image
 
     file.seek(0)
     if scale == 1 and image.format == "JPEG" and not _orientation(image) and _CHANNELS_OF.get(image.mode) == mode:
-        decoded = _decode_jpeg(file.read(), mode)
+        decoded = _decode_jpeg(file.read(), mode, image.height, image.width)
         if decoded is not None:
             return decoded
     file.seek(0)
@@ -112,16 +118,19 @@ def _decoded(image: Image.Image, file: BinaryIO, mode: Mode, scale: int) -> Tens
     return pixels_of(_opaque(_eight_bits(_upright(again))), mode)
 
 
-def _decode_jpeg(content: bytes, mode: Mode) -> Tensor | None:
-    """None: it is not sound, and PIL says why."""
-    from torchvision.io import ImageReadMode, decode_jpeg
+def _decode_jpeg(content: bytes, mode: Mode, height: int, width: int) -> Tensor | None:
+    """PIL's bits in less time: [H, W, C], at the least scale that has this size. None: it is damaged, and PIL says how.
 
-    wanted = ImageReadMode.RGB if mode == "rgb" else ImageReadMode.GRAY
+    Args:
+        height, width: pixels, rounded up.
+    """
+    import simplejpeg
+
     try:
-        planes = decode_jpeg(torch.frombuffer(bytearray(content), dtype=torch.uint8), wanted)
-    except RuntimeError:
+        colours = "RGB" if mode == "rgb" else "GRAY"
+        return torch.from_numpy(simplejpeg.decode_jpeg(content, colours, min_height=height, min_width=width))
+    except ValueError:
         return None
-    return cast(Tensor, planes).permute(1, 2, 0)
 
 
 @contextmanager

@@ -159,10 +159,6 @@ class Store:
     def _read(self, reader: _Reader | None, batches: Sequence[Tensor], device: torch.device) -> Iterator[Tensor]:
         if reader is None or not len(reader):
             return
-        geometry = getattr(self.images, "geometry", None)
-        if isinstance(reader, _WindowReader) or (geometry and geometry.shorter):  # what decodes whole photographs:
-            # workers inherit it; each would take seconds to import it
-            import torchvision.io  # noqa: F401
         sizes = [len(rows) for rows in batches if len(rows)]
         for pixels, errors in _stream(reader, sizes, self._workers, pin=device.type == "cuda"):
             for error in errors.values():

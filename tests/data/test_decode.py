@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmarks.decoders import measured
 from kd_cli.data import decode
 from kd_cli.data.decode import Mode, Unreadable, read_image, read_scaled
 from kd_cli.data.preprocess import Prepare
@@ -66,6 +67,17 @@ def test_what_pil_cannot_decode_is_not_decoded_quickly(damage: Any) -> None:
         assert torch.equal(scaled[1], read_image("it", "rgb", io.BytesIO(content)))
 
 
+@pytest.mark.parametrize("mode", ["rgb", "gray"])
+def test_at_every_scale_the_pixels_are_pil_s(mode: Mode, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = encoded("RGB" if mode == "rgb" else "L", {})
+    size, quick = read_scaled("it", mode, io.BytesIO(content), lambda *_: {1, 2, 4, 8})
+    monkeypatch.setattr(decode, "_plain_jpeg", lambda *_: None)
+    monkeypatch.setattr(decode, "_decode_jpeg", lambda *_: None)
+    assert (size, [*quick]) == ((37, 61), [1, 2, 4, 8])
+    _, scaled = read_scaled("it", mode, io.BytesIO(content), lambda *_: {1, 2, 4, 8})
+    assert all(torch.equal(quick[scale], scaled[scale]) for scale in scaled)
+
+
 def test_a_header_that_claims_too_much_is_refused_before_anything_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decode, "_decode_jpeg", lambda *_: pytest.fail("it is decoded"))
     content = encoded("RGB", {})
@@ -73,6 +85,12 @@ def test_a_header_that_claims_too_much_is_refused_before_anything_is_decoded(mon
     claims = content[:place] + 2 * (10_000).to_bytes(2, "big") + content[place + 4 :]
     with pytest.raises(Unreadable, match="10000×10000 pixels, more than"):
         read_scaled("it", "rgb", io.BytesIO(claims), lambda *_: {1})
+
+
+def test_decoders_are_compared_in_pixels_too() -> None:
+    lines = [line.split(" | ") for line in measured([encoded("RGB", {}), encoded("L", {})])]
+    assert [line[0] for line in lines][:2] == ["| Pillow", "| torchvision"]
+    assert [line[-1] for line in lines][:2] == ["0 |", "0 |"]
 
 
 @pytest.mark.parametrize("size", [8, 224])
