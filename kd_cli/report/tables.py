@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from kd_cli.config.recipe import chosen_by
 from kd_cli.metrics.significance import PairedGain, p_text
 
 STAGES = ("teacher", "baseline", "distilled")
@@ -90,7 +91,9 @@ def loose_table(results: Mapping[str, Any]) -> Table:
     columns = ("run", "status", "test %", "last %", "val %", "epoch", "parameters")
     loose = [run for run in results["runs"] if run["id"] not in used]
     rows = [[_number(run[name]) for name in names] for run in loose]
-    return Table("Runs outside of comparisons", columns, rows, ("run", "status"))
+    if any(scores := [chosen_by(run, run.get("select_by", "top1")) for run in loose]):
+        columns, rows = (*columns, "chosen by"), [[*row, score or None] for row, score in zip(rows, scores, strict=True)]
+    return Table("Runs outside of comparisons", columns, rows, ("run", "status", "chosen by"))
 
 
 def not_done_table(results: Mapping[str, Any]) -> Table:
