@@ -473,6 +473,10 @@ RECORDS: dict[str, tuple[str, Callable[[dict[str, Any]], object]]] = {
     ),
     "image sizes that are text": ("run.json", lambda run: run["data"]["preprocessing"].update(image_size="16")),
     "a teacher of no kind": ("run.json", lambda run: run.update(teacher=7)),
+    "a teacher whose network is a number": (
+        "run.json",
+        lambda run: run.update(teacher={"sources": ["x"], "sha256": ["0"], "models": [7], "grafts": [{}]}),
+    ),
     "specialised in text": ("run.json", lambda run: run.update(specialist="0,1")),
 }
 
