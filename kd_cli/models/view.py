@@ -112,13 +112,15 @@ def show(network: nn.Module, view: View, spec: DataSpec, where: str) -> nn.Modul
     return network
 
 
-def _wanted(values: Sequence[float] | None, given: Sequence[float], channels: int, where: str, kind: str) -> list[float]:
+def _wanted(
+    values: Sequence[float] | None, given: Sequence[float], channels: int, where: str, kind: str
+) -> list[float]:
     key = f"{where}.{kind}"
     if values is not None and len(values) not in (1, channels):
-        example = ",".join(["0.5"] * channels)
+        example, both = ",".join(["0.5"] * channels), [offer(f"{where}.{each}", "data") for each in ("mean", "std")]
         raise ConfigError(
             f"{key}={list(values)} has {len(values)} numbers, the images have {channels} channels; "
-            f"type {offer(key, f'[{example}]')}, or {offer(f'{where}.mean', 'data')} {offer(f'{where}.std', 'data')} to leave both as the data have them"
+            f"type {offer(key, f'[{example}]')}, or {' '.join(both)} to leave both as the data have them"
         )
     return _channels(given if values is None else values, channels)
 

@@ -20,7 +20,9 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 def csv_text(results: Mapping[str, Any]) -> str:
     """Runs by rows; a distilled run also has its gain over the baseline and the share of the gap recovered."""
     axes = list(results["axes"])
-    chosen = [key for key in _CHOSEN if any(run.get("select_by") and run.get(key) is not None for run in results["runs"])]
+    chosen = [
+        key for key in _CHOSEN if any(run.get("select_by") and run.get(key) is not None for run in results["runs"])
+    ]
     names = [*_COLUMNS, *chosen, *axes, "gain", "recovered", *_SCORES, *_SPEED]
     names += ["started", "ended", "error", "run", "rerun"]
     compared = {each["distilled"]: each for each in results["comparisons"]}

@@ -93,9 +93,9 @@ def test_a_run_is_judged_stopped_and_reported_by_its_score(kd, select_by: Score)
     assert len(row["curves"][score_name(select_by)]) == len(rows)
     score = chosen_by(chosen, select_by)
     assert bool(score) == (select_by != "top1")
-    assert [f" %  {score}  " in line for line in shown.out.splitlines() if f"epoch {chosen['epoch']:>2}/12" in line] == [
-        bool(score)
-    ]
+    assert [
+        f" %  {score}  " in line for line in shown.out.splitlines() if f"epoch {chosen['epoch']:>2}/12" in line
+    ] == [bool(score)]
     for file in ("report.html", "report.md"):
         assert score in Path("report", file).read_text()
     header = Path("report/results.csv").read_text().splitlines()[0].split(",")
