@@ -8,7 +8,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -170,10 +170,13 @@ class Watcher:
         label: what is trained: `teacher`.
         epochs: how many there will be.
         done: epochs that an earlier process has done.
+        chosen_by: an epoch's record → the score that chooses among epochs, where accuracy does not; else empty.
     """
 
-    def __init__(self, label: str, epochs: int, done: int = 0) -> None:
-        self.label, self.total, self.done = label, epochs, done
+    def __init__(
+        self, label: str, epochs: int, done: int = 0, chosen_by: Callable[[Mapping[str, float]], str] = lambda _: ""
+    ) -> None:
+        self.label, self.total, self.done, self.chosen_by = label, epochs, done, chosen_by
         self._start: float | None = None  # when the first batch was done: what comes before it is set-up
         self._last = 0.0
         self._before = 0
@@ -199,6 +202,7 @@ class Watcher:
     def epoch(self, record: Mapping[str, float]) -> None:
         """One line that stays."""
         val = f"  val {record['val_top1']:5.2f} %" if "val_top1" in record else ""
+        val += f"  {score}" if (score := self.chosen_by(record)) else ""
         say(
             f"{self.label:<10} epoch {record['epoch']:>{len(str(self.total))}}/{self.total}  "
             f"loss {record['train_loss']:.4f}  train {record['train_top1']:5.2f} %{val}  "
@@ -207,10 +211,10 @@ class Watcher:
 
 
 @contextmanager
-def watching(label: str, epochs: int, done: int = 0) -> Iterator[Watcher]:
-    """A Watcher with its live line, where there is a terminal to draw it on."""
+def watching(label: str, epochs: int, *options: Any) -> Iterator[Watcher]:
+    """A Watcher with its live line, where there is a terminal to draw it on; `options` are the Watcher's."""
     with live_line(f"{label} starts"):
-        yield Watcher(label, epochs, done)
+        yield Watcher(label, epochs, *options)
 
 
 @contextmanager

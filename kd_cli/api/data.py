@@ -20,6 +20,7 @@ from kd_cli.data.store import Images, fits_in_memory
 from kd_cli.errors import DataError
 
 _AGAIN = 8  # images that are read a second time: the teacher's answers are kept, so an image must stay as it is
+_LARGEST_LABEL = 10**6  # a larger one is the number of something else, and each class takes memory
 _CHUNK = 256  # images between two looks at the clock
 _HOW = 'dataset={"mean": […], "std": […]}'
 _AUGMENT = 'dataset={"augment": "crop_flip"}'
@@ -144,6 +145,6 @@ def _pixels(image: Any, where: str) -> Tensor:
 
 def _label(label: Any, where: str) -> int:
     plain = label.item() if getattr(label, "ndim", None) == 0 else label  # of torch and of numpy
-    if not isinstance(plain, int) or isinstance(plain, bool):
+    if not isinstance(plain, int) or isinstance(plain, bool) or plain > _LARGEST_LABEL:
         raise DataError(f"{where} has the label {label!r}; a label is one whole number, 0 … K-1")
     return plain

@@ -16,10 +16,15 @@ _COLUMNS = ("network", "test %", "last %", "val %", "epoch", "parameters", "gain
 
 def present(result: Mapping[str, Any]) -> None:
     """The table of the three."""
+    from kd_cli.config.recipe import chosen_by
+
     parts = {name: part for name, part in result.items() if isinstance(part, Mapping) and "test_top1" in part}
     rows = [_row(name, part, result["gain"] if name == "distilled" else None) for name, part in parts.items()]
+    scores = [chosen_by(part, part.get("select_by", "top1")) for part in parts.values()]
+    columns = (*_COLUMNS, *(["chosen by"] if any(scores) else []))
+    cells = [(*row, *([score or None] if any(scores) else [])) for row, score in zip(rows, scores, strict=True)]
     console.say()
-    console.table("Top-1 accuracy on the test and validation images", _COLUMNS, rows, left=("network",))
+    console.table("Top-1 accuracy on the test and validation images", columns, cells, left=("network", "chosen by"))
     console.say("test: at the epoch that was best on validation; last: at the last epoch.")
     console.say(
         f"gain: distilled − baseline in percentage points, seed {result['seed']}. "

@@ -153,6 +153,7 @@ def check_groups(count: int, size: int, classes: int) -> None:
         )
 
 
+_NO_DATA: Mapping[str, Any] = {}
 GIVEN = ("checkpoint", "ready")  # of a teacher: where its weights come from
 
 
@@ -164,20 +165,20 @@ def typed_view(config: Config, role: str) -> dict[str, Any]:
 def model_options(config: Config, role: str) -> dict[str, Any]:
     """The network's own options; where its weights come from, and what they learned from, are not among them."""
     options = {key: value for key, value in config[role].items() if role == "student" or key not in GIVEN}
-    return network_options(options, role, config["dataset"].get("crop_pct"))
+    return network_options(options, role, config["dataset"])
 
 
-def network_options(options: Mapping[str, Any], role: str, crop_pct: float | None = None) -> dict[str, Any]:
+def network_options(options: Mapping[str, Any], role: str, data: Mapping[str, Any] = _NO_DATA) -> dict[str, Any]:
     """A network's options, with what its published weights say of the images that they were made for.
 
     Args:
-        crop_pct: of the data, where they have one.
+        data: the options of the data.
     """
     said = {key: options.get(key) for key in VIEW}
     if options.get("pretrained") or options.get("kwargs"):
         from kd_cli.models.published import fill_in
 
-        fill_in(said, options, role, crop_pct)
+        fill_in(said, options, role, data)
     own = {key: value for key, value in options.items() if key not in VIEW}
     return own | {key: value for key, value in said.items() if value is not None and value != AS_DATA}
 
@@ -208,7 +209,8 @@ def _teachers(config: Config) -> Iterator[Training]:
 def _between(config: Config, teachers: tuple[str, ...]) -> Iterator[Training]:
     """The chain from the teacher to the student: assistants, then all generations of the student but the last."""
     assistants = enumerate(config["assistants"], start=1)
-    models = [(f"assistant-{i}", network_options(model, f"assistants[{i - 1}]")) for i, model in assistants]
+    data = config["dataset"]
+    models = [(f"assistant-{i}", network_options(model, f"assistants[{i - 1}]", data)) for i, model in assistants]
     student = model_options(config, "student")
     models += [(f"generation-{i}", student) for i in range(1, config["generations"])]
     for name, model in models:

@@ -115,8 +115,12 @@ def read_listing(listing: Listing, files: Files, reading: Reading) -> Raw:
         files: all images of the listing.
 
     Raises:
-        DataError: images cannot be read, or a class is too small to be divided.
+        DataError: there is a single class, images cannot be read, or a class is too small to be divided.
     """
+    if len(listing.class_names) < 2 and reading.test_fraction != 1:
+        raise DataError(
+            f"{listing.where} has 1 class ({listed(listing.class_names)}), two are needed to tell them apart"
+        )
     read = _read(listing, files, reading)
     readable = others(len(files), torch.tensor(list(read.errors), dtype=torch.int64))
     kept = listing if not read.errors else listing.take(readable)

@@ -97,12 +97,38 @@ def _load(folder: Path) -> Mapping[str, Any]:
     try:
         with _quiet_and_offline(datasets):
             found = datasets.load_from_disk(str(folder)) if saved else datasets.load_dataset("parquet", data_dir=folder)
+            splits = found if isinstance(found, dict) else {"train": found}
+        for split in splits.values():
+            split.data.validate(full=True)  # of a damaged file Arrow otherwise reads what is outside it
+        if not saved:
+            _check_classes(folder, datasets, next(iter(splits.values())).features)
+    except DataError:
+        raise
     except Exception as error:  # the package's, Arrow's and the system's
-        reason = " ".join(str(error).split())[:300]
+        reason = " ".join(f"{error} {error.__cause__ or ''}".split())[:300]
         raise DataError(
             f"{folder} cannot be read as a folder of save_to_disk or of Parquet files ({reason}); type dataset.root=DIR"
         ) from error
-    return found if isinstance(found, dict) else {"train": found}
+    return splits
+
+
+def _check_classes(folder: Path, library: Any, features: Mapping[str, Any]) -> None:
+    """The package takes all Parquet files to have the classes of the first, whatever the others say.
+
+    Raises:
+        DataError: they say other classes, or these in another order.
+    """
+    from pyarrow.parquet import read_schema
+
+    for path in sorted(path for path in folder.rglob("*.parquet") if path.is_file()):
+        own = library.Features.from_arrow_schema(read_schema(path))
+        for column, feature in own.items():
+            names, known = (getattr(each, "names", None) for each in (feature, features.get(column)))
+            if names is not None and known is not None and names != known:
+                raise DataError(
+                    f"{path}: {column} has the classes {listed(names)}, in other files {listed(known)}, which the "
+                    "package would take for them; write all with the same ClassLabel (cast_column, then to_parquet)"
+                )
 
 
 @contextmanager
@@ -172,7 +198,12 @@ def _column(folder: Path, split: Any, what: str, given: str | None, kind: str) -
     chosen = given or (only[0] if len(only) == 1 else what)
     if chosen not in kinds or (kind == "Image" and kinds[chosen] != kind):
         there = listed([f"{name} ({each})" for name, each in kinds.items()])
-        raise DataError(f"{folder}: there is no column {chosen} of {what}s; type dataset.{what}=COLUMN. There: {there}")
+        typed = (
+            f"type dataset.{what}=COLUMN"
+            if only or kind != "Image"
+            else "cast_column(COLUMN, Image()) of datasets makes one"
+        )
+        raise DataError(f"{folder}: there is no column {chosen} of {what}s; {typed}. There: {there}")
     return chosen
 
 
@@ -187,7 +218,7 @@ def _labels(folder: Path, parts: Mapping[Part, tuple[str, Any]], column: str) ->
             raise DataError(
                 f"{folder}: split {name} has other classes in {column} than {next(iter(parts.values()))[0]}"
             )
-        found[part] = _numbers(f"{folder}: split {name}", split.data.column(column), None if names else texts)
+        found[part] = _numbers(f"{folder}: split {name}", part, split.data.column(column), texts, names)
     if names:
         return torch.cat(list(found.values())), tuple(names)
     labels, known = in_order(torch.cat(list(found.values())), texts.texts)
@@ -196,17 +227,18 @@ def _labels(folder: Path, parts: Mapping[Part, tuple[str, Any]], column: str) ->
     return labels, known
 
 
-def _numbers(where: str, column: Any, texts: Labels | None) -> Tensor:
+def _numbers(where: str, part: Part, column: Any, texts: Labels, names: Sequence[str] | None) -> Tensor:
     """The classes' numbers of a column; without names, those of its texts."""
     try:
         encoded = column.combine_chunks().dictionary_encode()
         values = encoded.dictionary.to_pylist()
         if encoded.null_count or -1 in values:
-            other = "type dataset.test_split=NAME (or val_split) of another"
-            raise DataError(f"{where} has images without a class; {other}")
+            raise DataError(f"{where} has images without a class; leave them out, or type dataset.{part}_split=NAME")
+        if outside := [value for value in values if names and value not in range(len(names))]:
+            raise DataError(f"{where} has class {outside[0]}, of which 0 … {len(names or ()) - 1} have a name; mend it")
         if not all(isinstance(value, int | str) and not isinstance(value, bool) for value in values):
             raise ValueError(f"{values[0]!r} is neither a number nor a name")
-        table = [value if texts is None else texts.number(str(value)) for value in values]
+        table = [value if names else texts.number(str(value)) for value in values]
     except (ValueError, NotImplementedError) as error:  # Arrow's, of columns that hold lists
         what = "kd is for single-label classification: type dataset.label=COLUMN"
         raise DataError(f"{where}: {error}; {what}") from error

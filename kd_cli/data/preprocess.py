@@ -91,9 +91,9 @@ class Prepare:
 
 def _per_channel(option: str, values: Sequence[float], channels: int) -> list[float]:
     if len(values) not in (1, channels):
-        example = ",".join(["0.5"] * channels)
+        middle, spread = (",".join([each] * channels) for each in ("0.5", "0.25"))
         raise ConfigError(
             f"dataset.{option}={list(values)} has {len(values)} numbers, the images have {channels} channels; "
-            f"type dataset.{option}=[{example}]"
+            f"type dataset.mean=[{middle}] dataset.std=[{spread}]"
         )
     return [float(value) for value in values] * (channels if len(values) == 1 else 1)

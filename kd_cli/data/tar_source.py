@@ -19,6 +19,8 @@ from kd_cli.data.sources import Unopened
 from kd_cli.errors import DataError
 from kd_cli.storage.files import open_regular
 
+_TAIL = 2**20  # bytes that are looked at behind the last member
+
 
 @dataclass(frozen=True)
 class Member:
@@ -36,7 +38,8 @@ def members_of(path: Path, read: Callable[[Member], bool]) -> Iterator[tuple[Mem
         read: which of them are read; of the others the content is empty.
 
     Raises:
-        DataError: it is no tar file, is compressed, cut, or damaged.
+        DataError: it is no tar file, is compressed, cut, or damaged, also where Python's tarfile would take that for
+            its end.
     """
     try:
         with open_regular(path) as file, tarfile.open(fileobj=file, mode="r:") as archive:
@@ -50,10 +53,24 @@ def members_of(path: Path, read: Callable[[Member], bool]) -> Iterator[tuple[Mem
                 if member.isreg() and not member.issparse():
                     found = Member(member.name, member.offset_data, member.size)
                     yield found, os.pread(file.fileno(), found.size, found.offset) if read(found) else b""
+            _check_end(file.fileno(), archive.offset)
     except (OSError, tarfile.TarError, ValueError, OverflowError, MemoryError, RecursionError) as error:
         raise DataError(
             f"{path} cannot be read as a tar file ({error or type(error).__name__}){_hint(path)}"
         ) from error
+
+
+def _check_end(file: int, offset: int) -> None:
+    """Empty blocks, and nothing else, end a tar file. Raises ReadError: something else, or nothing."""
+    rest = os.pread(file, _TAIL, offset)
+    if rest.strip(b"\0"):
+        raise tarfile.ReadError(
+            f"after byte {offset:,} comes neither a member nor the end; a part was damaged or added"
+        )
+    if not rest:
+        raise tarfile.ReadError(
+            "it has no end, so that members may be missing; if it is whole, truncate -s +1024 ends it"
+        )
 
 
 def _hint(path: Path) -> str:

@@ -38,7 +38,7 @@ from kd_cli.storage.tensors import digest_tensors
 
 log = logging.getLogger("kd")
 
-INDEX_FORMAT = 1  # raise it when shards are read otherwise
+INDEX_FORMAT = 2  # raise it when shards are read otherwise
 _LARGEST_LABEL = 2**20  # bytes; a .json may hold more than the class
 
 
@@ -201,6 +201,10 @@ class _Shard:
         self._image = member
 
     def _read_class(self, member: Member, content: bytes) -> int:
+        if self._class is not None:
+            raise DataError(
+                f"{self.path}: the sample {self._key} has two members .{self.label.partition(':')[0]}; mend it"
+            )
         try:
             text = content.decode().strip()
             if ":" in self.label:
@@ -230,9 +234,9 @@ class _Shard:
 
 def split_key(name: str) -> tuple[str | None, str]:
     """The key of a member's sample and its extension in small letters: all from the first dot behind the last `/`."""
-    folder, _, file = name.rpartition("/")
+    folder, slash, file = name.rpartition("/")
     stem, dot, extension = file.partition(".")
-    return (f"{folder}/{stem}", extension.lower()) if stem and dot else (None, "")
+    return (f"{folder}{slash}{stem}", extension.lower()) if stem and dot else (None, "")
 
 
 def _listing(root: Path, shards: Mapping[Part, Sequence[str]], index: _Index, named: Path | None) -> Listing:

@@ -105,7 +105,9 @@ class _Pair:
         self.taught_by = str([facts.get(key) for key in ("sha256", "models", "weights")])  # all that its answers are of
         self.teacher: nn.Module | None = None
         try:
-            teacher = teacher_of(saved, device, image_shape=data.spec.image_shape)
+            typed = "external" in [each.get("name") for each in facts.get("models", ())]  # none from a record
+            words = {"overrides": saved.overrides, "config_dirs": saved.config_dirs} if typed else {}
+            teacher = teacher_of(saved, device, image_shape=data.spec.image_shape, **words)
             self.teacher = teacher.network if teacher else None
         except KDError as error:
             console.notice(f"{console.short_path(saved.path)}: no agreement with its teacher: {error}")

@@ -15,26 +15,30 @@ from kd_cli.models import AS_DATA, VIEW
 _KNOWN = ("bilinear", "bicubic")
 
 
-def fill_in(said: dict[str, Any], options: Mapping[str, Any], where: str, crop_pct: float | None = None) -> None:
+def fill_in(said: dict[str, Any], options: Mapping[str, Any], where: str, data: Mapping[str, Any]) -> None:
     """Puts into `said` what the weights say and the user does not, with a notice.
 
     Args:
         said: a network's `VIEW`, None where nothing is said.
         options: of the network.
-        crop_pct: of the data, where they have one.
+        data: the options of the data. Grey images have no use for the means of three colours.
     """
     weights, facts = published(options)
     found = {key: facts[key] for key in VIEW if said[key] is None and facts.get(key) is not None}
+    grey = [key for key in ("mean", "std") if key in found and data.get("mode") == "gray"]
+    found = {key: value for key, value in found.items() if key not in grey}
     if said["image_size"] is not None:  # then their interpolation belongs to no size of theirs
         found.pop("interpolation", None)
     if not found:
         return
     said.update(found)
     shown = " ".join(f"{where}.{key}={value}".replace(" ", "") for key, value in found.items())
+    crop_pct = data.get("crop_pct")
     other = facts["crop_pct"] not in (None, crop_pct) and crop_pct is not None
+    left = f"; {' and '.join(grey)}, of three colours, stay as grey images have them" if grey else ""
     crop = f"; they were tested with dataset.crop_pct={facts['crop_pct']:g}" if other else ""
     console.notice(
-        f"{where}: the weights {weights} were made for {shown}, and the network is shown the images so{crop}; "
+        f"{where}: the weights {weights} were made for {shown}, and the network is shown the images so{left}{crop}; "
         f"to show them as the data are, type {' '.join(f'{where}.{key}={AS_DATA}' for key in found if key != VIEW[-1])}"
     )
 

@@ -98,7 +98,7 @@ def show(network: nn.Module, view: View, spec: DataSpec, where: str) -> nn.Modul
     channels, *sides = spec.image_shape
     shown = tuple(view.sides or sides)
     mean, std = (_channels(given[key], channels) for key in ("mean", "std"))
-    new_mean, new_std = (_wanted(vars(view)[key], given[key], channels, f"{where}.{key}") for key in ("mean", "std"))
+    new_mean, new_std = (_wanted(vars(view)[key], given[key], channels, where, key) for key in ("mean", "std"))
     if (mean, std, sides) == (new_mean, new_std, list(shown)):
         return network
     scale = [old / new for old, new in zip(std, new_std, strict=True)]
@@ -112,12 +112,15 @@ def show(network: nn.Module, view: View, spec: DataSpec, where: str) -> nn.Modul
     return network
 
 
-def _wanted(values: Sequence[float] | None, given: Sequence[float], channels: int, key: str) -> list[float]:
+def _wanted(
+    values: Sequence[float] | None, given: Sequence[float], channels: int, where: str, kind: str
+) -> list[float]:
+    key = f"{where}.{kind}"
     if values is not None and len(values) not in (1, channels):
-        example = ",".join(["0.5"] * channels)
+        example, both = ",".join(["0.5"] * channels), [offer(f"{where}.{each}", "data") for each in ("mean", "std")]
         raise ConfigError(
             f"{key}={list(values)} has {len(values)} numbers, the images have {channels} channels; "
-            f"type {offer(key, f'[{example}]')}, or {offer(key, 'data')} to leave it as the data have it"
+            f"type {offer(key, f'[{example}]')}, or {' '.join(both)} to leave both as the data have them"
         )
     return _channels(given if values is None else values, channels)
 

@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from kd_cli.config.recipe import chosen_by
 from kd_cli.errors import listed
 from kd_cli.metrics.significance import p_text
 from kd_cli.report.charts import Chart, charts_of
@@ -171,7 +172,7 @@ def _template() -> Any:
     environment = Environment(
         loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters.update(number=_number, signed=_signed, time=_time, p=_p)
+    environment.filters.update(number=_number, signed=_signed, time=_time, p=_p, chosen_by=chosen_by)
     return environment.get_template("page.html.j2")
 
 

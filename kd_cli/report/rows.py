@@ -72,7 +72,8 @@ def _chosen_by(run: Run) -> dict[str, Any]:
 
 def curves(run: Run) -> dict[str, Any]:
     """`curves`: a list for each number that is on record for every epoch."""
-    return {"curves": {key: [number(row.get(key)) for row in run.epochs] for key in _CURVES}}
+    keys = (*_CURVES, *(key for key in _chosen_by(run) if key not in _CURVES and key != "select_by"))
+    return {"curves": {key: [number(row.get(key)) for row in run.epochs] for key in keys}}
 
 
 def _settings(run: Run, stage: str, shared: Sequence[Comparison], axes: Sequence[str]) -> dict[str, Any]:

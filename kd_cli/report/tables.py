@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from kd_cli.config.recipe import chosen_by
 from kd_cli.metrics.significance import PairedGain, p_text
 
 STAGES = ("teacher", "baseline", "distilled")
@@ -87,10 +88,13 @@ def loose_table(results: Mapping[str, Any]) -> Table:
     """Runs that no comparison uses."""
     used = {each[stage] for each in results["comparisons"] for stage in STAGES}
     names = ("name", "status", "test_top1", "test_top1_last", "val_top1", "best_epoch", "parameters")
-    columns = ("run", "status", "test %", "last %", "val %", "epoch", "parameters")
+    columns: tuple[str, ...] = ("run", "status", "test %", "last %", "val %", "epoch", "parameters")
     loose = [run for run in results["runs"] if run["id"] not in used]
     rows = [[_number(run[name]) for name in names] for run in loose]
-    return Table("Runs outside of comparisons", columns, rows, ("run", "status"))
+    if any(scores := [chosen_by(run, run.get("select_by", "top1")) for run in loose]):
+        columns += ("chosen by",)
+        rows = [[*row, score or None] for row, score in zip(rows, scores, strict=True)]
+    return Table("Runs outside of comparisons", columns, rows, ("run", "status", "chosen by"))
 
 
 def not_done_table(results: Mapping[str, Any]) -> Table:

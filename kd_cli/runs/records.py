@@ -197,7 +197,9 @@ def _is_teacher(value: Any) -> bool:
     if not isinstance(value, dict) or not is_texts(value.get("sources")) or not is_texts(value.get("sha256")):
         return False
     lists = [value.get(key) for key in ("models", "grafts")]
-    return all(isinstance(each, list) and len(each) == len(value["sources"]) for each in (value["sha256"], *lists))
+    if not all(isinstance(each, list) and len(each) == len(value["sources"]) for each in (value["sha256"], *lists)):
+        return False
+    return all(isinstance(options, dict) for each in lists for options in each or [])
 
 
 def _is_rows(value: Any) -> bool:

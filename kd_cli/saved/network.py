@@ -20,6 +20,7 @@ from kd_cli.data.base import DATASETS, Data, load_dataset
 from kd_cli.errors import ConfigError, DataError, listed, offer
 from kd_cli.models.base import MODELS, own_options, view_options
 from kd_cli.plugins import load_plugins
+from kd_cli.runs.identity import flatten
 from kd_cli.runs.records import need, read_config
 from kd_cli.saved.weights import Source, load_weights, locate, rebuild, seen_by
 from kd_cli.types import DataSpec
@@ -27,6 +28,7 @@ from kd_cli.types import DataSpec
 log = logging.getLogger("kd")
 
 _LARGEST = 100_000  # pixels or channels
+_LONGEST = 2_000  # characters of what is to be typed
 
 
 class Saved:
@@ -42,6 +44,7 @@ class Saved:
         source: where the weights are.
         recorded: the run's configuration; empty for weights without a run.
         dataset: options of the data: those of the run, unless the overrides say otherwise.
+        overrides, config_dirs: as given.
 
     Raises:
         ConfigError: a wrong override, or a component that only the user may name.
@@ -59,7 +62,7 @@ class Saved:
         self.path = path
         self.source = locate(path, which)
         self.recorded = _recorded_config(self.source)
-        self._overrides = overrides
+        self.overrides, self.config_dirs = overrides, config_dirs
         self._chosen = compose(_composable(overrides, self.recorded), config_dirs=config_dirs)
         load_plugins(self._chosen["plugins"])
         self.dataset = _dataset(self.recorded, self._chosen, overrides)
@@ -99,7 +102,7 @@ class Saved:
         Raises:
             ConfigError: an external network that only the record names.
         """
-        return _model(self.source, self.recorded, self._chosen, self._overrides, self.role)
+        return _model(self.source, self.recorded, self._chosen, self.overrides, self.role)
 
     def data(self, *, only_test: bool = False) -> Data:
         """The data, as the network sees them: its own classes, found by name.
@@ -110,7 +113,7 @@ class Saved:
         Raises:
             DataError: they are missing, or do not fit the network.
         """
-        typed = {override_key(override) for override in self._overrides}
+        typed = {override_key(override) for override in self.overrides}
         elsewhere = self.recorded and {"dataset", "dataset.root"} & typed and "dataset.test_fraction" not in typed
         data = self._tested() if only_test and elsewhere else seen_by(self.source, load_dataset(self.dataset))
         changed = self.facts.get("fingerprint", data.fingerprint) != data.fingerprint
@@ -253,9 +256,11 @@ def _model(source: Source, recorded: Config, chosen: Config, overrides: Sequence
     fresh = named or not recorded
     options = model_options(chosen, role) if fresh else _patched(source.record["model"], overrides, role)
     if options["name"] == "external" and not named:
+        made = {key: options.get(key) for key in ("callable", "kwargs", "taps") if options.get(key) is not None}
+        words = [offer(role, "external"), *(offer(f"{role}.{key}", value) for key, value in flatten(made).items())]
         raise ConfigError(
             f"{source.run} holds an external network, and kd never imports code because a record names it; "
-            f"if you trust it, type {offer(role, 'external')} {offer(f'{role}.callable', options.get('callable'))}"
+            f"if you trust it, type {' '.join(words)[:_LONGEST]}"
         )
     if named and recorded:  # how it was shown the images is not typed again
         options = own_options(options) | view_options({**source.record["model"], **typed_view(chosen, role)})

@@ -168,7 +168,9 @@ def _opened(known: Known, data: Data) -> tuple[Source | None, Mapping[str, Any],
     recorded = source.record.get("model", {})
     if known.model is None:
         check_nameable(source, recorded)
-    options = own_options(recorded if known.model is None else known.model)
+    options, trained = own_options(recorded if known.model is None else known.model), own_options(recorded)
+    if not options.get("pretrained") and options | {"pretrained": trained.get("pretrained")} == trained:
+        options = trained  # what it began with is in no weight any more, and need not be typed
     seen = {**view_options((recorded if source.run else known.model) or {}), **known.view}
     data = seen_by(source, data)
     _check_record(source, options, seen, data)
@@ -179,11 +181,10 @@ def _opened(known: Known, data: Data) -> tuple[Source | None, Mapping[str, Any],
 
 
 def _facts(source: Source | None, options: Mapping[str, Any], data: Data) -> dict[str, Any]:
-    run = source.run if source else None
     return {
         "source": brief(options),
         "sha256": source.sha256 if source else None,
-        "run": str(run) if run else None,
+        "run": str(source.run) if source and source.run else None,
         "model": dict(options),
         "graft": graft_of(source.record) if source else {},
         "specialist": specialty(source, data.spec.class_names) if source else None,
@@ -216,9 +217,8 @@ def _measure(
 
 def _fits(record: Mapping[str, Any], options: Mapping[str, Any], data: Data) -> bool:
     facts = record.get("data", {})
-    same_images = facts.get("fingerprint") == data.fingerprint
     same_view = _normalisation(facts.get("preprocessing", {})) == _normalisation(data.preprocessing)
-    return same_images and same_view and record.get("model") == dict(options)
+    return facts.get("fingerprint") == data.fingerprint and same_view and record.get("model") == dict(options)
 
 
 def _normalisation(preprocessing: Mapping[str, Any]) -> Any:

@@ -89,7 +89,7 @@ def costs(said: Outputs, layout: Layout, kept: Kept) -> dict[str, Any]:
     facts: dict[str, Any] = {"top_k": kept.top_k, "dtype": kept.dtype, "images": images, "classes": classes}
     for temperature in _TEMPERATURES:
         true, kept_as = (at_least_float32(each.logits / temperature).log_softmax(dim=1) for each in (said, left))
-        facts[f"kl_{temperature}"] = float((true.exp() * (true - kept_as)).sum(dim=1).mean())
+        facts[f"kl_{temperature}"] = max(0.0, float((true.exp() * (true - kept_as)).sum(dim=1).mean()))
     if kept.top_k is not None:
         facts["tail_mass"] = layout.codings[0].tail_mass(said.logits)  # type: ignore[attr-defined]
     if kept.dtype is not None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from kd_cli import console
 from kd_cli.arithmetic import arithmetic, refusing
 from kd_cli.config.overrides import recipe_key
-from kd_cli.config.recipe import Recipe, Score, check_possible, score_name, score_of
+from kd_cli.config.recipe import Recipe, Score, check_possible, chosen_by, score_name, score_of
 from kd_cli.console import Watcher
 from kd_cli.data.base import Data, Part
 from kd_cli.errors import DataError, Terminated
@@ -72,7 +72,8 @@ def fit(
     computed = arithmetic(recipe.precision, recipe.deterministic, device)
     with computed, refusing(f"the {stage}'s training", where), watched_by(callbacks, records):
         if not _ended(records, recipe):
-            with console.watching(stage, recipe.epochs, state.epoch if state else 0) as watcher:
+            shown = partial(chosen_by, select_by=recipe.select_by)
+            with console.watching(stage, recipe.epochs, state.epoch if state else 0, shown) as watcher:
                 watch, save = watcher.batch, partial(save_checkpoint, run)
                 trainer = Trainer(recipe, seed=seed, device=device, watch=watch, save=save, where=where)
                 with training_memory(recipe, where), own_stream(device):

@@ -364,6 +364,7 @@ REFUSED = {
     "soft labels": ({"train": Of(as_picture, lambda label: [0.5, 0.5])}, "a label is one whole number"),
     "truth": ({"train": Of(as_picture, bool)}, "a label is one whole number"),
     "numbers": ({"train": Of(as_picture, float)}, "has the label 0.0"),
+    "no class": ({"test": Of(as_picture, lambda label: int(label) + 2**40)}, "has the label 1099511627776; a label is"),
     "negative": ({"train": Of(as_picture, lambda label: int(label) - 1)}, "labels -1 … 3 do not fit"),
     "sizes": (
         {"test": images(60, 3), "train": Of(lambda pixels: pixels[:, : 9 + int(pixels[0, 0, 0]) % 2])},

@@ -185,6 +185,49 @@ def test_other_labels_than_one_class_for_an_image_are_refused(kind: str, tmp_pat
     assert words.get(kind, "single-label classification") in message
 
 
+@pytest.mark.parametrize("label", [-5, 3, 2**40])
+def test_a_number_that_has_no_name_is_no_class(label: int, tmp_path: Path, package: Any) -> None:
+    tree = make_tree(tmp_path / "tree")
+    files = sorted((tree / "train").rglob("*.png"))
+    part = split(package, files, [0] * 14 + [label], package.Value("int64"))
+    part.info.features["kind"] = package.ClassLabel(names=NAMES)  # casting would refuse it
+    part.save_to_disk(str(tmp_path / "root"))
+    assert f"has class {label}, of which 0 … 2 have a name" in refused(options(tmp_path / "root"))
+
+
+def test_a_single_class_is_refused_but_for_a_test(tmp_path: Path, package: Any) -> None:
+    files = sorted((make_tree(tmp_path / "tree") / "train").rglob("*.png"))
+    split(package, files, [0] * 15, package.ClassLabel(names=["cat"])).save_to_disk(str(tmp_path / "root"))
+    assert f"{tmp_path / 'root'} has 1 class (cat), two are needed" in refused(options(tmp_path / "root"))
+    assert load_dataset(options(tmp_path / "root", test_fraction=1)).size("test") == 15
+
+
+def test_parquet_files_of_other_classes_are_named(tmp_path: Path, package: Any) -> None:
+    parts = parts_of(package, make_tree(tmp_path / "tree"))
+    fewer = package.ClassLabel(names=NAMES[1:])  # what a folder without cats gives
+    rows = [row for row in parts["test"].cast_column("picture", package.Image(decode=False)).to_list() if row["kind"]]
+    pictures = [row["picture"] for row in rows]
+    features = package.Features({"picture": package.Image(), "kind": fewer})
+    columns = {"picture": pictures, "kind": [row["kind"] - 1 for row in rows]}
+    parts["test"] = package.Dataset.from_dict(columns, features=features)
+    root = save(package, parts, tmp_path / "root", "parquet")
+    message = refused(options(root))
+    assert (
+        f"{root / 'data' / 'test-00000-of-00001.parquet'}: kind has the classes dog, eel, in other files cat" in message
+    )
+
+
+def test_what_arrow_would_read_outside_of_a_damaged_file_is_refused(tmp_path: Path, package: Any) -> None:
+    root = save(package, parts_of(package, make_tree(tmp_path / "tree")), tmp_path / "root", "saved")
+    file = next((root / "train").glob("*.arrow"))
+    content = file.read_bytes()
+    sizes = [path.stat().st_size for path in sorted((tmp_path / "tree" / "train").rglob("*.png"))]
+    offsets = torch.tensor([0, *sizes]).cumsum(0).int().numpy()
+    place = content.index(offsets.tobytes())
+    file.write_bytes(content[: place + 8] + b"\xff\xff\xff\x7f" + content[place + 12 :])
+    assert f"{root} cannot be read" in refused(options(root))
+
+
 @pytest.mark.parametrize("damage", ["cut", "text", "gone"])
 def test_a_damaged_folder_is_named(damage: str, tmp_path: Path, package: Any) -> None:
     root = save(package, parts_of(package, make_tree(tmp_path / "tree")), tmp_path / "root", "saved")

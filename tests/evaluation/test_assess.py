@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from kd_cli.cli import main
 from kd_cli.data import corruptions as corrupt
+from kd_cli.errors import ConfigError
 from kd_cli.metrics.evaluate import predict
 from kd_cli.metrics.scores import agreement, judge, only_answer
 from kd_cli.saved.network import Saved
@@ -61,6 +63,20 @@ def test_several_networks_make_one_table_and_agree_with_the_teacher_of_their_com
         assert counts.trace() == pytest.approx(row["top1"])
     assert "pattern 9" in shown.out
     assert f"Confusion of {made}/distilled" in shown.out
+
+
+def test_a_network_of_timm_is_had_again_by_what_the_message_says(kd) -> None:
+    pytest.importorskip("timm")
+    words = ("teacher=external", "teacher.callable=timm.create_model")
+    chosen = (*words, "teacher.kwargs.model_name=test_resnet.r160_in1k", "teacher.kwargs.drop_rate=0.1")
+    short = ("trainer.epochs=1", "dataset.channels=3", "dataset.image_size=32")
+    kd("train-teacher", *SMALL[:3], *short, *chosen, "hydra.run.dir=taught")
+    kd("distill", *SMALL, *short, *chosen, "teacher.checkpoint=taught", "hydra.run.dir=there")
+    with pytest.raises(ConfigError, match=re.escape(f"type {' '.join(chosen)}")):
+        opened("taught")
+    first, second = evaluated(kd, "taught", "there", *chosen)
+    assert first["top1"] is not None
+    assert second["agreement"] is not None
 
 
 TEST = {"part": "test", "batch_size": 500, "device": CPU}

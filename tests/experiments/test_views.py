@@ -175,6 +175,20 @@ def test_published_weights_in_a_file_say_how_they_are_shown_the_images(
     assert row["top1"] == json.loads(Path("tuned/result.json").read_text())["test_top1"]
 
 
+def test_what_a_teacher_began_with_need_not_be_typed_again(kd: Run) -> None:
+    file, network, _ = of_torchvision()
+    torch.save(network.state_dict(), file)
+    short = ("trainer.epochs=1", "trainer.limit_train_batches=1")
+    choice = (*DATA, *short, "teacher=torchvision", "teacher.model=squeezenet1_1")
+    kd("train-teacher", *choice, f"teacher.pretrained={file}", "teacher.image_size=40", "hydra.run.dir=there")
+    words = ("distill", *choice, "student=resnet8", "teacher.checkpoint=there", "--json")
+    typed = kd(*words, f"teacher.pretrained={file}", "teacher.image_size=40").json
+    Path(file).unlink()
+    assert kd(*words).json["weights_sha256"] == typed["weights_sha256"]
+    said = kd(*words, "teacher.pretrained=other.pth", code=2).message
+    assert "trained torchvision(" in said
+
+
 def test_a_yaml_of_the_users_own_may_say_it(kd: Run) -> None:
     Path("mine/student").mkdir(parents=True)
     Path("mine/student/wide.yaml").write_text("name: resnet8\nimage_size: 20\nmean: [0.1]\n")

@@ -326,7 +326,8 @@ def test_a_swept_preset_runs_nothing(name: str, launcher: str, harmless: Callabl
     write_preset(PRESETS[name])
     (Path("presets") / "experiment" / "good.yaml").write_text("# @package _global_\nseed: 1\n")
     words = ("train-baseline", "-m", "--config-dir", "presets", "experiment=good,evil", f"hydra/launcher={launcher}")
-    harmless(*words, *SMALL, codes=(1, 2, 3))
+    told = harmless(*words, *SMALL, codes=(1, 2, 3)).message
+    assert "hydra" in told
 
 
 def test_a_clusters_script_is_typed(kd: Callable[..., Outcome]) -> None:
@@ -464,7 +465,11 @@ def test_a_report_of_hostile_records_is_written_all_the_same(
         shutil.copytree(trained, tmp_path / "all" / str(number))
         change(tmp_path / "all" / str(number))
     shutil.copytree(trained, tmp_path / "all" / "good")
-    harmless("report", "all", codes=(0,))
+    harmless("report", "all", "--out", "report", codes=(0,))
+    rows = json.loads(Path("report", "results.json").read_text())["runs"]
+    good = [row for row in rows if Path(row["run"]).name == "good"]
+    assert [row["status"] for row in good] == ["completed"]
+    assert "</html>" in Path("report", "report.html").read_text()
 
 
 def test_what_can_name_code_is_taken_from_the_user_alone() -> None:

@@ -103,7 +103,7 @@ def test_the_cache_tells_views_apart() -> None:
 @pytest.mark.parametrize(
     ("view", "said"),
     [
-        ({"mean": [0.1, 0.2]}, "student.mean=[0.1, 0.2] has 2 numbers, the images have 3 channels; type student.mean"),
+        ({"mean": [0.1, 0.2]}, "the images have 3 channels; type student.mean=[0.5,0.5,0.5], or student.mean=data stu"),
         ({"mean": 0.5}, "student.mean: 0.5 is not a list; type 'student.mean=[0.5]'"),
         ({"std": [0]}, "student.std: [0.0]: 0.0 is not possible"),
         ({"image_size": 0}, "student.image_size: 0 is not possible; type a number"),
@@ -139,11 +139,24 @@ def test_published_weights_of_torchvision_fill_in_what_is_not_said(monkeypatch: 
         assert network_options({**TV, **more}, "teacher") == {**TV, **more, **whole}
     asked = {"kwargs": {"weights": "IMAGENET1K_V1"}, "image_size": 64, "mean": "data"}
     kept = {"std": IMAGENET["std"], "image_size": 64}
-    assert network_options({**TV, **asked}, "student", 0.5) == {**TV, "kwargs": asked["kwargs"], **kept}
+    assert network_options({**TV, **asked}, "student", {"crop_pct": 0.5}) == {**TV, "kwargs": asked["kwargs"], **kept}
     assert "teacher: the weights EfficientNet_B0_Weights.IMAGENET1K_V1 were made for teacher.mean=[0.485," in said[0]
     assert "teacher.image_size=224 teacher.interpolation=bicubic, and the network is shown the images so; " in said[0]
     assert "type teacher.mean=data teacher.std=data teacher.image_size=data" in said[0]
     assert said[-1].endswith("tested with dataset.crop_pct=0.875; to show them as the data are, type student.std=data")
+
+
+def test_grey_images_keep_their_mean_where_published_weights_have_three(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(console, "notice", said.append)
+    options = {**TV, "kwargs": {"weights": "DEFAULT"}}
+    size = {"image_size": 224, "interpolation": "bicubic"}
+    assert network_options(options, "student", {"mode": "gray"}) == {**options, **size}
+    assert "mean and std, of three colours, stay as grey images have them" in said[0]
+    assert "student.mean" not in said[0]
+    typed = {"mean": [0.4], "std": [0.2]}
+    assert network_options({**options, **typed}, "student", {"mode": "gray"}) == {**options, **typed, **size}
+    assert network_options(options, "student", {"mode": "rgb"}) == {**options, **size, **IMAGENET}
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kd_cli.config.recipe import Recipe, Score, score_name, score_text
+from kd_cli.config.recipe import Recipe, Score, chosen_by, score_name, score_text
 from kd_cli.errors import ConfigError
 from kd_cli.experiments.build import class_weights
 from kd_cli.losses.base import build_loss
@@ -90,6 +90,25 @@ def test_a_run_is_judged_stopped_and_reported_by_its_score(kd, select_by: Score)
     (row,) = json.loads(Path("report/results.json").read_text())["runs"]
     assert row.get("select_by", "top1") == select_by
     assert row[score_name(select_by)] == chosen[score_name(select_by)]
+    assert len(row["curves"][score_name(select_by)]) == len(rows)
+    score = chosen_by(chosen, select_by)
+    assert bool(score) == (select_by != "top1")
+    assert [
+        f" %  {score}  " in line for line in shown.out.splitlines() if f"epoch {chosen['epoch']:>2}/12" in line
+    ] == [bool(score)]
+    for file in ("report.html", "report.md"):
+        assert score in Path("report", file).read_text()
+    header = Path("report/results.csv").read_text().splitlines()[0].split(",")
+    assert ("select_by" in header and score_name(select_by) in header) == bool(score)
+
+
+def test_a_comparison_shows_what_chose_its_epochs(kd) -> None:
+    words = ("trainer.epochs=1", "distill_trainer.select_by=nll", "hydra.run.dir=there")
+    shown = kd("run", *SMALL, *words)
+    result = json.loads(Path("there/result.json").read_text())
+    rows = [line for line in shown.out.splitlines() if "1/1" in line and "epoch" not in line]
+    assert [f"NLL {result['distilled']['val_loss']:.4f}" in row for row in rows] == [False, False, True]
+    assert "chosen by" in shown.out
 
 
 def test_a_search_minimises_likelihood_where_that_chooses(kd) -> None:

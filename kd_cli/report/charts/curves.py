@@ -13,6 +13,8 @@ from kd_cli.report.charts.families import Family, families_of
 
 _METRICS = {
     "val_top1": "validation accuracy, %",
+    "val_balanced_accuracy": "balanced accuracy on validation, %",
+    "val_macro_f1": "macro F1 on validation, %",
     "val_loss": "validation loss",
     "train_loss": "training loss",
     "train_top1": "training accuracy, %",
