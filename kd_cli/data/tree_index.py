@@ -75,8 +75,8 @@ def _kept(root: Path, path: Path) -> tuple[Tree, list[str]] | None:
         return None
     tensors, facts = found
     classes, stamp, notices = json.loads(facts["tree"])
-    columns: Any = [tensors[name] for name in ("parts", "labels", "sizes", "times")]
-    tree = Tree(tuple(classes), kept_names("names", tensors), *columns, stamp=stamp)
+    columns: Any = {name: tensors[name] for name in ("parts", "labels", "sizes", "times")}
+    tree = Tree(tuple(classes), kept_names("names", tensors), **columns, stamp=stamp)
     return (tree, notices) if _is_as_it_was(root, tree, kept_names("folders", tensors), tensors["changed"]) else None
 
 
