@@ -9,9 +9,11 @@ import hashlib
 import importlib
 import importlib.util
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from importlib.machinery import SourceFileLoader
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
+from typing import Any
 
 from kd_cli import console
 from kd_cli.errors import ConfigError
@@ -98,17 +100,23 @@ def _load_file(path: Path) -> None:
     if before is not None and _code.get(name) == code:  # whoever edits it in a session means the new code
         return
     console.notice(f"plugins: the code of {full} is run")
-    spec = importlib.util.spec_from_file_location(name, full)
+    spec = importlib.util.spec_from_file_location(name, full, loader=_Source(name, str(full)))
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # before it runs, as the import statement does
     try:
-        # What Python keeps compiled beside a file is told from an edited one by its size and whole seconds.
-        exec(compile(code, full, "exec", dont_inherit=True), vars(module))
+        spec.loader.exec_module(module)
     except BaseException:
         del sys.modules[name]
         if before is not None:
             sys.modules[name] = before
         raise
     _code[name] = code
+
+
+class _Source(SourceFileLoader):
+    """Compiles the file as it is. What Python keeps compiled is told from an edited file by size and whole seconds."""
+
+    def path_stats(self, path: Any) -> Mapping[str, Any]:
+        raise OSError(path)

@@ -76,10 +76,24 @@ def read_scaled(path: Path | str, mode: Mode, opening: Opening, scales: Callable
     Raises:
         Unreadable: it cannot be read.
     """
-    with _opened(path, opening) as (image, file):
+    with _reading(path, opening) as file:
+        plain = _plain_jpeg(file.read(), mode, scales)
+        if plain is not None:
+            return plain
+        file.seek(0)
+        image = _open(file)
         width, height = image.size[::-1] if _is_turned(image) else image.size
         wanted = scales(height, width) if image.format == "JPEG" else {1}
         return (height, width), {scale: _decoded(image, file, mode, scale) for scale in sorted(wanted)}
+
+
+def _plain_jpeg(content: bytes, mode: Mode, scales: Callable[[int, int], set[int]]) -> Scaled | None:
+    """As `read_scaled`, without PIL's look at the header; None: it is no JPEG like most, or not wanted at full size."""
+    size = usual_size(content)
+    if size is None or size[2] != CHANNELS[mode] or size[0] * size[1] > MOST_PIXELS or scales(*size[:2]) != {1}:
+        return None
+    decoded = _decode_jpeg(content, mode)
+    return None if decoded is None else (size[:2], {1: decoded})
 
 
 def _decoded(image: Image.Image, file: BinaryIO, mode: Mode, scale: int) -> Tensor:
@@ -112,15 +126,28 @@ def _decode_jpeg(content: bytes, mode: Mode) -> Tensor | None:
 
 @contextmanager
 def _opened(path: Path | str, opening: Opening | None = None) -> Iterator[tuple[Image.Image, BinaryIO]]:
-    """An image whose header is read, and its file; all that goes wrong meanwhile makes it unreadable."""
-    from PIL import Image, UnidentifiedImageError
+    """An image whose header is read, and its file."""
+    with _reading(path, opening) as file:
+        yield _open(file), file
+
+
+def _open(file: BinaryIO) -> Image.Image:
+    from PIL import Image
+
+    image = Image.open(file, formats=FORMATS)
+    _check_size(image)
+    return image
+
+
+@contextmanager
+def _reading(path: Path | str, opening: Opening | None) -> Iterator[BinaryIO]:
+    """An image's file; all that goes wrong meanwhile makes it unreadable."""
+    from PIL import UnidentifiedImageError
 
     try:
         with warnings.catch_warnings(), opening or open_regular(Path(path)) as file:
             warnings.simplefilter("ignore")  # PIL's remarks on palettes and metadata; what cannot be read is an error
-            image = Image.open(file, formats=FORMATS)
-            _check_size(image)
-            yield image, file
+            yield file
     except Unreadable:
         raise
     except UnidentifiedImageError as error:  # whose message names the open file by a number
@@ -170,7 +197,7 @@ def usual_header(head: bytes, end: bytes) -> Header | None:
     size = usual_size(head)
     if size is None or size[0] * size[1] > MOST_PIXELS or end != _ENDS["JPEG"]:
         return None
-    return *size, _stamp(head)
+    return *size[:2], _stamp(head)
 
 
 def _stamp(head: bytes) -> int:

@@ -61,8 +61,8 @@ class Files:
         self.check_size(name, *pixels.shape[:2])
         return geometry.fitted(pixels)
 
-    def windows(self, row: int, boxes: Callable[[int, int], Sequence[Box]]) -> Tensor:
-        """Several windows of an image that is decoded once: [R, H, W, C], uint8.
+    def windows(self, row: int, boxes: Callable[[int, int], Sequence[Box]]) -> list[Tensor]:
+        """Several windows of an image that is decoded once: R of [H, W, C], uint8.
 
         Args:
             boxes: from height and width, pixels, the R windows.
@@ -71,17 +71,19 @@ class Files:
             DataError: the image cannot be read.
         """
         geometry = self.geometry
+        drawn: list[Box] = []
 
         def scales(height: int, width: int) -> set[int]:
-            return {geometry.window_scale(box) for box in boxes(height, width)}
+            drawn[:] = boxes(height, width)
+            return {geometry.window_scale(box) for box in drawn}
 
-        (height, width), decoded = read_scaled(self.source.name(row), self.mode, self.source.open(row), scales)
+        size, decoded = read_scaled(self.source.name(row), self.mode, self.source.open(row), scales)
         cut = []
-        for box in boxes(height, width):
+        for box in drawn or boxes(*size):
             scale = geometry.window_scale(box)
             pixels = decoded.get(scale, decoded[min(decoded)])
             cut.append(geometry.window(pixels, scaled_box(box, scale if scale in decoded else 1, *pixels.shape[:2])))
-        return torch.stack(cut)
+        return cut
 
     def check_size(self, name: str, height: int, width: int) -> None:
         """Raises DataError: all images must have one size, and this one has another."""

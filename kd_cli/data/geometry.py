@@ -127,9 +127,10 @@ def resample(pixels: Tensor, sides: tuple[int, int], interpolation: str) -> Tens
     """[H, W, C] → [*sides, C], antialiased; off by at most one grey level from PIL."""
     if tuple(pixels.shape[:2]) == sides:
         return pixels.contiguous()
-    planes = pixels.contiguous().permute(2, 0, 1)[None]
+    # A batch of one, made before its dimensions are permuted: only so is it known to be channels last, and not copied.
+    planes = pixels[None].permute(0, 3, 1, 2)
     resized = functional.interpolate(planes, size=sides, mode=interpolation, antialias=True)
-    return resized[0].permute(1, 2, 0).contiguous()
+    return resized.permute(0, 2, 3, 1)[0].contiguous()
 
 
 def geometry_of(record: Mapping[str, Any]) -> Geometry | None:

@@ -8,8 +8,8 @@ _LEAST = {0xC4: 0, 0xDD: 0, 0xFE: 0, 0xE0: 16, 0xEE: 14}  # Huffman, restart, co
 _NEVER = 2**16
 
 
-def usual_size(head: bytes) -> tuple[int, int] | None:
-    """Height and width, pixels, where the header is of the kind that needs no second look; none: ask PIL.
+def usual_size(head: bytes) -> tuple[int, int, int] | None:
+    """Height and width, pixels, and layers, 1 or 3, where the header needs no second look; none: ask PIL.
 
     It is: 8 bits, one or three layers, nothing turned (no EXIF, no XMP), one image, sound segments up to the first
     scan. (Rec. ITU-T T.81, B.2.)
@@ -31,17 +31,17 @@ def usual_size(head: bytes) -> tuple[int, int] | None:
         ):
             return None
         place += 2 + length
-        if size == (0, 0) or length < 2:
+        if size == (0, 0, 0) or length < 2:
             return None
     return None
 
 
-def _frame(segment: bytes) -> tuple[int, int]:
-    """Height and width; zeros where it is no usual one."""
+def _frame(segment: bytes) -> tuple[int, int, int]:
+    """Height, width and layers; zeros where it is no usual one."""
     height, width = int.from_bytes(segment[1:3], "big"), int.from_bytes(segment[3:5], "big")
     layers = segment[5:6]
     sound = segment[:1] == b"\x08" and layers in (b"\x01", b"\x03") and len(segment) == 6 + 3 * layers[0]
-    return (height, width) if sound and height and width else (0, 0)
+    return (height, width, layers[0]) if sound and height and width else (0, 0, 0)
 
 
 def _are_tables(segment: bytes, length: int) -> bool:

@@ -11,6 +11,10 @@ from torch import Tensor
 from kd_cli.data.augment import Augment, Spec
 from kd_cli.errors import ConfigError
 
+# Numbers that PyTorch does not yet share among threads, which it does from 2**15 on: photographs are normalised while
+# processes decode others on the same cores, and threads would wait for each other to get one.
+_PIECE = 2**15 - 2**6
+
 
 class Prepare:
     """Augments and normalises batches of one image shape.
@@ -75,6 +79,13 @@ class Prepare:
             self._on_device[device] = scale.to(device), bias.to(device)
         scale, bias = self._on_device[device]
         # Two steps, each rounded once: a fused kernel may round the tail of a batch otherwise than its body.
+        if device.type == "cpu" and scale.numel() > _PIECE:
+            made = torch.empty(pixels.shape)
+            for some, out in zip(pixels, made, strict=True):
+                pieces = (each.flatten().split(_PIECE) for each in (some, out, scale, bias))
+                for values, its, factor, shift in zip(*pieces, strict=True):
+                    its.copy_(values).mul_(factor).add_(shift)
+            return made.permute(0, 3, 1, 2)
         return pixels.float().mul_(scale).add_(bias).permute(0, 3, 1, 2)
 
 

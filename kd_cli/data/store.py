@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Union, cast
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from kd_cli.data.common import InMemory
 from kd_cli.errors import DataError
@@ -202,30 +202,32 @@ class _Reader(Dataset[Any]):
 
     def __getitems__(self, places: Sequence[int]) -> _Read:
         """Of those at some places the ones that can be read, and by number what is wrong with the others."""
-        read, errors = [], {}
+        read: list[Tensor] = []
+        errors = {}
         for number, place in enumerate(places):
             try:
                 pixels = self.pixels(int(self.rows[place]), place)
-                read.append(pixels if self.finish is None else self.finish(pixels, place))
+                read += pixels if self.finish is None else self.finish(pixels, place)
             except DataError as error:
                 errors[number] = error
-        return torch.cat(read) if read else torch.empty((0, *shape_of(self.images)), dtype=torch.uint8), errors
+        # In a worker it stacks them in memory that is shared, from which they need not be copied again.
+        return default_collate(read) if read else torch.empty((0, *shape_of(self.images)), dtype=torch.uint8), errors
 
-    def pixels(self, row: int, place: int) -> Tensor:  # noqa: ARG002
-        """[1, H, W, C]."""
-        return self.images[row][None]
+    def pixels(self, row: int, place: int) -> Sequence[Tensor]:  # noqa: ARG002
+        """One or more of [H, W, C]."""
+        return [self.images[row]]
 
 
 class _WindowReader(_Reader):
-    """Gives windows of the images: [views, H, W, C]."""
+    """Gives windows of the images, as many as there are views."""
 
     def __init__(self, images: Images, rows: Tensor, ids: Tensor, windows: Windows, finish: Finish | None) -> None:
         super().__init__(images, rows, finish)
         self.ids, self.drawn = ids, windows
 
-    def pixels(self, row: int, place: int) -> Tensor:
+    def pixels(self, row: int, place: int) -> Sequence[Tensor]:
         number = int(self.ids[place])
-        return cast(Tensor, cast(Any, self.images).windows(row, partial(self.drawn.boxes, number)))
+        return cast(Sequence[Tensor], cast(Any, self.images).windows(row, partial(self.drawn.boxes, number)))
 
 
 class _Ranges:

@@ -52,8 +52,10 @@ class Finish:
     table: Tensor
     views: int
 
-    def __call__(self, pixels: Tensor, place: int) -> Tensor:
-        """The views [views, H, W, C] of the image that is read as number `place`, of one or as many [views, …]."""
-        first = place * self.views
-        seen = pixels.expand(self.views, *pixels.shape[1:]) if len(pixels) < self.views else pixels
-        return self.augment(seen, self.table[first : first + self.views])
+    def __call__(self, pixels: Sequence[Tensor], place: int) -> list[Tensor]:
+        """The views, each [H, W, C], of the image that is read as number `place`; of one such, or of as many.
+
+        One by one: whatever is done to an image, its pixels stay in the processor's cache meanwhile.
+        """
+        rows = self.table[place * self.views : (place + 1) * self.views, None]
+        return [self.augment(pixels[view % len(pixels)][None], row)[0] for view, row in enumerate(rows)]

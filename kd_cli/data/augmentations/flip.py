@@ -30,5 +30,7 @@ class Flip:
 
 def mirrored(pixels: Tensor, flip: Tensor) -> Tensor:
     """[B, H, W, C], those images mirrored whose `flip` [B] is 1."""
+    if len(pixels) == 1 and pixels.device.type == "cpu":
+        return pixels.flip(2) if flip[0] else pixels
     number = torch.arange(len(pixels), device=pixels.device)
     return torch.cat([pixels, pixels.flip(2)]).index_select(0, number + flip.long() * len(pixels))

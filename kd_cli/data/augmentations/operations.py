@@ -14,6 +14,7 @@ from torch import Tensor
 BRIGHT, CONTRAST, COLOUR, XX, XY, X1, YX, YY, Y1, CENTRE_Y, CENTRE_X, HALF = range(12)
 SHARP, MASK, THRESHOLD, STRETCH, EQUALISE, HUE = range(12, 18)
 IDENTITY = (1.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.5, 0.5, 0.0, 0.0, 255.0, 256.0, 0.0, 0.0, 0.0)
+_IDENTITY = torch.tensor(IDENTITY)
 
 Setter = Callable[[Tensor], Tensor]
 
@@ -71,7 +72,7 @@ def unchanged(size: int, device: torch.device) -> Tensor:
     """Rows that leave images as they are: [size, columns]. On a device they are filled there, not copied to it: a copy
     from the host cannot be recorded."""
     if device.type == "cpu":
-        return torch.tensor(IDENTITY).repeat(size, 1)
+        return _IDENTITY.expand(size, -1).clone()
     table = torch.empty(size, len(IDENTITY), device=device)
     for column, value in enumerate(IDENTITY):
         table[:, column].fill_(value)
@@ -101,7 +102,7 @@ def chosen_parameters(names: Sequence[str], number: Tensor, magnitude: Tensor, s
         magnitude: [B], in its unit.
         shape: (H, W) of the images.
     """
-    table = unchanged(len(magnitude), magnitude.device)
+    table: Tensor | None = None
     # On the CPU the host may look which there are; elsewhere it would wait for the device.
     there = set(number.tolist()) if number.device.type == "cpu" else range(len(names))
     for index, name in enumerate(names):
@@ -112,5 +113,5 @@ def chosen_parameters(names: Sequence[str], number: Tensor, magnitude: Tensor, s
             height, width = shape
             side = height / width if name == "shear_x" else width / height
             its[:, _ABOUT_CORNER[name]] = magnitude * (side / 2)
-        table = torch.where((number == index)[:, None], its, table)
-    return table
+        table = its if table is None else torch.where((number == index)[:, None], its, table)
+    return unchanged(len(magnitude), magnitude.device) if table is None else table

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from kd_cli.data.augment import AUGMENTATIONS
+from kd_cli.data.resize import rounded
 from kd_cli.ranges import Rule
 
 Number = TypeVar("Number", float, Tensor)
@@ -79,7 +80,7 @@ class RandomResizedCrop:
         top, left, tall, wide = table.unbind(dim=1)
         rows, columns = _places(top, tall, height), _places(left, wide, width)
         stretched = _between_lines(pixels, *rows, dim=1)
-        return _between_lines(stretched, *columns, dim=2).round_().clamp_(0, 255).to(torch.uint8)
+        return rounded(_between_lines(stretched, *columns, dim=2))
 
 
 def _between(uniform: Number, limits: Sequence[float]) -> Number:

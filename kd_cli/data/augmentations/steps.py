@@ -32,9 +32,8 @@ from kd_cli.data.augmentations.operations import (
     XX,
     Y1,
 )
-from kd_cli.data.resize import luma
+from kd_cli.data.resize import luma, rounded
 
-_PACKED = 4  # channels that are one number of 32 bits
 _IDENTITY = torch.tensor(IDENTITY)
 _CHUNK = 2**18  # bytes of pixels that a step sees at a time on the CPU: they stay in its cache
 
@@ -79,26 +78,33 @@ def operate_on_some(pixels: Tensor, table: Tensor, steps: Sequence[Step]) -> Ten
 
 
 def _brighten(pixels: Tensor, table: Tensor) -> Tensor:
-    return _bytes(pixels * _spread(table[:, BRIGHT]))
+    return rounded(pixels.float().mul_(_spread(table[:, BRIGHT])))
 
 
 def _contrast(pixels: Tensor, table: Tensor) -> Tensor:
     """Moves each pixel away from (factor > 1) or towards the image's mean grey."""
-    grey = _grey(pixels)
+    grey = _grey(pixels, "L")
     mean = (grey.sum(dim=(1, 2), keepdim=True) + grey[0].numel() // 2) // grey[0].numel()
-    return _bytes((pixels - mean).mul(_spread(table[:, CONTRAST])).add_(mean))
+    return _away_from(mean.float(), pixels, table[:, CONTRAST])
 
 
 def _saturate(pixels: Tensor, table: Tensor) -> Tensor:
     """Moves each pixel away from (factor > 1) or towards its own grey."""
-    grey = _grey(pixels)
-    return _bytes((pixels - grey).mul(_spread(table[:, COLOUR])).add_(grey))
+    return _away_from(_grey(pixels, "RGB").float(), pixels, table[:, COLOUR])
 
 
-def _grey(pixels: Tensor) -> Tensor:
-    """[B, H, W, 1], int32."""
+def _away_from(middle: Tensor, pixels: Tensor, factor: Tensor) -> Tensor:
+    """Each image moved away from float32 values, by factors [B]. (Whole numbers are exact in float32.)"""
+    return rounded((pixels.float() - middle).mul_(_spread(factor)).add_(middle))
+
+
+def _grey(pixels: Tensor, mode: str) -> Tensor:
+    """[B, H, W, 1], whole numbers; of one image it may be [1, H, W, 3], three times the same, if that is its mode."""
     image = _one_image(pixels)
-    return luma(pixels) if image is None else torch.from_numpy(np.array(image.convert("L"))).int()[None, :, :, None]
+    if image is None:
+        return luma(pixels)
+    grey = np.array(image.convert("L").convert(mode))
+    return torch.from_numpy(grey).view(1, *grey.shape[:2], -1)
 
 
 def _one_image(pixels: Tensor) -> Image.Image | None:
@@ -109,26 +115,27 @@ def _one_image(pixels: Tensor) -> Image.Image | None:
     return Image.fromarray(pixels[0].numpy())
 
 
-def _bytes(values: Tensor) -> Tensor:
-    return values.round_().clamp_(0, 255).to(torch.uint8)
-
-
 def _sharpen(pixels: Tensor, table: Tensor) -> Tensor:
     """Moves each pixel away from (or towards) the smoothed image, PIL's 3×3 filter; the outermost pixels stay."""
     if min(pixels.shape[1:3]) < 3:
         return pixels
+    values = pixels.float()
+    return rounded((values - _smooth(pixels)).mul_(_spread(table[:, SHARP])).add_(values))
+
+
+def _smooth(pixels: Tensor) -> Tensor:
+    """float32; the outermost pixels as they are. A sum of bytes is never half a thirteenth from two whole numbers."""
     values = pixels.to(torch.int16)  # sums of thirteen bytes
     rows = values[:, :-2] + values[:, 1:-1] + values[:, 2:]
-    inner = values[:, 1:-1, 1:-1]
-    smooth = ((rows[:, :, :-2] + rows[:, :, 1:-1] + rows[:, :, 2:]).add_(inner, alpha=4).float() / 13).round_()
-    result = pixels.clone()
-    result[:, 1:-1, 1:-1] = _bytes((inner - smooth).mul_(_spread(table[:, SHARP])).add_(inner))
+    squares = rows[:, :, :-2] + rows[:, :, 1:-1] + rows[:, :, 2:]
+    result = values.float()
+    result[:, 1:-1, 1:-1] = squares.add_(values[:, 1:-1, 1:-1], alpha=4).float().div_(13).round_()
     return result
 
 
 def _warp(pixels: Tensor, table: Tensor) -> Tensor:
     """An affine map about the centre; the table holds where each output pixel comes from."""
-    if pixels.device.type == "cpu" and len(pixels) == 1 and pixels.shape[-1] <= _PACKED:
+    if pixels.device.type == "cpu" and len(pixels) == 1:
         return _warp_one(pixels, table[0, XX : Y1 + 1].numpy())
     _, height, width, _ = pixels.shape
     dy = (torch.arange(height, device=pixels.device) - (height - 1) / 2)[:, None]
@@ -140,19 +147,26 @@ def _warp(pixels: Tensor, table: Tensor) -> Tensor:
 
 
 def _warp_one(pixels: Tensor, row: Any) -> Tensor:
-    """As `_warp`, of one image on the CPU: the same numbers in the same order, and a pixel is taken as one number."""
+    """As `_warp`, of one image on the CPU: the same numbers in the same order, and a pixel is one number of C bytes."""
     _, height, width, channels = pixels.shape
     dy = (np.arange(height, dtype=np.float32) - np.float32((height - 1) / 2))[:, None]
     dx = np.arange(width, dtype=np.float32) - np.float32((width - 1) / 2)
     xx, xy, x1, yx, yy, y1 = row
-    x = np.rint(xx * dx + xy * dy + np.float32((width - 1) / 2) + x1 * np.float32(width)).astype(np.int32)
-    y = np.rint(yx * dx + yy * dy + np.float32((height - 1) / 2) + y1 * np.float32(height)).astype(np.int32)
-    outside = (y < 0) | (y >= height) | (x < 0) | (x >= width)
-    index = np.where(outside, height * width, y * width + x)
-    packed = np.zeros((height * width + 1, _PACKED), dtype=np.uint8)  # the last pixel is black
-    packed[:-1, :channels] = pixels.numpy().reshape(-1, channels)
-    taken = packed.view(np.uint32)[:, 0][index]
-    return torch.from_numpy(np.ascontiguousarray(taken[..., None].view(np.uint8)[..., :channels]))[None]
+    x, inside_x = _rounded(xx * dx + xy * dy if xy else xx * dx, x1, width)
+    y, inside_y = _rounded(yx * dx + yy * dy if yx else yy * dy, y1, height)
+    index = y * width + (x + 1)
+    index *= inside_x & inside_y
+    black = np.zeros((1, channels), dtype=np.uint8)  # number 0
+    lined = np.concatenate([black, pixels.numpy().reshape(-1, channels)]).view(f"V{channels}")[:, 0]
+    return torch.from_numpy(lined.take(index, mode="clip").view(np.uint8).reshape(pixels.shape))
+
+
+def _rounded(values: Any, share: Any, side: int) -> tuple[Any, Any]:
+    """Places on a side, from how far they are from its middle, moved by a share of it; and which are on it."""
+    values += np.float32((side - 1) / 2)
+    values += share * np.float32(side)
+    whole = np.rint(values, out=values).astype(np.int64)
+    return whole, whole.view(np.uint64) < side
 
 
 def _sample(pixels: Tensor, y: Tensor, x: Tensor) -> Tensor:
@@ -192,13 +206,21 @@ def _solarize(pixels: Tensor, table: Tensor) -> Tensor:
 def _autocontrast(pixels: Tensor, table: Tensor) -> Tensor:
     """Each channel from its darkest pixel to its brightest becomes 0 … 255; a channel of one value stays."""
     image = _one_image(pixels)
-    if image is None:
-        low, high = pixels.amin(dim=(1, 2), keepdim=True).float(), pixels.amax(dim=(1, 2), keepdim=True).float()
-    else:
-        low, high = torch.tensor(image.getextrema(), dtype=torch.float32).view(1, 1, 1, 3, 2).unbind(dim=-1)
+    if image is not None:
+        limits = torch.tensor(image.getextrema(), dtype=torch.uint8).T[None, :, None]  # [1, 2, 1, C]
+        ramp = torch.arange(256, dtype=torch.uint8)[None, :, None, None].expand(1, 256, 1, 3)
+        curves = _stretched(ramp, limits, table)[0, :, 0].T  # what each channel's values become
+        return torch.from_numpy(np.array(image.point(curves.flatten().tolist())))[None]
+    limits = torch.stack([pixels.amin(dim=(1, 2)), pixels.amax(dim=(1, 2))], dim=1)[:, :, None]
+    return _stretched(pixels, limits, table)
+
+
+def _stretched(values: Tensor, limits: Tensor, table: Tensor) -> Tensor:
+    """Values [B, …, C] from what is the least and the largest [B, 2, 1, C] to 0 … 255."""
+    low, high = limits[:, :1].float(), limits[:, 1:].float()
     wanted = (_spread(table[:, STRETCH]) > 0) & (high > low)
     scale = torch.where(wanted, 255 / (high - low), 1.0)
-    return _bytes((pixels - torch.where(wanted, low, 0.0)).mul_(scale))
+    return rounded((values.float() - torch.where(wanted, low, 0.0)).mul_(scale))
 
 
 def _equalize(pixels: Tensor, table: Tensor) -> Tensor:
