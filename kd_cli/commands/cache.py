@@ -18,6 +18,8 @@ from kd_cli.launch.options import Json, Words
 PANEL = "Results"
 
 
+# What a file of data is, by a tensor that it has.
+_KINDS = {"images": "decoded images", "stamps": "checked headers", "names": "index of files"}
 Action = Literal["list", "verify", "clear"]
 
 
@@ -28,7 +30,7 @@ def command(
     ] = None,
     json: Json = False,
 ) -> None:
-    """List, verify or clear what is kept on disk: teachers' answers and decoded images. Losing it costs only time."""
+    """List, verify or clear what is kept on disk: teachers' answers, images, indexes. Losing it costs only time."""
     console.setup(as_json=json)
     from kd_cli.storage.cache import cache_folder
 
@@ -66,7 +68,7 @@ def _row(path: Path) -> dict[str, Any]:
     size = folder_size(path)
     return {
         "entry": path.stem[:16],
-        "kind": "teacher's answers" if path.is_dir() else "decoded images",
+        "kind": "teacher's answers" if path.is_dir() else _kind(path),
         "of": network_name(about.get("teacher")),
         "data": mapping(about.get("data")).get("name"),
         "taps": ", ".join(["logits", *map(str, taps)]) if isinstance(taps, list) else None,
@@ -77,6 +79,16 @@ def _row(path: Path) -> dict[str, Any]:
         "last used": time.strftime("%Y-%m-%d %H:%M", time.localtime(last_used(path))),
         "path": str(path),
     }
+
+
+def _kind(path: Path) -> str:
+    from kd_cli.storage.tensors import names_in
+
+    try:
+        names = names_in(path)
+    except DataError:
+        return "damaged"
+    return next((kind for name, kind in _KINDS.items() if name in names), "unknown")
 
 
 def _kept(about: Mapping[str, Any]) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from kd_cli.data.decode import Unreadable
 from kd_cli.data.names import CHUNK
+from kd_cli.data.sources import Edges
 
 
 class ArrowSource:
@@ -55,9 +56,15 @@ class ArrowSource:
         """The bytes of the row."""
         yield io.BytesIO(self._bytes(row))
 
-    def edges(self, row: int, count: int) -> tuple[bytes, bytes]:
-        """Of the row."""
-        content = memoryview(self._bytes(row))
+    def edges(self, rows: Sequence[int], count: int) -> list[Edges]:
+        """Of the rows."""
+        return [self._edges(row, count) for row in rows]
+
+    def _edges(self, row: int, count: int) -> Edges:
+        try:
+            content = memoryview(self._bytes(row))
+        except Unreadable:
+            return None
         return bytes(content[:count]), bytes(content[-2:])
 
     def described(self) -> Iterator[bytes]:

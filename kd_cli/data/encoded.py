@@ -27,7 +27,7 @@ from kd_cli.storage.tensors import digest_tensor
 
 log = logging.getLogger("kd")
 
-CACHE_FORMAT = 5  # raise it when decoding or resizing changes, or what is kept
+CACHE_FORMAT = 6  # raise it when decoding or resizing changes, or what is kept
 PARTS: tuple[Part, ...] = ("train", "val", "test")
 _SHOWN = 50  # of many unreadable files
 
@@ -122,16 +122,14 @@ def read_listing(listing: Listing, files: Files, reading: Reading) -> Raw:
             f"{listing.where} has 1 class ({listed(listing.class_names)}), two are needed to tell them apart"
         )
     read = _read(listing, files, reading)
-    readable = others(len(files), torch.tensor(list(read.errors), dtype=torch.int64))
+    readable = _readable(files, read.errors)
     kept = listing if not read.errors else listing.take(readable)
     train, val, test = _divide(kept, reading)
     _tell_twins(kept, read.stamps, {"training": train, "validation": train[val], "test": test})
     whole = files.subset(readable)
     images: Tensor | Files = read.images if read.images is not None else whole
     parts = (_take(images, train), kept.labels[train], _take(images, test), kept.labels[test])
-    # Photographs are known by their files, whether their pixels are held or windows are cut out of them.
-    known = read.digest if files.geometry.shorter is None else whole.digest
-    division = hashlib.sha256(known.encode() + test.numpy().tobytes()).hexdigest() if known else None
+    division = hashlib.sha256(read.digest.encode() + test.numpy().tobytes()).hexdigest() if read.digest else None
     facts: Any = {"val_rows": val, "unreadable": len(read.errors), "geometry": files.geometry.record()}
     return Raw(*parts, listing.class_names, division, **facts)
 
@@ -167,7 +165,7 @@ class _Read:
         stamps: of the readable images [M], int64: equal where their bytes are, and seldom otherwise.
         errors: row → why it cannot be read.
         images: [M, H, W, C], uint8; None: they are streamed, and only the headers were read.
-        digest: of the images, hex.
+        digest: of the readable images, hex; none: the parts that they are divided into have theirs.
     """
 
     stamps: Tensor
@@ -189,14 +187,26 @@ def _read(listing: Listing, files: Files, reading: Reading) -> _Read:
         log.info("%s %s images of %s, once", "decoding" if held else "checking", f"{len(files):,}", listing.where)
         images, wrong = files.decode(reading.workers) if held else (None, {})
         stamps, wrong = files.check(reading.workers) if images is None else (_stamps(images), wrong)
-        digest = "" if images is None else digest_tensor(images)
-        read = _Read(stamps, {row: str(error) for row, error in wrong.items()}, images, digest)
-        _tell(read.errors, len(files), refused=refused)
+        errors = {row: str(error) for row, error in wrong.items()}
+        _tell(errors, len(files), refused=refused)
+        read = _Read(stamps, errors, images, _known(files.subset(_readable(files, errors)), images))
         kept = {"stamps": stamps} if images is None else {"stamps": stamps, "images": images}
-        write_cached(path, kept, {"digest": digest, "errors": json.dumps(read.errors)})
+        write_cached(path, kept, {"digest": read.digest, "errors": json.dumps(errors)})
     else:
         _tell(read.errors, len(files), refused=refused)
     return read
+
+
+def _readable(files: Files, errors: Mapping[int, str]) -> Tensor:
+    """The rows of the others, ascending."""
+    return others(len(files), torch.tensor(list(errors), dtype=torch.int64))
+
+
+def _known(files: Files, images: Tensor | None) -> str:
+    """Photographs are known by their files, whether their pixels are held or windows are cut out of them."""
+    if files.geometry.shorter is not None:
+        return files.digest
+    return "" if images is None else digest_tensor(images)
 
 
 def _kept(tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> _Read:

@@ -25,6 +25,7 @@ from kd_cli.data.decode import Mode
 from kd_cli.data.encoded import PARTS, Listing, Reading, check_reading, read_listing
 from kd_cli.data.files import Files
 from kd_cli.data.geometry import Geometry, Interpolation, Resize
+from kd_cli.data.names import names_kept, pack
 from kd_cli.data.sources import state_of
 from kd_cli.data.tree import NAMES
 from kd_cli.errors import ConfigError, DataError, listed, offer
@@ -186,9 +187,8 @@ def _listing(folder: Path, parts: Mapping[Part, tuple[str, Any]], image: str | N
     labels, names = _labels(folder, parts, _column(folder, first, "label", label, "ClassLabel"))
     files = [file["filename"] for split in splits.values() for file in split.cache_files]
     states = torch.tensor([state_of(Path(file)) for file in files], dtype=torch.int64)
-    return Listing(
-        str(folder), source, names, of_part, labels, digest_tensors({"states": states, "bytes": source.sizes})
-    )
+    told = {"states": states, "bytes": source.sizes, "places": source.places, **names_kept("splits", pack(splits))}
+    return Listing(str(folder), source, names, of_part, labels, digest_tensors(told))
 
 
 def _column(folder: Path, split: Any, what: str, given: str | None, kind: str) -> str:

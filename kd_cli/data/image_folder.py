@@ -12,11 +12,9 @@ from kd_cli.data.decode import Mode
 from kd_cli.data.encoded import Listing, Reading, check_reading, read_listing
 from kd_cli.data.files import Files
 from kd_cli.data.geometry import Geometry, Interpolation, Resize
-from kd_cli.data.names import names_kept
 from kd_cli.data.sources import FolderSource
 from kd_cli.data.tree import Tree
 from kd_cli.data.tree_index import find_tree
-from kd_cli.storage.tensors import digest_tensors
 
 
 @DATASETS.register("image_folder")
@@ -69,15 +67,11 @@ def image_folder(
     )
 
     def files_of(tree: Tree) -> Files:
-        return Files(_listing(folder, tree).source, reading.geometry, mode)
+        return Files(FolderSource(folder, tree.names, tree.sizes), reading.geometry, mode)
 
     wanted = {"validated": val_fraction > 0, "only_test": test_fraction == 1}
     # What is held is not read again, so that nothing else would notice a file that was written anew in its place.
     tree = find_tree(folder, named, **wanted, trusts=lambda tree: not reading.holds(files_of(tree)))
-    return read_listing(_listing(folder, tree), files_of(tree), reading)
-
-
-def _listing(root: Path, tree: Tree) -> Listing:
-    source = FolderSource(root, tree.names, tree.sizes)
-    stamp = digest_tensors({"sizes": tree.sizes, "times": tree.times, **names_kept("names", tree.names)})
-    return Listing(str(root), source, tree.class_names, tree.parts, tree.labels, stamp)
+    files = files_of(tree)
+    listing = Listing(str(folder), files.source, tree.class_names, tree.parts, tree.labels, tree.stamp)
+    return read_listing(listing, files, reading)

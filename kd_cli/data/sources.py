@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, cast
 
@@ -15,6 +16,8 @@ from kd_cli.data.decode import Opening, Unreadable
 from kd_cli.data.names import CHUNK, Names
 from kd_cli.errors import DataError
 from kd_cli.storage.files import open_handle
+
+Edges = tuple[bytes, bytes] | None  # none: the image cannot be read, or is not what it was; `Source.open` says why
 
 
 class Source(Protocol):
@@ -30,13 +33,8 @@ class Source(Protocol):
     def open(self, row: int) -> Opening:
         """What gives the bytes of an image, seekable. It raises where it is entered, not before."""
 
-    def edges(self, row: int, count: int) -> tuple[bytes, bytes]:
-        """The first `count` bytes of an image and the last two, in as few calls as can be.
-
-        Raises:
-            OSError: it cannot be read.
-            DataError: it is not what it was.
-        """
+    def edges(self, rows: Sequence[int], count: int) -> list[Edges]:
+        """Of each image the first `count` bytes and the last two, in as few calls as can be."""
 
     def described(self) -> Iterator[bytes]:
         """What tells these images from others, without reading them; the same images give the same bytes."""
@@ -80,12 +78,17 @@ class Unopened:
             raise
         return handle
 
-    def edges(self, offset: int, size: int, count: int) -> tuple[bytes, bytes]:
+    def edges(self, offset: int, size: int, count: int) -> Edges:
         """The first `count` bytes of a part and its last two."""
-        handle = self._opened()
+        try:
+            handle = self._opened()
+        except (OSError, DataError):
+            return None
         try:
             head = os.pread(handle, min(count, size), offset)
             return head, head[-2:] if size <= count else os.pread(handle, 2, offset + size - 2)
+        except OSError:
+            return None
         finally:
             os.close(handle)
 
@@ -111,20 +114,21 @@ class FolderSource:
 
     def open(self, row: int) -> Opening:
         """The file."""
-        return self._unopened(row)
+        return self._unopened(row, int(self.sizes[row]))
 
-    def edges(self, row: int, count: int) -> tuple[bytes, bytes]:
-        """Of the file."""
-        return self._unopened(row).edges(0, int(self.sizes[row]), count)
+    def edges(self, rows: Sequence[int], count: int) -> list[Edges]:
+        """Of the files."""
+        sizes = zip(rows, self.sizes[list(rows)].tolist(), strict=True)
+        return [self._unopened(row, size).edges(0, size, count) for row, size in sizes]
 
-    def _unopened(self, row: int) -> Unopened:
-        return Unopened(self.name(row), partial(_check_size, int(self.sizes[row])))
+    def _unopened(self, row: int, size: int) -> Unopened:
+        return Unopened(self.name(row), partial(_check_size, size))
 
     def described(self) -> Iterator[bytes]:
         """Names and sizes."""
         for number, names in enumerate(self.names.chunks()):
             sizes = self.sizes[number * CHUNK : (number + 1) * CHUNK].tolist()
-            yield b"".join(b"\n%s\t%d" % pair for pair in zip(names, sizes, strict=True))
+            yield (b"\n%s\t%d" * len(names)) % tuple(chain.from_iterable(zip(names, sizes, strict=True)))
 
     def subset(self, rows: Tensor) -> FolderSource:
         """Some of them, in the order given."""

@@ -245,11 +245,11 @@ def read_all(images: Streamed, workers: int) -> Iterator[_Read]:
     yield from each_chunk(_Reader(images, torch.arange(len(images))), workers)
 
 
-def each_chunk(reader: Reader, workers: int) -> Iterator[_Read]:
-    """All that a reader gives, chunk by chunk, and place → what is wrong with another."""
-    sizes = [min(_CHUNK, len(reader) - first) for first in range(0, len(reader), _CHUNK)]
+def each_chunk(reader: Reader, workers: int, chunk: int = _CHUNK) -> Iterator[_Read]:
+    """All that a reader gives, `chunk` at a time, and place → what is wrong with another."""
+    sizes = [min(chunk, len(reader) - first) for first in range(0, len(reader), chunk)]
     for number, (read, errors) in enumerate(_stream(reader, sizes, workers, pin=False)):
-        yield read, {number * _CHUNK + place: error for place, error in errors.items()}
+        yield read, {number * chunk + place: error for place, error in errors.items()}
 
 
 def _stream(reader: Reader, sizes: Sequence[int], workers: int, *, pin: bool) -> Iterator[_Read]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kd_cli.data.decode import Opening, Unreadable
 from kd_cli.data.names import CHUNK, Names
-from kd_cli.data.sources import Unopened
+from kd_cli.data.sources import Edges, Unopened
 from kd_cli.errors import DataError
 from kd_cli.storage.files import open_regular
 
@@ -109,10 +109,10 @@ class TarSource:
         shard, offset, size = self.places[row].tolist()
         return self._unopened(shard, (offset, size))
 
-    def edges(self, row: int, count: int) -> tuple[bytes, bytes]:
-        """Of the member."""
-        shard, offset, size = self.places[row].tolist()
-        return self._unopened(shard).edges(offset, size, count)
+    def edges(self, rows: Sequence[int], count: int) -> list[Edges]:
+        """Of the members."""
+        places = self.places[list(rows)].tolist()
+        return [self._unopened(shard).edges(offset, size, count) for shard, offset, size in places]
 
     def _unopened(self, shard: int, part: tuple[int, int] | None = None) -> Unopened:
         state = tuple(self.states[shard].tolist())

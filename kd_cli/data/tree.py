@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from kd_cli.data.base import Part
 from kd_cli.data.encoded import PARTS
-from kd_cli.data.names import Names, joined, pack
-from kd_cli.data.walk import LeftOut, file_status, folders_in, images_in, walk_images
+from kd_cli.data.names import Names, joined, names_kept, pack
+from kd_cli.data.walk import LeftOut, file_state, folders_in, images_in, walk_images
 from kd_cli.errors import DataError, listed, offer
+from kd_cli.storage.tensors import digest_tensors
 
 # How parts are called, and what else people call them: read only where the user says so.
 NAMES: Mapping[Part, Sequence[str]] = {
@@ -35,6 +38,7 @@ class Tree:
         labels: [N], int64.
         sizes: bytes [N], int64.
         times: of the last change, ns [N], int64.
+        stamp: changes with names, sizes and times, hex.
     """
 
     class_names: tuple[str, ...]
@@ -43,6 +47,7 @@ class Tree:
     labels: Tensor
     sizes: Tensor
     times: Tensor
+    stamp: str
 
 
 def read_tree(
@@ -68,14 +73,13 @@ def read_tree(
     folders = {part: root / name for part, name in parts.items()} or {_alone(only_test): root}
     classes = {part: _classes(folder, left_out) for part, folder in folders.items()}
     names = _common(root, parts, classes, least=1 if only_test else 2)
-    files = [
-        _files(root, folder / name, PARTS.index(part), label, left_out)
-        for part, folder in folders.items()
-        for label, name in enumerate(names)
-    ]
-    columns = torch.cat([numbers for _, numbers in files])
-    places = (columns[:, 0].to(torch.uint8), *(columns[:, column].contiguous() for column in (1, 2, 3)))
-    return Tree(names, joined(packed for packed, _ in files), *places)
+    files = [_files(root, folder / name, left_out) for folder in folders.values() for name in names]
+    counts = torch.tensor([len(packed) for packed, _ in files])
+    which = torch.tensor([PARTS.index(part) for part in folders], dtype=torch.uint8).repeat_interleave(len(names))
+    labels = torch.arange(len(names)).repeat(len(folders))
+    packed, sizes, times = joined(packed for packed, _ in files), *torch.cat([states for _, states in files], dim=1)
+    stamp = digest_tensors({"sizes": sizes, "times": times, **names_kept("names", packed)})
+    return Tree(names, packed, which.repeat_interleave(counts), labels.repeat_interleave(counts), sizes, times, stamp)
 
 
 def _alone(only_test: bool) -> Part:
@@ -210,11 +214,11 @@ def _common(
     return names
 
 
-def _files(root: Path, folder: Path, part: int, label: int, left_out: LeftOut) -> tuple[Names, Tensor]:
-    """Names, and for each part, label, bytes and time [n, 4], int64."""
+def _files(root: Path, folder: Path, left_out: LeftOut) -> tuple[Names, Tensor]:
+    """Names, and of each bytes and time [2, n], int64."""
     paths = sorted(walk_images(folder, left_out))
     if not paths:
         raise DataError(f"{folder} has no image; add some or remove the folder")
     start = len(str(root)) + 1
-    found = [(part, label, status.st_size, status.st_mtime_ns) for status in map(file_status, paths)]
-    return pack(path[start:] for path in paths), torch.tensor(found)
+    states = np.fromiter(chain.from_iterable(map(file_state, paths)), dtype=np.int64)
+    return pack(path[start:] for path in paths), torch.from_numpy(states).view(-1, 2).T

@@ -23,7 +23,7 @@ from kd_cli.storage.cache import cache_folder, read_cached, write_cached
 
 log = logging.getLogger("kd")
 
-INDEX_FORMAT = 1  # raise it when a tree is read otherwise
+INDEX_FORMAT = 2  # raise it when a tree is read otherwise
 FEWEST = 100_000  # files; fewer are all asked for, which takes a second
 _SAMPLE = 1_000  # of the files are asked for, all the same
 _SETTLED = 2_000_000_000  # ns; a folder that was changed since may have changed again without another time
@@ -65,7 +65,7 @@ def _keep(path: Path, tree: Tree, left_out: LeftOut) -> None:
         **names_kept("folders", folders),
         "changed": torch.tensor(list(left_out.folders.values())),
     }
-    write_cached(path, tensors, {"tree": json.dumps([tree.class_names, left_out.notices()])})
+    write_cached(path, tensors, {"tree": json.dumps([tree.class_names, tree.stamp, left_out.notices()])})
 
 
 def _kept(root: Path, path: Path) -> tuple[Tree, list[str]] | None:
@@ -74,9 +74,9 @@ def _kept(root: Path, path: Path) -> tuple[Tree, list[str]] | None:
     if found is None:
         return None
     tensors, facts = found
-    classes, notices = json.loads(facts["tree"])
-    columns: Any = [tensors[name] for name in ("parts", "labels", "sizes", "times")]
-    tree = Tree(tuple(classes), kept_names("names", tensors), *columns)
+    classes, stamp, notices = json.loads(facts["tree"])
+    columns: Any = {name: tensors[name] for name in ("parts", "labels", "sizes", "times")}
+    tree = Tree(tuple(classes), kept_names("names", tensors), **columns, stamp=stamp)
     return (tree, notices) if _is_as_it_was(root, tree, kept_names("folders", tensors), tensors["changed"]) else None
 
 

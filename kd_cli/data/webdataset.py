@@ -248,10 +248,10 @@ def _listing(root: Path, shards: Mapping[Part, Sequence[str]], index: _Index, na
     else:
         names = _read_names(named)
         labels = as_named(index.numbers, index.texts, names, str(root))
-    source = TarSource(
-        root, pack(name for each in shards.values() for name in each), index.states, index.names, index.places
-    )
-    stamp = digest_tensors({"states": index.states, "places": index.places, **names_kept("names", index.names)})
+    packed = pack(name for each in shards.values() for name in each)
+    source = TarSource(root, packed, index.states, index.names, index.places)
+    files = {"states": index.states, **names_kept("files", packed)}
+    stamp = digest_tensors({"places": index.places, **names_kept("names", index.names), **files})
     return Listing(os.fspath(root), source, names, parts, labels, stamp)
 
 

@@ -34,6 +34,16 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
 
 
+def names_in(path: Path) -> list[str]:
+    """The tensors' names; they themselves are not read.
+
+    Raises:
+        DataError: as `read_tensors`.
+    """
+    with _opened(path, "np") as file:
+        return list(file.keys())
+
+
 def read_tables(path: Path) -> dict[str, bytes]:
     """Name → bytes of the tensors of whole numbers, counters left out; nothing else is read, and no PyTorch needed.
 

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from benchmarks import million_files
-from kd_cli.data import tree_index
+from kd_cli.data import files, tree_index
 from kd_cli.data.base import load_dataset
 from kd_cli.data.decode import STAMPED, Unreadable, read_header, usual_header
 from kd_cli.data.files import Files
@@ -148,6 +148,38 @@ def test_a_damaged_index_is_made_again(root: Path, caplog: pytest.LogCaptureFixt
     assert "is damaged" in caplog.text
     shutil.rmtree(root)
     assert "there is no folder" in refused(streamed(root))
+
+
+def test_what_a_tree_is_known_by_is_the_same_at_every_look_and_in_memory_or_not(root: Path) -> None:
+    (root / "train" / "cat" / "2.png").write_bytes(b"no image")
+    settle(root)
+    known = set()
+    for held in (False, False, True, True):
+        data = load_dataset(streamed(root, image_size=96, in_memory=held, unreadable="skip"))
+        known.add(data.fingerprint)
+    assert len(known) == 1
+    (root / "train" / "cat" / "1.png").rename(root / "train" / "cat" / "one.png")
+    assert load_dataset(streamed(root, image_size=96, unreadable="skip")).fingerprint not in known
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_headers_tell_the_same_whoever_reads_them_and_how_many_at_a_time(
+    workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "_HEADERS", 4)
+    (tmp_path / "tree").mkdir()
+    contents = [JPEGS["usual"], JPEGS["grey"], OTHERS["turned"], b"no image", JPEGS["large"], OTHERS["cut"]] * 3
+    paths = [tmp_path / "tree" / f"{number:02}.jpg" for number in range(len(contents))]
+    for path, content in zip(paths, contents, strict=True):
+        path.write_bytes(content)
+    source = FolderSource(tmp_path / "tree", pack(path.name for path in paths), torch.tensor([*map(len, contents)]))
+    paths[4].unlink()
+    paths[7].write_bytes(contents[7] + b"more")
+    stamps, errors = Files(source, Geometry(8), "rgb").check(workers)
+    assert sorted(errors) == [3, 4, 5, 7, 9, 11, 15, 17]
+    assert "No such file" in str(errors[4])
+    assert "written anew" in str(errors[7])
+    assert stamps.tolist() == [read_header(path)[2] for row, path in enumerate(paths) if row not in errors]
 
 
 # --- names

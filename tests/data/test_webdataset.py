@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import pickle
+import shutil
 import tarfile
 import tracemalloc
 from collections.abc import Callable, Iterable
@@ -107,6 +108,15 @@ def test_a_second_look_reads_no_tar_file(root: Path, caplog: pytest.LogCaptureFi
         write(root / "a-train-01.tar", samples(5, 6))
         assert load_dataset(options(root, test="*test*.tar")).fingerprint != first.fingerprint
         assert "reading what is in 3" in caplog.text
+
+
+def test_a_shard_of_another_name_makes_it_another_data_set_whatever_is_kept(root: Path) -> None:
+    wanted = options(root, train="a-train-*.tar", test="a-test-*.tar", image_size=96, in_memory=False)
+    before = load_dataset(wanted).fingerprint
+    (root / "a-train-01.tar").rename(root / "a-train-02.tar")
+    after = load_dataset(wanted).fingerprint
+    shutil.rmtree(cache_folder())
+    assert load_dataset(wanted).fingerprint == after != before
 
 
 def test_parts_are_patterns_and_what_belongs_to_none_is_told(root: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -490,13 +490,18 @@ def test_the_cache_is_listed_verified_and_cleared(kd: Run, teacher: str) -> None
     assert kd("cache", "--json").json["entries"] == []
 
 
-def test_decoded_images_are_listed_beside_them(kd: Run) -> None:
+@pytest.mark.parametrize(
+    ("tensor", "kind"), [("images", "decoded images"), ("stamps", "checked headers"), ("names", "index of files")]
+)
+def test_what_is_kept_of_data_is_listed_beside_them_as_what_it_is(tensor: str, kind: str, kd: Run) -> None:
     folder = cache_folder() / "data"
     folder.mkdir(parents=True)
-    tensors = {"images": torch.zeros(2, 4, 4, 3, dtype=torch.uint8)}
-    write_cached(folder / "0123.safetensors", tensors, {})
+    write_cached(folder / "0123.safetensors", {tensor: torch.zeros(2), "others": torch.zeros(2)}, {})
     (entry,) = kd("cache", "verify", "--json").json["entries"]
-    assert (entry["entry"], entry["kind"], entry["state"]) == ("0123", "decoded images", "whole")
+    assert (entry["entry"], entry["kind"], entry["state"]) == ("0123", kind, "whole")
+    (folder / "0123.safetensors").write_bytes(b"of nobody")
+    (entry,) = kd("cache", "--json").json["entries"]
+    assert entry["kind"] == "damaged"
     kd("cache", "clear")
     assert not list(folder.iterdir())
 
