@@ -78,8 +78,8 @@ def cluster(folder: Path) -> Iterator[Path]:
     finally:
         for daemon in reversed(daemons):
             _end(daemon)
-        while processes := _processes(conf):  # jobs and what watches them
-            for process in processes:
+        while left := processes(conf):  # jobs and what watches them
+            for process in left:
                 with suppress(ProcessLookupError):
                     os.kill(process, signal.SIGKILL)
             time.sleep(_LOOK_AGAIN)
@@ -120,7 +120,7 @@ def _end(daemon: subprocess.Popen[bytes]) -> None:
         daemon.wait()
 
 
-def _processes(conf: Path) -> list[int]:
+def processes(conf: Path) -> list[int]:
     """Of the cluster: all that it has started has its variable, jobs and their children, too."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):

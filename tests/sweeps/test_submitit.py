@@ -115,7 +115,7 @@ def test_a_job_out_of_time_keeps_what_it_has_and_says_its_limit_and_the_option()
     assert json.loads((run / "run.json").read_text())["status"] == "interrupted"
     epochs = len((run / "metrics.jsonl").read_text().splitlines())
     saved = max(path.name for path in (run / "checkpoints").iterdir())
-    assert saved.startswith((f"epoch-{epochs:04}", f"epoch-{epochs - 1:04}-step"))
+    assert int(saved[6:10]) >= epochs - ("step" in saved)  # nothing that was told is lost
     assert "resumed" not in json.loads((run / "run.json").read_text())
 
 
