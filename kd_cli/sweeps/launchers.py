@@ -94,7 +94,8 @@ class SubmititLauncher(Launcher):
         points = _compose(self.context, self.config, job_overrides, initial_job_idx)
         if not self.task.writes:
             return [_run_here(self.context, self.task, point) for point in points]
-        self.task.run_apart(points, partial(run_jobs, self.submitit))
+        folder = self.task.open(points[0].hydra)
+        self.task.run_apart(points, partial(run_jobs, self.submitit, folder, detach=self.task.detach))
         return [JobReturn(status=JobStatus.COMPLETED) for _ in points]
 
     def at_once(self, points: int) -> int:
@@ -126,10 +127,28 @@ def start_sweep(context: Any, task: Any, config: Any) -> None:
     size = config.hydra.sweeper.get("max_batch_size")
     if size is not None and (type(size) is not int or size < 1):
         raise ConfigError(f"hydra.sweeper.max_batch_size: {size!r} is not possible; type a whole number ≥ 1, or null")
+    if task.detach:
+        _check_detached(config.hydra)
     sweeper = Plugins.instance().instantiate_sweeper(hydra_context=context, task_function=task, config=config)
     words = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)  # a key that varies is each point's own
     assert isinstance(words, list)
     sweeper.sweep(words)
+
+
+def _check_detached(hydra: Any) -> None:
+    """Raises a ConfigError where nobody but this process would go on with the points."""
+    if hydra.runtime.choices["hydra/launcher"] not in SUBMITIT:
+        raise ConfigError(
+            "--detach needs a launcher whose jobs go on without this command: type hydra/launcher=submitit_slurm on a "
+            "cluster, or hydra/launcher=submitit_local for jobs of this machine"
+        )
+    if hydra.runtime.choices["hydra/sweeper"] != "basic":
+        raise ConfigError("--detach is not possible with a search, which learns from each point; leave --detach out")
+    if hydra.sweeper.get("max_batch_size") is not None:
+        raise ConfigError(
+            "--detach submits all points at once, and hydra.sweeper.max_batch_size waits for each batch; leave it out "
+            "(of Slurm, hydra.launcher.array_parallelism=2 runs two points at a time)"
+        )
 
 
 def check_launcher(name: str) -> None:
