@@ -28,6 +28,9 @@ _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_SCHEDULER_EVENTS": "0",
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # it would run the points in a copy of the folder
+    "RAY_DEDUP_LOGS": "1",
+    "RAY_DEDUP_LOGS_SKIP_REGEX": ".",  # or it says on standard output what kd says of a lost worker
+    "RAY_memory_monitor_refresh_ms": "0",  # where others need the memory it would kill points, which need little
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # what Ray would do and warns of: kd hides the GPUs itself
 }
 _STORE = 80_000_000  # bytes for objects, nearly the least that Ray takes: the points are small, and files are on disk
@@ -361,7 +364,7 @@ class _Run:
         except ray.exceptions.RayTaskError as error:
             self._end(number, failed(label, KDError(f"its worker cannot run it: {_reason(error)}")))
         except ray.exceptions.RayError as error:
-            self._lose(number, _reason(error))
+            self._lose(number, _reason(error).partition(". ")[0].partition(" (")[0])
         else:
             if point["status"] == "interrupted" and not self.stopped:
                 self._lose(number, "its node was stopped")
