@@ -118,7 +118,7 @@ class RayLauncher(Launcher):
 
     def setup(self, *, hydra_context: Any, task_function: Any, config: Any) -> None:
         """Raises a ConfigError if the options are not possible."""
-        from kd_cli.sweeps.ray import Cluster
+        from kd_cli.sweeps.ray_cluster import Cluster
 
         self.cluster = Cluster(self.options)
         self.context, self.task, self.config = hydra_context, task_function, config
@@ -171,7 +171,8 @@ def start_sweep(context: Any, task: Any, config: Any) -> None:
     sweeper = Plugins.instance().instantiate_sweeper(hydra_context=context, task_function=task, config=config)
     words = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)  # a key that varies is each point's own
     assert isinstance(words, list)
-    with closing(sweeper.launcher) if hasattr(sweeper.launcher, "close") else nullcontext():
+    launcher: Any = sweeper.launcher
+    with closing(launcher) if isinstance(launcher, RayLauncher) else nullcontext():
         sweeper.sweep(words)
 
 
@@ -185,8 +186,10 @@ def check_launcher(name: str) -> None:
     known = ("process", "basic", *SUBMITIT, "ray")
     if name not in known:
         raise ConfigError(f"hydra/launcher: there is no launcher {name!r}{suggest(name, known)}")
-    missing = {each: "slurm" for each in SUBMITIT if f"{each}.yaml" not in ConfigStore.instance().list("hydra/launcher")}
-    if find_spec("ray") is None:
+    missing = {
+        each: "slurm" for each in SUBMITIT if f"{each}.yaml" not in ConfigStore.instance().list("hydra/launcher")
+    }
+    if getattr(find_spec("ray"), "origin", None) is None:  # a folder of that name is none
         missing["ray"] = "ray"
     if name in missing:
         raise ConfigError(
