@@ -7,7 +7,8 @@ import os
 import platform
 import signal
 import time
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from kd_cli.sweeps.worker import Environment, Work
 
 _PATIENCE = 120.0  # seconds that a process of a lost worker has to leave its folder
 _LOOK_AGAIN = 0.1
+_WAKE = 0.5  # seconds
 
 
 @dataclass(frozen=True)
@@ -83,26 +85,30 @@ def look(place: Place) -> str | None:
 
 
 def run_point(task: RayPoint) -> Point:
-    """Runs a point in a process that the worker forks: it has torch imported, and may die without harm.
-
-    Raises:
-        Exception: the worker cannot do that.
-    """
-    import ray
-
+    """Runs a point in a process that the worker forks: it has torch imported, and may die without harm."""
     problem = task.place.problem()  # the node may have come after the sweep began
     if problem is not None:
         return failed(task.work.label, ConfigError(problem))
     os.chdir(task.place.directory)
     if task.again:
         _wait_until_left(task.work.folder)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's, and how Ray cancels; the sweep decides
     work = replace(task.work, environment={**os.environ, **task.variables})
-    canceled = ray.get_runtime_context().is_canceled
-    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):  # the sweep says what there is to say
-        share = Share(1, task.threads, fewer="hydra.launcher.cpus=2")
-        (point,) = run_points([work], share, unwanted=canceled)
+    share = Share(1, task.threads, fewer="hydra.launcher.cpus=2")
+    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()), _cancelable():
+        (point,) = run_points([work], share)  # the sweep says what there is to say
     return point
+
+
+@contextmanager
+def _cancelable() -> Iterator[None]:
+    """Ray cancels a task by a SIGINT that only Python knows of, and that wakes nobody who waits: a timer does."""
+    before = signal.signal(signal.SIGALRM, lambda *_: None)
+    signal.setitimer(signal.ITIMER_REAL, _WAKE, _WAKE)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def _wait_until_left(folder: Path) -> None:

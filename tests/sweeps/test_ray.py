@@ -146,7 +146,8 @@ def test_a_node_that_does_not_see_the_folder_is_told_before_anything_runs(cluste
         pytest.skip("needs unshare -m: a node with a disk of its own")
     with subprocess.Popen(["unshare", "-m", "sh", "-c", start], stdout=subprocess.DEVNULL) as node:
         try:
-            cluster.wait_for_nodes_of(2) if hasattr(cluster, "wait_for_nodes_of") else _wait_for_nodes(cluster, 2)
+            while sum(each["Alive"] for each in cluster.global_state.node_table()) < 2:
+                time.sleep(0.1)
             words = ("seed=0,1", RAY, f"hydra.launcher.address={cluster.address}", "hydra.sweep.dir=mine/swept")
             with started(*BASELINE, *words, stderr=subprocess.PIPE) as process:
                 said = " ".join(process.communicate(timeout=300)[1].replace("│", " ").split())
@@ -155,11 +156,6 @@ def test_a_node_that_does_not_see_the_folder_is_told_before_anything_runs(cluste
     assert process.returncode == 2, said
     assert "the sweep's folder must be on a file system that all nodes share; type hydra.sweep.dir=DIR" in said
     assert list(Path("mine").iterdir()) == []
-
-
-def _wait_for_nodes(cluster: Any, count: int) -> None:
-    while sum(node["Alive"] for node in cluster.global_state.node_table()) < count:
-        time.sleep(0.1)
 
 
 @pytest.mark.parametrize(
