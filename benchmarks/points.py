@@ -1,6 +1,6 @@
 """What a user of Hydra has without kd: a small training, and a sweep of it by one of Hydra's launchers.
 
-`python -m benchmarks.points -m '+seed=range(20)'` starts `train.py`, which is this file with a seed, anew for each point;
+`python -m benchmarks.points -m "+seed=range(20)"` starts this file with a seed, as a `train.py`, anew for each point;
 with `hydra/launcher=submitit_local` a job of submitit calls the training. Prints the seconds of training of each.
 """
 

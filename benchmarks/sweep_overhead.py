@@ -1,4 +1,4 @@
-"""What a point of a sweep costs beside its training: kd's launchers beside Hydra's own, with points of under a second."""
+"""What a point of a sweep costs beside its training: kd's launchers beside Hydra's own, with very short points."""
 
 from __future__ import annotations
 

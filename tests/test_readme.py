@@ -19,7 +19,7 @@ PAGES = [
     METHODS,
     *(
         (ROOT / "docs" / f"{name}.md").read_text()
-        for name in ("studies", "sweeping", "searching", "training", "teacher_cache")
+        for name in ("studies", "sweeping", "searching", "training", "teacher_cache", "scaling_ray")
     ),
 ]
 BLOCKS = re.findall(r"```(?:sh|bash)\n(.*?)```", "".join(PAGES).replace("\\\n", " "), flags=re.DOTALL)

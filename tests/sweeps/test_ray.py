@@ -18,6 +18,7 @@ import pytest
 
 from kd_cli.sweeps.ray_node import Place
 from tests.conftest import SMALL, started, wait_for
+from tests.test_architecture import imported_by
 
 needs_ray = pytest.mark.skipif(not shutil.which("ray"), reason="needs Ray: pip install 'kd-cli[ray]'")
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -184,6 +185,12 @@ def test_a_missing_extra_says_what_to_install() -> None:
     done = subprocess.run([sys.executable, *words], capture_output=True, text=True)
     assert done.returncode == 2
     assert "pip install 'kd-cli[ray]'" in done.stderr
+
+
+def test_nothing_of_ray_is_imported_unless_it_is_chosen() -> None:
+    modules = imported_by("train-baseline", "-m", *SMALL, "seed=0,1", "hydra.launcher.n_jobs=1", "--json")
+    assert "kd_cli.sweeps.launchers" in modules
+    assert not [name for name in modules if name.partition(".")[0] == "ray" or name.startswith("kd_cli.sweeps.ray")]
 
 
 def test_a_node_says_what_it_lacks(tmp_path: Path) -> None:
