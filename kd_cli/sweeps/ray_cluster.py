@@ -27,6 +27,7 @@ _QUIET = {
     "RAY_memory_monitor_refresh_ms": "0",  # where others need the memory it would kill points, which need little
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # what Ray would do and warns of: kd hides the GPUs itself
 }
+_ONCE = {"RAY_NUM_REDIS_GET_RETRIES": "1"}  # a look takes Ray most of a minute, where something else answers
 _STORE = 80_000_000  # bytes for objects, nearly the least that Ray takes: the points are small, and files are on disk
 _ANSWER = 5.0  # seconds that a cluster has to answer
 _START = 180.0  # seconds that a node has for its first worker
@@ -116,9 +117,9 @@ class Cluster:
         if self._before:
             return
         _check_answers(self._address)
-        self._before = {name: os.environ.get(name) for name in _QUIET}
-        os.environ.update(_QUIET)  # read when Ray is imported, and by what it starts
-        starts = _STARTS if self._address == "local" else 1
+        variables, starts = (_QUIET, _STARTS) if self._address == "local" else (_QUIET | _ONCE, 1)
+        self._before = {name: os.environ.get(name) for name in variables}
+        os.environ.update(variables)  # read when Ray is imported, and by what it starts
         with console.live_line("ray starts"):
             for left in reversed(range(starts)):
                 try:
@@ -143,7 +144,7 @@ class Cluster:
         try:
             ray.init(self._address, logging_level="ERROR", log_to_driver=False, **options)
         except SystemExit as error:
-            raise Terminated from error
+            raise Terminated("the process was asked to end (SIGTERM)") from error
         except BaseException:
             ray.shutdown()
             raise
