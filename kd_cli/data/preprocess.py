@@ -93,8 +93,8 @@ class Prepare:
 def _room(shape: Sequence[int]) -> Tensor:
     """Memory for a batch, float32, aligned as PyTorch has it.
 
-    By numpy, in huge pages where the system has them. PyTorch asks glibc for aligned memory, which does not find its own
-    freed blocks again: a process grew by a batch at each of its first steps.
+    By numpy: PyTorch asks glibc for aligned memory, which does not find its own freed blocks again, and a process grew
+    by a batch at each of its first steps.
     """
     count = prod(shape)
     spare = np.empty(count + _ALIGNED // 4, dtype=np.float32)
