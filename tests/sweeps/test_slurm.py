@@ -106,7 +106,8 @@ def test_of_a_cluster_that_does_not_start_nothing_is_left(tmp_path: Path) -> Non
 
 def test_the_lines_of_the_page_end_with_the_results_of_the_process_launcher(kd) -> None:
     page = (ROOT / "docs" / "scaling.md").read_text()
-    (block,) = re.findall(r"```bash\n(.*?)```", page, flags=re.DOTALL)
+    section = page.partition("## Slurm\n")[2].partition("\n## ")[0]
+    (block,) = re.findall(r"```bash\n(.*?)```", section, flags=re.DOTALL)
     submit, show, collect = (shlex.split(line)[1:] for line in block.splitlines())
     assert submit == [*collect, "--detach"]
     small = [*SMALL, "student.dropout=0.2", "hydra.launcher.cpus_per_task=1"]
