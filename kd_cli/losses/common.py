@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import nullcontext
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -56,6 +57,18 @@ def of_label(values: Tensor, labels: Tensor) -> Tensor:
     """Of each row of [B, K] the value of its label, [B]; gathered as little as in `other_logits`."""
     own = torch.arange(values.shape[1], device=values.device) == labels[:, None]
     return torch.where(own, values, 0).sum(dim=1)
+
+
+def log_binary(logits: Tensor, labels: Tensor, temperature: float) -> Tensor:
+    """log (p of the label, p of all others together), [B, 2]."""
+    softened = at_least_float32(logits) / temperature
+    gap = of_label(softened, labels) - other_logits(softened, labels).logsumexp(dim=1)
+    return torch.stack([F.logsigmoid(gap), F.logsigmoid(-gap)], dim=1)
+
+
+def divergence(student: Tensor, teacher: Tensor) -> Tensor:
+    """KL(teacher ‖ student) of log-probabilities [B, K], mean over the batch."""
+    return F.kl_div(student, teacher, reduction="batchmean", log_target=True)
 
 
 def standardized(rows: Tensor) -> Tensor:
