@@ -104,3 +104,15 @@ def tekap(
     """Hossain et al. 2025: kd from the teacher, and w · kd from each teacher (1 − s) · z + s · noise."""
     copies = [kd(student, (1 - share) * teacher + share * each, temperature) for each in noise]
     return kd(student, teacher, temperature) + weight * math.fsum(copies)
+
+
+def crld(student: np.ndarray, teacher: np.ndarray, weights: tuple[float, float], t: float, taus: list[float]) -> float:
+    """Zhang et al. 2024: rows 2i are the weak view of image i, rows 2i + 1 its strong one."""
+    total, images = 0.0, range(len(student) // 2)
+    for i in images:
+        weak, strong = slice(2 * i, 2 * i + 1), slice(2 * i + 1, 2 * i + 2)
+        if max(_softmax(teacher[2 * i], 1.0)) >= taus[0]:
+            total += weights[0] * (kd(student[weak], teacher[weak], t) + kd(student[strong], teacher[strong], t))
+        if max(_softmax(teacher[2 * i + 1], 1.0)) >= taus[1]:
+            total += weights[1] * (kd(student[strong], teacher[weak], t) + kd(student[weak], teacher[strong], t))
+    return total / len(images)
