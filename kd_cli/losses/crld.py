@@ -43,7 +43,7 @@ def crld_loss(
     sure_of_weak, sure_of_strong = surest[0::2] >= weak_threshold, surest[1::2] >= strong_threshold
     within = _divergences(student, teacher)
     cross = _divergences(student, teacher.unflatten(0, (-1, 2)).flip(1).flatten(0, 1))
-    loss = within_weight * (within * sure_of_weak).mean() + cross_weight * (cross * sure_of_strong).mean()
+    loss: Tensor = within_weight * (within * sure_of_weak).mean() + cross_weight * (cross * sure_of_strong).mean()
     return loss * temperature**2
 
 
