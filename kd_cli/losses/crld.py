@@ -43,13 +43,13 @@ def crld_loss(
     sure_of_weak, sure_of_strong = surest[0::2] >= weak_threshold, surest[1::2] >= strong_threshold
     within = _divergences(student, teacher)
     cross = _divergences(student, teacher.unflatten(0, (-1, 2)).flip(1).flatten(0, 1))
-    loss: Tensor = within_weight * (within * sure_of_weak).mean() + cross_weight * (cross * sure_of_strong).mean()
+    loss = within_weight * (within * sure_of_weak).mean() + cross_weight * (cross * sure_of_strong).mean()
     return loss * temperature**2
 
 
 def _divergences(student: Tensor, teacher: Tensor) -> Tensor:
     """Of each image, summed over its two views, [B]."""
-    return F.kl_div(student, teacher, reduction="none", log_target=True).sum(dim=1).unflatten(0, (-1, 2)).sum(dim=1)
+    return F.kl_div(student, teacher, reduction="none", log_target=True).view(-1, 2 * student.shape[1]).sum(dim=1)
 
 
 @LOSSES.register("crld")
