@@ -14,6 +14,8 @@ from kd_cli.types import Outputs
 
 # Word for all published taps of one kind → those taps' name without their number.
 GROUPS = {"stages": "stage", "preacts": "preact"}
+# Tap → who publishes it, where that takes an option of the network.
+_WHO_HAS = {"distill_logits": "; a transformer with a distillation token has it: student.distilled=true"}
 
 
 class Tapped:
@@ -57,7 +59,9 @@ class Tapped:
         modules = dict(self.module.named_modules())
         if not path or path not in modules or side not in ("", "in"):
             known = [*published_taps(self.module), *filter(None, modules)]
-            raise ValueError(f"{type(self.module).__name__} has no tap {tap!r}{suggest(tap, known)}")
+            raise ValueError(
+                f"{type(self.module).__name__} has no tap {tap!r}{_WHO_HAS.get(tap) or suggest(tap, known)}"
+            )
         copied = tap == resolved and tap not in published_taps(self.module)
         if side == "in":
             modules[path].register_forward_pre_hook(partial(self._kept.input, tap, copied))

@@ -87,7 +87,7 @@ def test_a_tap_that_is_no_logits_is_refused(taps: list[str]) -> None:
 def test_a_student_without_a_second_head_is_refused() -> None:
     student = make_student()
     student.taps = {}
-    with pytest.raises(ValueError, match="has no tap 'distill_logits'"):
+    with pytest.raises(ValueError, match=r"SmallNet has no tap 'distill_logits'; a .*: student.distilled=true$"):
         make_task(student)
 
 
