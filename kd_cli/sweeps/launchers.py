@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import sys
 from collections.abc import Sequence
@@ -180,7 +181,7 @@ class Composer:
         """Runs them in this process, one after the other."""
         done = []
         for number, words in enumerate(job_overrides, first):
-            point = self._compose(words, number)
+            point = copy.deepcopy(self._compose(words, number))  # Hydra writes into it
             with without_empty_folders(place_of(point.hydra).folder):
                 done.append(run_job(task, point, "hydra.sweep.dir", "hydra.sweep.subdir", self._context))
         return done
