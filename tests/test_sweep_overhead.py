@@ -14,7 +14,12 @@ from benchmarks.measure import Done, Failed
 from benchmarks.sweep_overhead import measure, sides
 
 
-def test_the_overhead_is_what_a_point_takes_beside_its_training(tmp_path: Path) -> None:
+def test_the_overhead_is_what_a_point_takes_beside_its_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # It waits for all that was started in this process, such as the servers of sweeps that other tests ran.
+    seconds = iter([1.0, 4.0])
+    monkeypatch.setattr(sweep_overhead, "_processor_seconds", lambda: next(seconds, 0.0))
     asked: list[Any] = []
 
     def runner(command: Any, **_: Any) -> Done:
@@ -23,6 +28,7 @@ def test_the_overhead_is_what_a_point_takes_beside_its_training(tmp_path: Path) 
 
     cost = measure(sides(2)["kd, process"], 2, tmp_path / "two", runner)
     assert (cost.seconds, cost.training, cost.overhead) == (5.0, 0.5, 4.5)  # two points at a time
+    assert cost.cpu == 1.5
     assert asked[0][-1] == "seed=range(2)"
     with pytest.raises(Failed, match="2 of 3 points"):
         measure(sides(2)["hydra, basic"], 3, tmp_path / "three", runner)
