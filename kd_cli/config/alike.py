@@ -11,10 +11,12 @@ import copy
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import combinations
 from typing import Any, Generic, TypeVar
+
+from omegaconf import ListConfig, OmegaConf
 
 from kd_cli.config.base import Config
 from kd_cli.config.overrides import override_key
@@ -76,6 +78,20 @@ class Kinds(Generic[T]):
         return f"{key}=" if varies else word
 
 
+@dataclass(frozen=True)
+class _Composed:
+    """A configuration of which the next point's is made.
+
+    Args:
+        words: what it is composed of.
+        known: what resolvers that are asked once (`now`) had said when Hydra composed it.
+    """
+
+    words: Sequence[str]
+    config: Any
+    known: Any
+
+
 class Alike:
     """Composes the points of a sweep.
 
@@ -85,29 +101,36 @@ class Alike:
 
     def __init__(self, loader: Any, compose: Callable[[list[str]], Any]) -> None:
         self._compose = compose
-        self._kinds: Kinds[tuple[list[str], Any]] = Kinds(loader)
+        self._kinds: Kinds[_Composed] = Kinds(loader)
 
     def __call__(self, words: Sequence[str]) -> Any:
         """What Hydra composes of these words; the next call may change it."""
         kind = self._kinds.kind(words)
         config = self._varied(kind, words)
         if config is None:
-            config = self._compose(list(words))
-            if not is_settled(config, kind):
-                return config
-        self._kinds.keep(kind, (list(words), config))
+            return self._composed(kind, words)
+        return config
+
+    def _composed(self, kind: tuple[str, ...], words: Sequence[str]) -> Any:
+        config = self._compose(list(words))
+        known = copy.deepcopy(OmegaConf.get_cache(config))
+        if is_settled(config, kind):
+            self._kinds.keep(kind, _Composed(list(words), config, known))
         return config
 
     def _varied(self, kind: tuple[str, ...], words: Sequence[str]) -> Any:
         from hydra.errors import HydraException
 
-        before, config = self._kinds.take(kind) or (words, None)
+        found = self._kinds.take(kind)
+        if found is None:
+            return None
         try:
-            if config is not None:
-                vary(config, before, words)
+            vary(found.config, found.words, words)
         except HydraException:  # Hydra says it of the words as they were typed
             return None
-        return config
+        OmegaConf.set_cache(found.config, found.known)  # a time (`now`) is each point's own
+        self._kinds.keep(kind, replace(found, words=list(words)))
+        return found.config
 
 
 class Patterns:
@@ -163,8 +186,6 @@ def vary(config: Any, before: Sequence[str], words: Sequence[str]) -> None:
 
 def _typed(hydra: Any) -> Mapping[str, list[str]]:
     """The overrides of a configuration, as they are; who asks Hydra's list itself has what interpolations stand for."""
-    from omegaconf import OmegaConf
-
     typed: Any = OmegaConf.to_container(hydra.overrides, resolve=False)
     return {name: typed[name] for name in ("hydra", "task")}
 
@@ -188,8 +209,6 @@ def is_settled(config: Any, kind: Sequence[str]) -> bool:
 
 def _is_straight(config: Any, path: Sequence[str], word: str) -> bool:
     """Whether a value was set where its key says, and not where an interpolation leads; it may be one itself."""
-    from omegaconf import ListConfig, OmegaConf
-
     for place, name in enumerate(path, 1):
         if not OmegaConf.is_config(config):
             return False

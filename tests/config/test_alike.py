@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 
 from kd_cli.config.alike import Alike, Kinds, Pattern, Patterns, is_settled
 from kd_cli.config.compose import composed, plain, reference
+from kd_cli.config.overrides import winning_overrides
 from kd_cli.config.search_path import install_search_path
 
 MINE = {
@@ -113,6 +114,37 @@ def test_where_the_order_may_matter_hydra_composes(loader, first: list[str], sec
     assert counting.count == 2
 
 
+SWEEPS: dict[str, tuple[list[str], list[list[str]]]] = {  # words of every point; those that differ
+    "groups": (["seed=1"], [["loss=kd"], ["loss=dkd"], ["loss=kd", "loss.weight=1"], ["loss=kd", "loss.weight=0"]]),
+    "groups of a stage": (["trainer.lr=1"], [["teacher_trainer.lr=3"], ["teacher_trainer.lr=4"], ["trainer.lr=2"]]),
+    "a mapping": (["student=led"], [["student.kwargs=null"], ["student.kwargs={a:3}"], ["student.kwargs=1"]]),
+    "a part": (["student=led"], [["student.kwargs.inside.a=2"], ["student.kwargs.inside.a=3"]]),
+    "led elsewhere": (
+        ["student=led", "student.kwargs=${student.list.1}", "++student.kwargs.b=3"],
+        [["seed=1"], ["seed=2"], ["student.list.0=4"]],
+    ),
+    "a list": (["student=led"], [["student.list.0=4"], ["student.list.0=5"], ["student.list.1=5"]]),
+    "more": (["student=led"], [["+student.more=1"], ["++student.more=1"], ["++student.more=2"], ["~student.text"]]),
+    "twice": (["seed=1"], [["loss.weight=0", "seed=2"], ["loss.weight=1", "seed=3"]]),
+    "interpolations": (["student=led"], [["student.text=${seed}"], ["student.text=x${.name}"], ["student.text=a"]]),
+    "variables": (["++hydra.job.env_set.A=${seed}"], [["seed=1"], ["seed=2"], ["++hydra.job.env_set.A=b"]]),
+    "folders": (["hydra.sweep.subdir=${hydra.job.override_dirname}"], [["seed=1"], ["seed=2"], ["seed='a, b'"]]),
+    "names": (["hydra.job.config.override_dirname.exclude_keys=[seed]"], [["seed=1"], ["seed=2", "loss.weight=3"]]),
+    "presets": (["experiment=named"], [["loss.temperature=3"], ["loss.temperature=4"]]),
+    "quotes": ([], [["seed='a=b'"], ['seed="a, \\"b\\""'], ["seed=a\\,b"], ["seed="], ["seed=1_000"]]),
+}
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_each_point_of_a_sweep_is_what_hydra_composes(loader, name: str) -> None:
+    shared, points = SWEEPS[name]
+    sweep = compose(loader)(["hydra.job.name=mine"])
+    find = Alike(loader, lambda words: loader.load_sweep_config(sweep, words))
+    for point in [*points, points[0]]:
+        words = [*shared, *point, *winning_overrides([*shared, *point])]
+        assert content(find(words)) == content(loader.load_sweep_config(sweep, words)), words
+
+
 def test_what_hydra_refuses_is_refused_in_its_words_and_what_follows_is_right(loader) -> None:
     find, one = Alike(loader, compose(loader)), compose(loader)
     find(["seed=0", "hydra.run.dir=a"])
@@ -157,3 +189,14 @@ def test_no_more_kinds_are_kept_than_a_few(loader) -> None:
         kinds.keep((str(number),), number)
     assert kinds.take(("99",)) == 99
     assert kinds.take(("0",)) is None
+
+
+def test_the_time_is_each_points_own_and_what_the_sweep_knows_is_every_points(loader) -> None:
+    sweep = compose(loader)(["+name=${now:%f}"])
+    find = Alike(loader, lambda words: loader.load_sweep_config(sweep, words))
+    words = ["teacher.checkpoint=${now:%s-%f}", "student=led", "student.text=${now:%f}"]
+    assert sweep.name
+    configs = map(find, ([*words, f"seed={seed}"] for seed in range(3)))
+    found = [(config.student.text, config.teacher.checkpoint) for config in configs]
+    assert {text for text, _ in found} == {sweep.name}
+    assert len({time for _, time in found}) == 3
