@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from kd_cli.config.alike import Pattern
 
 
+Run = Callable[[Sequence[Work], int], Sequence[Point]]  # the second: how many points earlier batches had
+
+
 class Alone(Protocol):
     """Runs a point from its own command line; importable, since it travels to other processes."""
 
@@ -115,16 +118,10 @@ class Points:
         if self._folder is not None:
             self._folder.close(self.records)
 
-    def run_apart(
-        self,
-        places: Sequence[Place],
-        run: Callable[[Sequence[Work], int], Sequence[Point]],
-        pattern: Callable[[Sequence[str]], Pattern | None] = lambda _: None,
-    ) -> None:
+    def run_apart(self, places: Sequence[Place], run: Run, pattern: Callable[[Sequence[str]], Pattern | None]) -> None:
         """Has every point run in a process of its own.
 
         Args:
-            run: runs them, and is told how many points earlier batches had.
             pattern: what a command line, without its flags, is alike; its process need not compose it then.
         """
         self.open(places[0].sweep)
