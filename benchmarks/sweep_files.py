@@ -23,7 +23,7 @@ _LOOKS = "stat,lstat,newfstatat,statx,access,faccessat,faccessat2,readlink,readl
 _LINE = re.compile(r"(\d+) +(\w+)\((.*)")
 _PATH = re.compile(r'"(/[^"]*)"|<(/[^>]*)>(?:, "([^"]*)")?')
 KINDS = ("created", "opened", "mkdir", "renamed", "removed", "looked at", "listed", "fsync", "locked")
-OWNERS = ("each point's own", "the sweep's, by points", "the sweep's, by kd -m", "the cache's")
+OWNERS = ("a point's own, each", "the sweep's, by points", "the sweep's, by kd -m", "the cache's")
 
 
 def kind_of(call: str, rest: str) -> str | None:
@@ -104,13 +104,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         files = [file for file in (shared / "swept").rglob("*") if file.is_file()]
         size = sum(file.stat().st_size for file in files)
         own = sum("=" in file.relative_to(shared / "swept").parts[0] for file in files)
-    print(f"{given.side}: {given.points} points of {given.epochs} epochs; operations per point")
+    print(f"{given.side}: {given.points} points of {given.epochs} epochs: operations")
     print(f"at the end {own / given.points:g} files of each point, {len(files) - own} of the sweep;", end=" ")
     print(f"{size / given.points / 1e3:.0f} KB per point")
     print(f"{'':24}" + "".join(f"{kind:>10}" for kind in KINDS) + f"{'all':>10}")
     for owner in OWNERS:
-        row = [found[owner, kind] / given.points for kind in KINDS]
-        print(f"{owner:24}" + "".join(f"{number:>10.1f}" for number in [*row, sum(row)]))
+        row = [found[owner, kind] / (given.points if owner == OWNERS[0] else 1) for kind in KINDS]
+        print(f"{owner:24}" + "".join(f"{number:>10.5g}" for number in [*row, sum(row)]))
 
 
 if __name__ == "__main__":
