@@ -31,9 +31,10 @@ def crd_scores(
     Returns:
         [B, 1 + M], the positive first; −∞ where a negative is excluded.
     """
-    own = (anchors * positives).sum(dim=1, keepdim=True) / temperature
-    others = inner_products(anchors, negatives) / temperature
-    return torch.cat([own, others.masked_fill(excluded, -math.inf)], dim=1)
+    anchors = anchors / temperature
+    own = (anchors * positives).sum(dim=1, keepdim=True)
+    others = inner_products(anchors, negatives).masked_fill_(excluded, -math.inf)
+    return torch.cat([own, others], dim=1)
 
 
 def log_normalizer(scores: Tensor) -> Tensor:
@@ -55,8 +56,8 @@ def crd_loss(scores: Tensor, log_z: Tensor) -> Tensor:
         log_z: scalar, log Z.
     """
     num_negatives = scores.shape[1] - 1
-    logits = scores - log_z - math.log(num_negatives)
-    counted = logits[:, 1:].isfinite().sum(dim=1).clamp(min=1)
+    logits = scores - (log_z + math.log(num_negatives))
+    counted = (logits[:, 1:] != -math.inf).sum(dim=1).clamp(min=1)
     of_negatives = F.softplus(logits[:, 1:]).sum(dim=1) * num_negatives / counted
     return (F.softplus(-logits[:, 0]) + of_negatives).mean()
 
@@ -96,6 +97,7 @@ class CRD(Features):
     teacher_memory: Tensor = field(init=False)  # [N, dim]
     labels: Tensor = field(init=False)  # [N], −1 until an image was seen
     log_z: Tensor = field(init=False)  # [2], of student's and teacher's anchors; −∞ until the first batch
+    begun: bool = field(init=False, default=False)  # both are known, and need not be looked at on the device
 
     dim: Count = 128
     negatives: Count = 16384
@@ -123,6 +125,7 @@ class CRD(Features):
         self.register_buffer("teacher_memory", unit(torch.randn(size, self.dim)))
         self.register_buffer("labels", torch.full((size,), -1))
         self.register_buffer("log_z", torch.full((2,), -math.inf))
+        self.register_load_state_dict_post_hook(lambda module, _: setattr(module, "begun", False))
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         ours, theirs = self._pair(student, teacher)
@@ -136,6 +139,7 @@ class CRD(Features):
             self.labels[batch.ids] = batch.labels
             self._remember(self.student_memory, of_student, batch.ids)
             self._remember(self.teacher_memory, of_teacher, batch.ids)
+            self.begun = True
         return self.crd_weight * loss
 
     def _pair(self, student: Outputs, teacher: Outputs) -> tuple[Tensor, Tensor]:
@@ -149,8 +153,10 @@ class CRD(Features):
     def _contrast(
         self, side: int, anchors: Tensor, memory: Tensor, drawn: Tensor, excluded: Tensor, ids: Tensor
     ) -> Tensor:
-        positives, negatives = memory[ids].to(anchors.dtype), memory[drawn].to(anchors.dtype)
+        positives, negatives = (memory.index_select(0, rows).to(anchors.dtype) for rows in (ids, drawn))
         scores = crd_scores(anchors, positives, negatives, excluded, self.temperature)
+        if self.begun:
+            return crd_loss(scores, self.log_z[side])
         log_z = torch.where(self.log_z[side].isneginf(), log_normalizer(scores), self.log_z[side])
         if self.training:
             self.log_z[side] = log_z
