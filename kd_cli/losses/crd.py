@@ -31,10 +31,16 @@ def crd_scores(
     Returns:
         [B, 1 + M], the positive first; −∞ where a negative is excluded.
     """
+    own, others = _similarities(anchors, positives, negatives, excluded, temperature)
+    return torch.cat([own[:, None], others], dim=1)
+
+
+def _similarities(
+    anchors: Tensor, positives: Tensor, negatives: Tensor, excluded: Tensor, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """`crd_scores` in two parts, [B] and [B, M]: joined they would be copied, and their gradients again."""
     anchors = anchors / temperature
-    own = (anchors * positives).sum(dim=1, keepdim=True)
-    others = inner_products(anchors, negatives).masked_fill_(excluded, -math.inf)
-    return torch.cat([own, others], dim=1)
+    return (anchors * positives).sum(dim=1), inner_products(anchors, negatives).masked_fill_(excluded, -math.inf)
 
 
 def log_normalizer(scores: Tensor) -> Tensor:
@@ -55,11 +61,16 @@ def crd_loss(scores: Tensor, log_z: Tensor) -> Tensor:
         scores: [B, 1 + M], the positive first; −∞ where a negative is excluded.
         log_z: scalar, log Z.
     """
-    num_negatives = scores.shape[1] - 1
-    logits = scores - (log_z + math.log(num_negatives))
-    counted = (logits[:, 1:] != -math.inf).sum(dim=1).clamp(min=1)
-    of_negatives = F.softplus(logits[:, 1:]).sum(dim=1) * num_negatives / counted
-    return (F.softplus(-logits[:, 0]) + of_negatives).mean()
+    counted = (scores[:, 1:] != -math.inf).sum(dim=1)
+    return _contrast(scores[:, 0], scores[:, 1:], counted, log_z)
+
+
+def _contrast(own: Tensor, others: Tensor, counted: Tensor, log_z: Tensor) -> Tensor:
+    """`crd_loss` of scores [B] and [B, M], of which so many count for each image, [B]."""
+    shift = log_z + math.log(others.shape[1])
+    # log(1 − h) is the log-sigmoid of what h is the sigmoid of, turned round; unlike softplus it keeps its powers.
+    of_negatives = F.logsigmoid(shift - others).sum(dim=1) * (others.shape[1] / counted.clamp(min=1))
+    return -(F.logsigmoid(own - shift) + of_negatives).mean()
 
 
 @LOSSES.register("crd")
@@ -133,8 +144,9 @@ class CRD(Features):
         of_teacher = unit(at_least_float32(self.teacher_layer(theirs.detach())))
         drawn = torch.randperm(len(self.labels), device=self.labels.device)[: self.negatives]
         excluded = (drawn == batch.ids[:, None]) | (self.labels[drawn] == batch.labels[:, None])  # [B, M]
-        loss = self._contrast(0, of_student, self.teacher_memory, drawn, excluded, batch.ids)
-        loss = loss + self._contrast(1, of_teacher, self.student_memory, drawn, excluded, batch.ids)
+        among = drawn, excluded, (~excluded).sum(dim=1)
+        loss = self._side(0, of_student, self.teacher_memory, batch.ids, *among)
+        loss = loss + self._side(1, of_teacher, self.student_memory, batch.ids, *among)
         if self.training:
             self.labels[batch.ids] = batch.labels
             self._remember(self.student_memory, of_student, batch.ids)
@@ -150,17 +162,18 @@ class CRD(Features):
         ours, theirs = pairs[0]
         return at_least_float32(ours).flatten(1), at_least_float32(theirs).flatten(1)
 
-    def _contrast(
-        self, side: int, anchors: Tensor, memory: Tensor, drawn: Tensor, excluded: Tensor, ids: Tensor
+    def _side(
+        self, side: int, anchors: Tensor, memory: Tensor, ids: Tensor, drawn: Tensor, excluded: Tensor, counted: Tensor
     ) -> Tensor:
         positives, negatives = (memory.index_select(0, rows).to(anchors.dtype) for rows in (ids, drawn))
-        scores = crd_scores(anchors, positives, negatives, excluded, self.temperature)
+        own, others = _similarities(anchors, positives, negatives, excluded, self.temperature)
         if self.begun:
-            return crd_loss(scores, self.log_z[side])
-        log_z = torch.where(self.log_z[side].isneginf(), log_normalizer(scores), self.log_z[side])
+            return _contrast(own, others, counted, self.log_z[side])
+        first = log_normalizer(torch.cat([own[:, None], others], dim=1))
+        log_z = torch.where(self.log_z[side].isneginf(), first, self.log_z[side])
         if self.training:
             self.log_z[side] = log_z
-        return crd_loss(scores, log_z)
+        return _contrast(own, others, counted, log_z)
 
     @torch.no_grad()
     def _remember(self, memory: Tensor, vectors: Tensor, ids: Tensor) -> None:
