@@ -115,6 +115,8 @@ class Side:
         ours = Outputs(logits, features, said.classifier)
 
         def loss() -> None:
+            for learned in (logits, *features.values(), *self.task.method.parameters()):
+                learned.grad = None
             self.task.method(ours, theirs, self.batch).backward()
 
         return loss
