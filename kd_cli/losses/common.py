@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import nullcontext
 
 import torch
@@ -26,7 +27,7 @@ def unit(vectors: Tensor, dim: int = -1) -> Tensor:
     """
     squares = vectors.square().sum(dim, keepdim=True)
     empty = squares == 0  # and not the opposite of > 0, which would make zeros of NaN
-    return vectors * torch.where(empty, 0, torch.where(empty, 1, squares).rsqrt())
+    return vectors / torch.where(empty, math.inf, torch.where(empty, 1, squares).sqrt())
 
 
 def inner_products(one: Tensor, other: Tensor) -> Tensor:
