@@ -73,6 +73,11 @@ def _contrast(own: Tensor, others: Tensor, counted: Tensor, log_z: Tensor) -> Te
     return -(F.logsigmoid(own - shift) + of_negatives).mean()
 
 
+def _begin_again(method: CRD, _: object) -> None:
+    """A state that was loaded may be that of a beginning."""
+    method.begun = False
+
+
 @LOSSES.register("crd")
 class CRD(Features):
     """Tian, Krishnan, Isola 2020, arXiv:1910.10699: an image's two embeddings are told from those of other classes.
@@ -136,7 +141,7 @@ class CRD(Features):
         self.register_buffer("teacher_memory", unit(torch.randn(size, self.dim)))
         self.register_buffer("labels", torch.full((size,), -1))
         self.register_buffer("log_z", torch.full((2,), -math.inf))
-        self.register_load_state_dict_post_hook(lambda module, _: setattr(module, "begun", False))
+        self.register_load_state_dict_post_hook(_begin_again)  # type: ignore[no-untyped-call] # PyTorch's is not typed
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         ours, theirs = self._pair(student, teacher)
