@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import nullcontext
 
 import torch
@@ -27,7 +28,7 @@ def unit(vectors: Tensor, dim: int = -1) -> Tensor:
     """
     squares = vectors.square().sum(dim, keepdim=True)
     empty = squares == 0  # and not the opposite of > 0, which would make zeros of NaN
-    return torch.where(empty, 0, vectors / torch.where(empty, 1, squares).sqrt())
+    return vectors / torch.where(empty, math.inf, torch.where(empty, 1, squares).sqrt())
 
 
 def inner_products(one: Tensor, other: Tensor) -> Tensor:
@@ -35,6 +36,15 @@ def inner_products(one: Tensor, other: Tensor) -> Tensor:
     kind = one.device.type
     with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():
         return at_least_float32(one) @ at_least_float32(other).mT
+
+
+def self_products(rows: Tensor) -> Tensor:
+    """`inner_products` of the rows of [..., N, D] with themselves, for losses that treat (i, j) and (j, i) alike.
+
+    Then both factors have the same gradient, and one product makes it.
+    """
+    products = inner_products(rows, rows.detach())
+    return 2 * products - products.detach()
 
 
 def check_logits(student_logits: Tensor, teacher_logits: Tensor) -> None:

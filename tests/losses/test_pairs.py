@@ -19,8 +19,26 @@ SPEC = DataSpec(10, 100, (3, 32, 32), tuple("abcdefghij"))
 BATCH = Batch(
     torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)), torch.tensor([1, 2]), torch.arange(2)
 )
-BY_STAGES = {"ab", "at", "byot", "catkd", "fitnet", "fsp", "ft", "ickd", "kdsvd", "nst", "ofd", "reviewkd", "sp", "vid"}
-BY_EMBEDDING = {"cc", "crd", "pkt", "rkd", "srrl", "simkd", "catkd"}
+BY_STAGES = {
+    "ab",
+    "at",
+    "byot",
+    "catkd",
+    "fitnet",
+    "fsp",
+    "ft",
+    "ickd",
+    "kdsvd",
+    "nst",
+    "ofa",
+    "ofd",
+    "reviewkd",
+    "sdd",
+    "sp",
+    "vid",
+    "wkd_f",
+}
+BY_EMBEDDING = {"cc", "crd", "encoder", "pkt", "rkd", "srrl", "simkd", "catkd", "sdd", "vkd"}
 
 # teacher, student → the losses that cannot work there
 PAIRS: dict[tuple[str, str], set[str]] = {
@@ -28,10 +46,10 @@ PAIRS: dict[tuple[str, str], set[str]] = {
     ("wrn_16_1", "resnet8"): set(),
     ("vgg8", "shufflenetv1"): set(),
     ("resnet8", "shufflenetv2"): {"ab", "ofd"},  # no stage of its ends with an activation
-    ("cnn", "resnet8"): {"catkd"},  # hidden layers stand before the classifier
+    ("cnn", "resnet8"): {"catkd", "sdd"},  # hidden layers stand before the classifier
     ("resnet8", "mlp"): BY_STAGES,
     ("mlp", "mlp"): BY_STAGES,
-    ("torchvision:resnet18", "cnn"): {"catkd"},
+    ("torchvision:resnet18", "cnn"): {"catkd", "sdd"},
     ("resnet8", "torchvision:squeezenet1_1"): BY_EMBEDDING,  # its classifier is a convolution
 }
 
