@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Iterator, Mapping
+from itertools import product
 from typing import Any
 
 import pytest
@@ -35,6 +36,8 @@ PUBLISHED = {
     "shufflenetv1": 949_258,
     "shufflenetv2": 1_355_528,
 }
+# at 10 classes, as their author counts them (github.com/akamaster/pytorch_resnet_cifar10)
+PUBLISHED_AT_10 = {"resnet20_a": 0.27, "resnet32_a": 0.46, "resnet44_a": 0.66, "resnet56_a": 0.85, "resnet110_a": 1.7}
 PUBLISHED_ROUNDED = {"resnet8": 0.08, "resnet14": 0.18, "wrn_16_1": 0.18, "vgg11": 9.28}  # millions
 
 # channels and size of every stage and the embedding's dimension at 3×32×32
@@ -211,9 +214,15 @@ def test_parameters_round_to_the_published_ones(name: str, millions: float) -> N
         assert round(count_parameters(build({"name": name}, num_classes=100)) / 1e6, 2) == millions
 
 
+@pytest.mark.parametrize(("name", "millions"), PUBLISHED_AT_10.items())
+def test_networks_without_shortcut_parameters_have_the_published_number(name: str, millions: float) -> None:
+    with torch.device("meta"):
+        assert round(count_parameters(build({"name": name})) / 1e6, 1 if name == "resnet110_a" else 2) == millions
+
+
 @pytest.mark.parametrize("name", [name for name in OURS if name not in ("mlp", "cnn")])
 def test_the_literatures_networks_are_parameter_checked(name: str) -> None:
-    assert name in PUBLISHED | PUBLISHED_ROUNDED
+    assert name in PUBLISHED | PUBLISHED_ROUNDED | PUBLISHED_AT_10
 
 
 @pytest.mark.parametrize("name", ["resnet56", "wrn_40_2", "vgg8", "mobilenetv2"])
@@ -238,6 +247,16 @@ def test_a_residual_block_starts_its_shortcut_where_the_paper_does() -> None:
         assert same.shape == (2, 64, 8, 8)
     assert network.block2[1].shortcut is None
     assert [len(built("resnet20").get_submodule(f"layer{i}.0.downsample")) for i in (1, 2, 3)] == [0, 2, 2]
+
+
+def test_a_shortcut_without_parameters_takes_every_second_pixel_between_channels_of_zeros() -> None:
+    shortcut = built("resnet20_a").layer2[0].downsample
+    features = images(2, (16, 5, 5))
+    expected = torch.zeros(2, 32, 3, 3)
+    for row, column in product(range(3), repeat=2):
+        expected[:, 8:24, row, column] = features[:, :, 2 * row, 2 * column]
+    assert torch.equal(shortcut(features), expected)
+    assert [len(built("resnet20_a").get_submodule(f"layer{i}.0.downsample")) for i in (1, 2, 3)] == [0, 1, 1]
 
 
 def test_shuffling_interleaves_the_groups() -> None:
