@@ -1,14 +1,15 @@
-"""Residual networks for 32×32 images, in the sizes of the distillation literature."""
+"""Residual networks for 32×32 images: in the sizes of the distillation literature, and ImageNet's with another stem."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Literal, cast
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kd_cli.models.base import MODELS
 from kd_cli.models.layers import conv, conv_bn, initialise, register_sizes, stage
 
 NARROW = (16, 16, 32, 64)
@@ -110,3 +111,31 @@ register_sizes(
         "resnet32x4": {"depth": 32, "widths": TIMES4},
     },
 )
+
+
+def _for_imagenet(model: str) -> Callable[..., nn.Module]:
+    def build(
+        num_classes: int, in_channels: int, image_size: int, *, stem: Literal["cifar", "imagenet"] = "cifar"
+    ) -> nn.Module:
+        """Torchvision's, He et al. 2015, arXiv:1512.03385, table 1.
+
+        Taps: `stage1`…`stage4` [B, C, H, W] at full to an eighth of the size (with ImageNet's stem at a quarter of
+        those), after the ReLU; `preact1`…`preact4` before it; `embedding` [B, D].
+
+        Args:
+            stem: `cifar`: a 3×3 convolution; `imagenet`: 7×7 at stride 2 and a max pooling.
+        """
+        from kd_cli.models.torchvision import torchvision
+
+        network = torchvision(num_classes, in_channels, image_size, model=model, stem=stem)
+        for module in network.modules():
+            if isinstance(module, nn.ReLU):
+                module.inplace = False  # what a tap has read stays what it was
+        return network
+
+    build.__qualname__ = model  # the registry tells two components of one name apart by it
+    return build
+
+
+for _name in ("resnet18", "resnet34", "resnet50"):
+    MODELS.register(_name)(_for_imagenet(_name))

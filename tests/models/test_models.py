@@ -15,6 +15,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from torch import nn
 
+from kd_cli.errors import ConfigError
 from kd_cli.models.base import MODELS, count_parameters
 from tests.support.networks import CIFAR, CONF, INJECTED, MNIST, OURS, STUDENTS, build, built, images, options, tapped
 
@@ -27,6 +28,9 @@ PUBLISHED = {
     "resnet110": 1_736_564,
     "resnet8x4": 1_233_540,
     "resnet32x4": 7_433_860,
+    "resnet18": 11_220_132,  # 11.22, 21.33 and 23.71 M: github.com/weiaicunzai/pytorch-cifar100
+    "resnet34": 21_328_292,
+    "resnet50": 23_705_252,
     "wrn_16_2": 703_284,
     "wrn_40_1": 569_780,
     "wrn_40_2": 2_255_156,
@@ -44,6 +48,7 @@ PUBLISHED_ROUNDED = {"resnet8": 0.08, "resnet14": 0.18, "wrn_16_1": 0.18, "vgg11
 SHAPES = {
     "resnet20": ([(16, 32), (32, 16), (64, 8)], 64),
     "resnet8x4": ([(64, 32), (128, 16), (256, 8)], 256),
+    "resnet18": ([(64, 32), (128, 16), (256, 8), (512, 4)], 512),
     "wrn_40_2": ([(32, 32), (64, 16), (128, 8)], 128),
     "vgg8": ([(64, 32), (128, 16), (256, 8), (512, 4), (512, 4)], 512),
     "vgg13": ([(64, 32), (128, 16), (256, 8), (512, 4), (512, 4)], 512),
@@ -257,6 +262,19 @@ def test_a_shortcut_without_parameters_takes_every_second_pixel_between_channels
         expected[:, 8:24, row, column] = features[:, :, 2 * row, 2 * column]
     assert torch.equal(shortcut(features), expected)
     assert [len(built("resnet20_a").get_submodule(f"layer{i}.0.downsample")) for i in (1, 2, 3)] == [0, 1, 1]
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50"])
+def test_with_imagenets_stem_a_residual_network_is_torchvisions(name: str) -> None:
+    options = {"name": "torchvision", "model": name}
+    theirs, ours = build(options), build({"name": name, "stem": "imagenet"})
+    assert all(torch.equal(value, ours.state_dict()[key]) for key, value in theirs.state_dict().items())
+    small, same = built(name), build({**options, "stem": "cifar"}).eval()
+    with torch.no_grad():
+        assert torch.equal(small(images(2)), same(images(2)))
+    assert small.taps == theirs.taps == ours.taps
+    with pytest.raises(ConfigError, match=r"stem: vgg11 has no stem .* type student\.stem=imagenet"):
+        build({"name": "torchvision", "model": "vgg11", "stem": "cifar"})
 
 
 def test_shuffling_interleaves_the_groups() -> None:
