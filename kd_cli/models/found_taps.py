@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from kd_cli.taps import as_map
 
-_LAYER = re.compile(r"layer[1-4]")
+_LAYER = re.compile(r"layer[1-4]|stage[1-5]")
 _FEATURES = "features"
-_STACKS = (_FEATURES, "blocks", "stages", "layers", "levels", "encoder.layers", "encoder.blocks")
+_STACKS = (_FEATURES, "blocks", "stages", "layers", "levels", "encoder.layers", "encoder.blocks", "trunk_output")
 _PARTS = 4  # stages of a network whose blocks all give maps of one shape
 _UNRASTERED = "unroll"  # the layer of timm's Hiera that puts tokens in another order than rows and columns
 
@@ -74,7 +74,7 @@ class Watch:
         return stages | self._preacts(stages) | self._final(stages, embedding) | embedding
 
     def _stages(self) -> dict[str, str]:
-        """All that timm names and every `layer…`; of the blocks of a stack the last one at each size."""
+        """All that timm names and every `layer…` or `stage…`; of the blocks of a stack the last one at each size."""
         ran = {path: self.seen[path].output for path in self.stages if path in self.seen}
         own = getattr(self.network, "num_prefix_tokens", 0)
         forms = {path: form for path, output in ran.items() if (form := _form(output, own)) is not None}
