@@ -23,14 +23,15 @@ def convnext_femto(
     `embedding`, the normalised average of the last one [B, D].
 
     Args:
-        patch_size: pixels of a side that the first convolution makes one of; None: 4, of images below 128 pixels 2.
+        patch_size: pixels of a side that the first convolution makes one of; None: 4, of images below 128 pixels 2,
+            below 32 pixels 1.
 
     Raises:
         ValueError: patches that do not fill the image, or are too few for four stages.
     """
     from torchvision.models.convnext import CNBlockConfig, ConvNeXt
 
-    size = patch_size_for(image_size, patch_size, large=4, small=2)
+    size = patch_size_for(image_size, patch_size, large=4, small=2 if image_size >= 32 else 1)
     if image_size // size < 8:
         raise ValueError(
             f"patch_size: images of {image_size} pixels have {image_size // size} patches of {size} on a side, and "
