@@ -124,7 +124,7 @@ def as_map(feature: Tensor, side: str, tap: str) -> Tensor:
     height = math.isqrt(max(tokens - before, 0))
     if height < 1 or height**2 != tokens - before:
         raise ValueError(f"taps: {tap} has {tokens} tokens, and without the first {before} they are no square image")
-    return feature[:, before:].transpose(1, 2).reshape(len(feature), -1, height, height)
+    return feature[:, before:].transpose(1, 2).reshape(feature.shape[0], -1, height, height)
 
 
 def published_taps(module: nn.Module) -> Mapping[str, str]:

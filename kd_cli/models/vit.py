@@ -55,8 +55,10 @@ class VisionTransformer(nn.Module):
         self._initialise()
 
     def forward(self, images: Tensor) -> Tensor:
-        own = [token.expand(len(images), -1, -1) for token in (self.cls_token, self.dist_token) if token is not None]
-        tokens = torch.cat([*own, self.patch_embed(images)], dim=1) + self.pos_embed
+        patches = self.patch_embed(images)
+        learned = (token for token in (self.cls_token, self.dist_token) if token is not None)
+        own = [token.expand(patches.shape[0], -1, -1) for token in learned]  # len() would fix the number in an export
+        tokens = torch.cat([*own, patches], dim=1) + self.pos_embed
         tokens = self.norm(self.blocks(tokens))
         return cast(Tensor, self.fc(tokens[:, : len(own)].flatten(1)))
 

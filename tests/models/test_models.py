@@ -341,6 +341,16 @@ def test_the_heads_of_two_tokens_vote_together_unless_a_loss_teaches_the_second_
         assert not torch.equal(said.logits, said.features["distill_logits"])
 
 
+@pytest.mark.parametrize("name", ["vit_tiny", "mixer", "convnext_femto", "resnet18", "resnet20_a"])
+def test_an_exported_network_takes_any_number_of_images(name: str) -> None:
+    given = {"name": name, **({"patch_size": 8, "distilled": True} if name == "vit_tiny" else {})}
+    network = build(given).eval()
+    batch = torch.export.Dim("batch", min=1)
+    program = torch.export.export(network, (images(2),), dynamic_shapes=({0: batch},)).module()
+    with torch.no_grad():
+        torch.testing.assert_close(program(images(3)), network(images(3)), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("given", "size", "message"),
     [
