@@ -17,6 +17,8 @@ _SIDE = re.compile(r"in|last|tokens\d*|")
 
 # Word for all published taps of one kind → those taps' name without their number.
 GROUPS = {"stages": "stage", "preacts": "preact"}
+# Tap → who publishes it, where that takes an option of the network.
+_WHO_HAS = {"distill_logits": "; a transformer with a distillation token has it: student.distilled=true"}
 
 
 class Tapped:
@@ -65,7 +67,9 @@ class Tapped:
             if group in GROUPS and not _numbered(published_taps(self.module), GROUPS[group]):
                 raise _unpublished(self.module, group)
             known = [*published_taps(self.module), *filter(None, modules)]
-            raise ValueError(f"{type(self.module).__name__} has no tap {tap!r}{suggest(tap, known)}")
+            raise ValueError(
+                f"{type(self.module).__name__} has no tap {tap!r}{_WHO_HAS.get(tap) or suggest(tap, known)}"
+            )
         copied = tap == resolved and tap not in published_taps(self.module)
         if side == "in":
             modules[path].register_forward_pre_hook(partial(self._kept.input, tap, copied))

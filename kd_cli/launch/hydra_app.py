@@ -27,6 +27,7 @@ from kd_cli.errors import ConfigError, KDError
 from kd_cli.storage.files import without_empty_folders
 
 if TYPE_CHECKING:
+    from kd_cli.config.alike import Pattern
     from kd_cli.sweeps.points import Points
     from kd_cli.sweeps.summary import Swept
     from kd_cli.sweeps.sweep import Sweep
@@ -37,7 +38,13 @@ def is_sweep(arguments: Sequence[str]) -> bool:
     return "--multirun" in arguments or "hydra.mode=MULTIRUN" in arguments
 
 
-def run_once(job: str, command: str, arguments: Sequence[str], extends: Path | None = None) -> Mapping[str, Any]:
+def run_once(
+    job: str,
+    command: str,
+    arguments: Sequence[str],
+    extends: Path | None = None,
+    pattern: Pattern | None = None,
+) -> Mapping[str, Any]:
     """Composes the configuration of one run and does the job.
 
     Args:
@@ -45,6 +52,7 @@ def run_once(job: str, command: str, arguments: Sequence[str], extends: Path | N
         command: `train-teacher`; its primary configuration is `conf/train_teacher.yaml`.
         arguments: Hydra's own command line: flags and overrides.
         extends: as of `Launch`.
+        pattern: what these arguments are alike; None: the configuration is composed.
 
     Returns:
         What the job returned; nothing where Hydra only printed (`--cfg`, `--info`).
@@ -59,24 +67,36 @@ def run_once(job: str, command: str, arguments: Sequence[str], extends: Path | N
 
     _extend_hydra(arguments)
     with ExitStack() as around:  # the job, too; of Hydra it needs nothing more, and others may compose meanwhile
-        with _explained(arguments), composed(command, arguments) as (loader, config), _as_program(command, arguments):
+        made = composed(command, arguments) if pattern is None else _varied(pattern, arguments)
+        with _explained(arguments), made as (loader, config), _as_program(command, arguments):
             _check_hydra(config.hydra)
             around.enter_context(without_empty_folders(Path(str(config.hydra.run.dir)).absolute()))
-            asked = _asked(command, arguments, loader, config)
+            asked = _asked(command, arguments, loader, config, pattern.yaml if pattern else None)
         around.enter_context(env_override(config.hydra.job.env_set))
         if isinstance(asked, Exception):
             raise asked
         return _do(job, *asked, extends)
 
 
-def _asked(command: str, arguments: Sequence[str], loader: Any, config: Any) -> tuple[Config, Launch] | Exception:
+@contextmanager
+def _varied(pattern: Pattern, arguments: Sequence[str]) -> Iterator[tuple[Any, Any]]:
+    """As `composed`; there is no loader, and nobody needs one."""
+    from hydra.core.utils import setup_globals
+
+    setup_globals()
+    yield None, pattern.config(all_overrides(arguments))
+
+
+def _asked(
+    command: str, arguments: Sequence[str], loader: Any, config: Any, yaml: Config | None
+) -> tuple[Config, Launch] | Exception:
     """What Hydra gives to the job of one run, whose folder it makes, or what is wrong with it."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.core.utils import configure_log, run_job
 
     def look(composed: Any) -> None:
         try:
-            found.append(_prepared(command, arguments, composed, HydraConfig.get()))
+            found.append(_prepared(command, arguments, composed, HydraConfig.get(), yaml))
         except Exception as error:  # Hydra would print lines of its own about it
             found.append(error)
 
@@ -226,7 +246,9 @@ def _do(job: str, config: Config, launch: Launch, extends: Path | None = None) -
     return record
 
 
-def _prepared(command: str, arguments: Sequence[str], composed: Any, hydra: Any) -> tuple[Config, Launch]:
+def _prepared(
+    command: str, arguments: Sequence[str], composed: Any, hydra: Any, yaml: Config | None = None
+) -> tuple[Config, Launch]:
     from hydra.types import RunMode
 
     from kd_cli.plugins import load_plugins
@@ -239,7 +261,7 @@ def _prepared(command: str, arguments: Sequence[str], composed: Any, hydra: Any)
             "hydra.job.chdir: true is not possible, since relative paths are meant from where kd was started; "
             "type hydra.job.chdir=false"
         )
-    check_config(config, reference(hydra))
+    check_config(config, yaml or reference(hydra))
     load_plugins(config["plugins"])
     named = any(override_key(override) == "hydra.run.dir" for override in hydra.overrides.hydra)
     launch = Launch(
