@@ -50,8 +50,8 @@ PAIRS: dict[tuple[str, str], set[str]] = {
     ("resnet8", "mlp"): BY_STAGES,
     ("mlp", "mlp"): BY_STAGES,
     ("torchvision:resnet18", "cnn"): {"catkd", "sdd"},
-    ("vit_tiny", "resnet8"): {"ab", "ofd", "catkd"},  # no ReLU; the class token is no average of a map
-    ("mixer", "vit_tiny"): {"ab", "ofd", "catkd"},
+    ("vit_tiny", "resnet8"): {"ab", "ofd", "catkd", "sdd"},  # no ReLU; the class token is no average of a map
+    ("mixer", "vit_tiny"): {"ab", "ofd", "catkd", "sdd"},
     ("resnet8", "torchvision:squeezenet1_1"): BY_EMBEDDING,  # its classifier is a convolution
 }
 
