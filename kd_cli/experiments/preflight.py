@@ -192,7 +192,12 @@ def _check_recipe(recipe: Recipe, data: Data, device: torch.device) -> None:
 def frozen_teacher(setup: Setup, teachers: Sequence[Known], data: Data) -> Teacher:
     """The frozen teacher that all of them make together."""
     size, limit = setup.eval_batch_size, setup.cache_limit
-    return load_teachers(teachers, data, weights=setup.weights, batch_size=size, device=setup.device, limit=limit)
+    teacher = load_teachers(teachers, data, weights=setup.weights, batch_size=size, device=setup.device, limit=limit)
+    if setup.control not in ("shuffled_teacher", "random_teacher"):
+        return teacher
+    from kd_cli.experiments.control import control_teacher
+
+    return control_teacher(setup, teacher, data)
 
 
 def _stand_in(setup: Setup, training: Training, networks: Mapping[str, nn.Module], data: Data) -> nn.Module:

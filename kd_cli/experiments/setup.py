@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from kd_cli.config.base import Config, Stage, stage_recipes
+from kd_cli.config.controls import NONE, controlled
 from kd_cli.config.plan import (
     Training,
     check_procedure,
@@ -43,6 +44,7 @@ class Setup:
     Args:
         recorded: the configuration, as the folders of runs keep it.
         stage: of the only training; None: a comparison.
+        control: what has the distillation's place; `none`: the distillation itself.
         seed: of the command; each training has its own.
         device: where everything is trained.
         recipes: how each stage is trained.
@@ -63,6 +65,7 @@ class Setup:
 
     recorded: Config
     stage: Stage | None
+    control: str
     seed: int
     device: torch.device
     recipes: Mapping[Stage, Recipe]
@@ -96,6 +99,7 @@ def make_setup(config: Config, stage: Stage | None) -> Setup:
         ConfigError: unknown component or option, wrong type or range, a device that is not there, or a procedure that
             does not fit the loss.
     """
+    config = config if stage else controlled(config)
     check_dataset(config["dataset"])
     teacher, student = model_options(config, "teacher"), model_options(config, "student")
     for where, options in (("teacher", teacher), ("student", student)):
@@ -111,6 +115,7 @@ def make_setup(config: Config, stage: Stage | None) -> Setup:
     return Setup(
         recorded=config,
         stage=stage,
+        control=config.get("control", NONE),
         seed=config["seed"],
         device=device,
         recipes=stage_recipes(config),

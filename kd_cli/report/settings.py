@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from kd_cli.config.base import STAGE_TRAINER
+from kd_cli.config.controls import NONE
 from kd_cli.report.records import Run, mapping
 from kd_cli.runs.identity import flatten
 
@@ -20,7 +21,7 @@ _RECIPES = ("distill_trainer", "baseline_trainer", "teacher_trainer")  # whose v
 _READS: Mapping[str, Sequence[str]] = {
     "teacher": ("dataset", "teacher", "teacher_trainer"),
     "baseline": ("dataset", "student", "baseline_trainer"),
-    "distilled": ("dataset", "teacher", "student", "loss", *_PROCEDURES, *_ANSWERS, "distill_trainer"),
+    "distilled": ("dataset", "teacher", "student", "loss", "control", *_PROCEDURES, *_ANSWERS, "distill_trainer"),
 }
 # Where data lie, how they are held, how much is evaluated at a time: none of it changes what is learned.
 _WITHOUT_EFFECT = {
@@ -45,7 +46,7 @@ def facts(run: Run, role: str | None = None) -> dict[str, Any]:
     stage = str(run.record.get("stage"))
     reads, renamed = _READS.get(role or stage, ()), {_TRAINER.get(role or stage, ""): _own_trainer(run)}
     sections = {key: run.config.get(renamed.get(key, key)) for key in reads}
-    told = flatten({key: section for key, section in sections.items() if section is not None})
+    told = flatten({key: section for key, section in sections.items() if section not in (None, NONE)})
     known = {key: value for key, value in told.items() if key not in _WITHOUT_EFFECT}
     fingerprint = run.data.get("fingerprint")
     return known | ({"dataset.fingerprint": fingerprint} if fingerprint else {})
