@@ -13,7 +13,7 @@ from kd_cli.launch.options import ConfigDir, Device, Json, WhichEpoch, split_tar
 PANEL = "Results"
 
 # The scores in the table, and their decimals.
-_DIGITS = {"top1": 2, "top5": 2, "nll": 4, "brier": 4, "ece": 2, "mce": 2, "agreement": 2, "kl": 4}
+_DIGITS = {"top1": 2, "top5": 2, "nll": 4, "brier": 4, "ece": 2, "mce": 2, "agreement": 2, "kl": 4, "shared_errors": 2}
 _TEXTS = ("stage", "dataset", "part", "run")
 
 
@@ -62,7 +62,9 @@ def _show_scores(rows: Sequence[Mapping[str, Any]]) -> None:
     names = ("stage", "dataset", "part", "images", *_DIGITS, "epoch", "parameters")
     columns = [name for name in names if any(row.get(name) is not None for row in rows)]
     cells = [[*(_cell(row, name) for name in columns), console.short_path(row["run"])] for row in rows]
-    title = "Evaluation (top1, top5, ece, mce and agreement with the teacher in percent; nll and kl in nats)"
+    title = (
+        "Evaluation (top1, top5, ece, mce, agreement with the teacher and shared_errors in percent; nll and kl in nats)"
+    )
     console.table(title, [*columns, "run"], cells, left=_TEXTS)
 
 

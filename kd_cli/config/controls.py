@@ -43,5 +43,8 @@ def _longer(config: Config) -> dict[str, Any]:
     """The baseline's recipe for its own epochs and the teacher's; the drops of the rate are put off in proportion."""
     own, more = config["baseline_trainer"], config["teacher_trainer"]["epochs"]
     factor = 1 + more / own["epochs"]
-    later = {"step_size": round(factor * own["step_size"]), "milestones": [round(factor * e) for e in own["milestones"]]}
-    return own | later | {"epochs": own["epochs"] + more}
+    later: dict[str, dict[str, Any]] = {
+        "step": {"step_size": round(factor * own["step_size"])},
+        "multistep": {"milestones": [round(factor * epoch) for epoch in own["milestones"]]},
+    }
+    return own | later.get(own["schedule"], {}) | {"epochs": own["epochs"] + more}

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from itertools import islice
 
 import torch
 from torch import Tensor, nn
@@ -82,11 +80,7 @@ def _untrained(setup: Setup, seed: int, data: Data) -> nn.Module:
 
     options = {key: None if key == "pretrained" else value for key, value in setup.teacher.items()}
     network = build_network(options, "teacher", seed, data, setup.device)
-    measure_norms(network, _images(setup, data))
+    size, device = setup.recipes["distilled"].batch_size, setup.device
+    batches = data.train_batches(epoch=1, seed=seed, batch_size=size, device=device, limit=_BATCHES)
+    measure_norms(network, (batch.images for batch in batches))
     return network
-
-
-def _images(setup: Setup, data: Data) -> Iterator[Tensor]:
-    size = min(setup.recipes["distilled"].batch_size, data.size("train"))
-    batches = data.eval_batches("train", batch_size=size, device=setup.device)
-    yield from (batch.images for batch in islice(batches, _BATCHES))

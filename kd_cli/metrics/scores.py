@@ -131,21 +131,26 @@ def per_class(counts: Tensor, class_names: Sequence[str]) -> list[dict[str, Any]
     ]
 
 
-def agreement(student_logits: Tensor, teacher_logits: Tensor) -> dict[str, float]:
-    """How close a student is to its teacher, whatever the labels say.
+def agreement(student_logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> dict[str, float | None]:
+    """How close a student is to its teacher, and whether it is so where the teacher is wrong.
 
     Args:
         student_logits: [N, K], N > 0.
         teacher_logits: [N, K].
+        labels: [N].
 
     Returns:
-        `agreement`, the share of images with the same first choice, and `kl`, the mean of KL(teacher ‖ student) at
-        temperature 1 in nats.
+        `agreement`, the share of images with the same first choice, `kl`, the mean of KL(teacher ‖ student) at
+        temperature 1 in nats, and `shared_errors`: of the images whose first choice by the teacher is wrong the share
+        with the same wrong first choice by the student; None where the teacher has all of them right.
     """
-    same = student_logits.argmax(dim=1) == teacher_logits.argmax(dim=1)
+    said = teacher_logits.argmax(dim=1)
+    same, wrong = student_logits.argmax(dim=1) == said, said != labels
     student, teacher = (logits.double().log_softmax(dim=1) for logits in (student_logits, teacher_logits))
     divergence = F.kl_div(student, teacher, log_target=True, reduction="batchmean")
-    return {"agreement": round(100 * float(same.double().mean()), 2), "kl": round(float(divergence), 6)}
+    shared = round(100 * float(same[wrong].double().mean()), 2) if wrong.any() else None
+    close = {"agreement": round(100 * float(same.double().mean()), 2), "kl": round(float(divergence), 6)}
+    return close | {"shared_errors": shared}
 
 
 def only_answer(logits: Tensor, labels: Tensor, class_names: Sequence[str]) -> str | None:

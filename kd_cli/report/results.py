@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from kd_cli import __version__
-from kd_cli.metrics.significance import PairedGain, exact_share
+from kd_cli.metrics.significance import PairedGain, exact_share, paired_gain
 from kd_cli.report.collect import Collected, collect
 from kd_cli.report.compare import Comparison, acts_as, comparisons, parts_of_comparisons
 from kd_cli.report.groups import ROLES, Group, compared_keys, groups, spread, summary
@@ -20,6 +20,7 @@ from kd_cli.runs.folder import now
 from kd_cli.runs.predictions import FILE
 
 Results = dict[str, Any]
+STUDENTS = ("baseline", "distilled")
 
 
 def results_of(targets: Sequence[Path], command: Sequence[str]) -> Results:
@@ -123,6 +124,7 @@ def _group(group: Group, compared: Sequence[Comparison]) -> dict[str, Any]:
         "confusion": None,
         "per_class_gain": None,
         "agreement": {"baseline": None, "distilled": None},
+        "shared_errors": {"baseline": None, "distilled": None, "gain": None},
     }
 
 
@@ -156,7 +158,7 @@ def add_details(
     for row, run in zip(results["runs"], runs, strict=True):
         row |= judged.get(run.path, {})
         if row["scores"] is not None:
-            row["scores"] |= {"agreement": None, "kl": None} | (agreed.get(run.path) or {})
+            row["scores"] |= {"agreement": None, "kl": None, "shared_errors": None} | (agreed.get(run.path) or {})
     results |= examples(together, judge)
     results["warnings"] += [*judge.warnings, *([too_large] if too_large else [])]
     known = [[row["class"] for row in each["per_class"]] for each in judged.values()]
@@ -165,11 +167,12 @@ def add_details(
 
 
 def _add_group_details(row: dict[str, Any], group: Group, judged: Mapping[Path, dict[str, Any]], judge: Any) -> None:
-    for role in ("baseline", "distilled"):
+    for role in STUDENTS:
         pairs = [(getattr(each, role), each.teacher) for each in group.comparisons]
         found = [agreed["agreement"] for pair in pairs if (agreed := judge.agreement(*pair)) is not None]
         mean = spread(found)
         row["agreement"][role] = mean["mean"] if mean else None
+    row["shared_errors"] = _shared_errors(group, judge)
     folders = [[each.baseline.path, each.distilled.path] for each in group.comparisons if each.baseline is not None]
     both = [[judged[path] for path in pair] for pair in folders if judged.keys() >= {*pair}]
     sizes = {len(each["confusion"]) for pair in both for each in pair}
@@ -178,6 +181,19 @@ def _add_group_details(row: dict[str, Any], group: Group, judged: Mapping[Path, 
     sums = [_sum([pair[place]["confusion"] for pair in both]) for place in (0, 1)]
     row["confusion"] = dict(zip(("baseline", "distilled"), sums, strict=True))
     row["per_class_gain"] = _per_class_gain([[each["per_class"] for each in pair] for pair in both])
+
+
+def _shared_errors(group: Group, judge: Any) -> dict[str, Any]:
+    """Mean shares of the teacher's errors, and the paired difference, over the seeds whose teacher makes some."""
+    pairs = [
+        [(judge.agreement(getattr(each, role), each.teacher) or {}).get("shared_errors") for role in STUDENTS]
+        for each in group.comparisons
+    ]
+    known = [(alone, taught) for alone, taught in pairs if alone is not None and taught is not None]
+    more = [taught - alone for alone, taught in known]
+    means = [round(fmean(each), 4) for each in zip(*known, strict=True)] or [None, None]
+    gain = _gain(paired_gain(more) if len(more) > 1 else more[0] if more else None)
+    return {**dict(zip(STUDENTS, means, strict=True)), "gain": gain}
 
 
 def _sum(matrices: Sequence[Sequence[Sequence[int]]]) -> list[list[int]]:

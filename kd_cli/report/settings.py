@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from kd_cli.config.base import STAGE_TRAINER
@@ -88,6 +89,8 @@ def varying(rows: Sequence[Facts]) -> list[str]:
 
 def value(key: str, row: Facts, typed: Mapping[str, str]) -> Any:
     """What a run has for a key: of the configuration, or the choice of a group as it was typed."""
+    if "control" in row and key in typed:
+        return _number(typed[key])  # the control has put something else in its place
     option = key.removeprefix("trainer.")
     for name in (key, *(f"{recipe}.{option}" for recipe in _RECIPES if key != option)):
         if name in row:
@@ -164,6 +167,14 @@ def brief(value: Any) -> str:
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "null"}[value]
     return f"{value:g}" if isinstance(value, float) and abs(value) < 1e6 else str(value)
+
+
+def _number(text: str) -> Any:
+    """A typed number as the configuration has it; other words as they are."""
+    for kind in (int, float):
+        with suppress(ValueError):
+            return kind(text)
+    return text
 
 
 def _scalar(value: Any) -> Any:
