@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from kd_cli.config.base import OPEN, Config, stage_recipes
-from kd_cli.config.controls import check_control
 from kd_cli.config.plan import check_numbers
 from kd_cli.config.recipe import check_possible, make_recipe
 from kd_cli.data.common import COMMON, Common
@@ -33,7 +32,10 @@ def check_config(config: Config, reference: Config) -> None:
         raise ConfigError(f"seed: {config['seed']} is not possible; it must be a whole number ≥ 0")
     _check_data(config["dataset"])
     check_numbers(config)
-    check_control(config)
+    if config.get("control", "none") != "none":
+        from kd_cli.config.controls import check_control
+
+        check_control(config)
     _check_recipes(config)
 
 

@@ -47,4 +47,5 @@ def _longer(config: Config) -> dict[str, Any]:
         "step": {"step_size": round(factor * own["step_size"])},
         "multistep": {"milestones": [round(factor * epoch) for epoch in own["milestones"]]},
     }
-    return own | later.get(own["schedule"], {}) | {"epochs": own["epochs"] + more}
+    recipe: dict[str, Any] = own | later.get(own["schedule"], {}) | {"epochs": own["epochs"] + more}
+    return recipe

@@ -14,7 +14,6 @@ from kd_cli.models import AS_DATA, VIEW
 from kd_cli.registry import convert
 from kd_cli.seeds import derive_seed
 
-
 TAUGHT = ("shuffled_teacher", "random_teacher", "self_distillation")  # controls that the loss asks as a teacher
 
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from kd_cli.config.base import Config, Stage, stage_recipes
-from kd_cli.config.controls import NONE, controlled
 from kd_cli.config.plan import (
     Training,
     check_procedure,
@@ -99,7 +98,11 @@ def make_setup(config: Config, stage: Stage | None) -> Setup:
         ConfigError: unknown component or option, wrong type or range, a device that is not there, or a procedure that
             does not fit the loss.
     """
-    config = config if stage else controlled(config)
+    control = "none" if stage else config.get("control", "none")
+    if control != "none":
+        from kd_cli.config.controls import controlled
+
+        config = controlled(config)
     check_dataset(config["dataset"])
     teacher, student = model_options(config, "teacher"), model_options(config, "student")
     for where, options in (("teacher", teacher), ("student", student)):
@@ -115,7 +118,7 @@ def make_setup(config: Config, stage: Stage | None) -> Setup:
     return Setup(
         recorded=config,
         stage=stage,
-        control=config.get("control", NONE),
+        control=control,
         seed=config["seed"],
         device=device,
         recipes=stage_recipes(config),

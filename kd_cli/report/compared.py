@@ -51,7 +51,7 @@ class Setting:
     @property
     def is_control(self) -> bool:
         """Whether something else has the distillation's place."""
-        return self.settings.get("control", NONE) != NONE
+        return bool(self.settings.get("control", NONE) != NONE)
 
     def stands_for(self, other: Setting) -> bool:
         """Whether they differ in nothing but the control."""

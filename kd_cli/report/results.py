@@ -191,7 +191,7 @@ def _shared_errors(group: Group, judge: Any) -> dict[str, Any]:
     ]
     known = [(alone, taught) for alone, taught in pairs if alone is not None and taught is not None]
     more = [taught - alone for alone, taught in known]
-    means = [round(fmean(each), 4) for each in zip(*known, strict=True)] or [None, None]
+    means = [round(fmean(each), 4) if each else None for each in zip(*known, strict=True)] if known else [None, None]
     gain = _gain(paired_gain(more) if len(more) > 1 else more[0] if more else None)
     return {**dict(zip(STUDENTS, means, strict=True)), "gain": gain}
 

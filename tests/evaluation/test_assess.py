@@ -22,7 +22,7 @@ from tests.conftest import SMALL
 from tests.support.small import CPU
 
 RUN = (*SMALL, "teacher.hidden=[16]", "trainer.epochs=1", "hydra.run.dir=there")
-SCORES = {"top1", "top5", "nll", "brier", "ece", "mce", "agreement", "kl"}
+SCORES = {"top1", "top5", "nll", "brier", "ece", "mce", "agreement", "kl", "shared_errors"}
 
 
 @pytest.fixture(scope="module")
@@ -49,10 +49,8 @@ def test_several_networks_make_one_table_and_agree_with_the_teacher_of_their_com
     for row in rows:
         logits, labels = said[row["stage"]]
         assert judge(logits, labels).items() <= row.items()
-        known = agreement(logits, said["teacher"][0])
-        assert {key: row[key] for key in known} == (
-            known if row["stage"] != "teacher" else {"agreement": None, "kl": None}
-        )
+        known = agreement(logits, *said["teacher"])
+        assert {key: row[key] for key in known} == (known if row["stage"] != "teacher" else dict.fromkeys(known))
         line = next(line for line in shown.out.splitlines() if line.rstrip().endswith(row["run"]))
         assert f"{row['top1']:.2f}" in line
         assert f"{row['brier']:.4f}" in line
@@ -130,7 +128,7 @@ def test_an_ensemble_of_teachers_is_asked_as_one(kd) -> None:
     (row,) = evaluated(kd, "there/distilled")
     assert len(row["teacher"]) == 2
     logits = [predict(*opened(f"there/{name}"), **TEST)[0] for name in ("distilled", "teacher", "teacher-2")]
-    known = agreement(logits[0], 0.75 * logits[1] + 0.25 * logits[2])
+    known = agreement(logits[0], 0.75 * logits[1] + 0.25 * logits[2], predict(*opened("there/distilled"), **TEST)[1])
     assert row["agreement"] == known["agreement"]
     assert row["kl"] == pytest.approx(known["kl"], abs=1e-5)
 
@@ -149,7 +147,7 @@ def test_corrupted_images_have_all_scores_and_their_means(kd, made: Path) -> Non
     corrupted = data.seen_through(corrupt.corruption("gaussian_noise", 5, 0))
     logits, labels = predict(network, corrupted, "test", batch_size=33, device=CPU)
     teacher, _ = predict(opened(made / "teacher")[0], corrupted, "test", batch_size=33, device=CPU)
-    expected = judge(logits, labels) | agreement(logits, teacher)
+    expected = judge(logits, labels) | agreement(logits, teacher, labels)
     assert expected.items() <= first[1]["corrupted"]["corruptions"]["gaussian_noise"]["severities"][4].items()
     other = evaluated(kd, f"{made}/distilled", "--corruptions", "--seed", "1")[0]["corrupted"]["corruptions"]
     assert other["gaussian_noise"] != first[1]["corrupted"]["corruptions"]["gaussian_noise"]

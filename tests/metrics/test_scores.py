@@ -104,18 +104,29 @@ def test_confusion_and_the_accuracy_of_a_class_count_by_hand(images: int, classe
 
 @pytest.mark.parametrize(("images", "classes"), SHAPES)
 def test_agreement_and_divergence_equal_slow_references(images: int, classes: int) -> None:
-    (student, _), (teacher, _) = drawn(images, classes), drawn(images, classes, seed=1)
+    (student, labels), (teacher, _) = drawn(images, classes), drawn(images, classes, seed=1)
     ours, theirs = softmax(student), softmax(teacher)
-    found = agreement(student, teacher)
+    found = agreement(student, teacher, labels)
     assert found["agreement"] == pytest.approx(100 * np.mean(ours.argmax(axis=1) == theirs.argmax(axis=1)), abs=0.005)
     assert found["kl"] == pytest.approx((theirs * np.log(theirs / ours)).sum(axis=1).mean(), abs=1e-6)
-    assert agreement(teacher, teacher) == {"agreement": 100, "kl": 0}
+    choices = list(zip(ours.argmax(axis=1), theirs.argmax(axis=1), labels.tolist(), strict=True))
+    repeated = [mine == said for mine, said, label in choices if said != label]
+    assert found["shared_errors"] == (pytest.approx(100 * np.mean(repeated), abs=0.005) if repeated else None)
+    itself = agreement(teacher, teacher, labels)
+    assert itself == {"agreement": 100, "kl": 0, "shared_errors": 100 if repeated else None}
+
+
+def test_a_shared_error_is_the_same_wrong_answer_and_not_another_one() -> None:
+    teacher, labels = torch.eye(3)[[0, 1, 2, 0]], torch.tensor([0, 0, 1, 1])  # right, wrong, wrong, wrong
+    student = torch.eye(3)[[0, 1, 0, 1]]  # right, the same, another one, right
+    assert agreement(student, teacher, labels)["shared_errors"] == 33.33
+    assert agreement(student, teacher, teacher.argmax(dim=1))["shared_errors"] is None
 
 
 def test_the_divergence_is_finite_where_a_probability_is_zero_and_is_from_teacher_to_student() -> None:
     certain, even = torch.tensor([[2000.0, 0.0]]), torch.zeros(1, 2)
-    assert agreement(even, certain)["kl"] == pytest.approx(math.log(2), abs=1e-6)
-    assert agreement(certain, even)["kl"] == pytest.approx(1000 - math.log(2), abs=1e-3)
+    assert agreement(even, certain, torch.zeros(1))["kl"] == pytest.approx(math.log(2), abs=1e-6)
+    assert agreement(certain, even, torch.zeros(1))["kl"] == pytest.approx(1000 - math.log(2), abs=1e-3)
 
 
 def test_the_scores_of_a_training_are_among_those_of_an_evaluation() -> None:
