@@ -293,6 +293,8 @@ def test_predictions_are_judged(tmp_path: Path) -> None:
     assert group["confusion"]["distilled"] == [[1, 1, 0], [0, 2, 0], [0, 0, 2]]
     assert [each["gain"] for each in group["per_class_gain"]] == [-50.0, 50.0, 50.0]
     assert group["agreement"] == {"baseline": 100.0, "distilled": 50.0}
+    assert group["shared_errors"].keys() == {"baseline", "distilled", "gain"}
+    assert student["scores"]["shared_errors"] == group["shared_errors"]["distilled"]
     assert student["scores"]["top1"] == pytest.approx(100 * 5 / 6, abs=0.01)
     assert student["scores"]["agreement"] == 50.0
     assert student["confusion"] == group["confusion"]["distilled"]
