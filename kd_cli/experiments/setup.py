@@ -98,11 +98,7 @@ def make_setup(config: Config, stage: Stage | None) -> Setup:
         ConfigError: unknown component or option, wrong type or range, a device that is not there, or a procedure that
             does not fit the loss.
     """
-    control = "none" if stage else config.get("control", "none")
-    if control != "none":
-        from kd_cli.config.controls import controlled
-
-        config = controlled(config)
+    config, control = _controlled(config, stage)
     check_dataset(config["dataset"])
     teacher, student = model_options(config, "teacher"), model_options(config, "student")
     for where, options in (("teacher", teacher), ("student", student)):
@@ -141,6 +137,16 @@ def make_setup(config: Config, stage: Stage | None) -> Setup:
         cache_limit=int(config["teacher_cache_gb"] * 1e9) if config["teacher_cache"] and not is_untouched() else 0,
         kept=Kept(config["teacher_cache_top_k"], config["teacher_cache_dtype"]),
     )
+
+
+def _controlled(config: Config, stage: Stage | None) -> tuple[Config, str]:
+    """What a comparison's control makes of the configuration, and its name."""
+    control = "none" if stage else config.get("control", "none")
+    if control == "none":
+        return config, control
+    from kd_cli.config.controls import controlled
+
+    return controlled(config), control
 
 
 def _given(config: Config, teacher: Mapping[str, Any]) -> list[Known]:

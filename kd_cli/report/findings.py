@@ -12,6 +12,7 @@ from kd_cli.config.controls import NONE
 from kd_cli.config.recipe import score_name
 from kd_cli.metrics.significance import PairedGain
 from kd_cli.report.compared import Setting, difference, settings_of
+from kd_cli.report.settings import label
 from kd_cli.report.tables import gain_sentence
 
 Results = Mapping[str, Any]
@@ -158,7 +159,8 @@ def _controls(settings: Sequence[Setting]) -> list[str]:
         said = [_against(taught, each) for each in settings if each.is_control and each.stands_for(taught)]
         if known := list(filter(None, said)):
             gain = taught.gain()
-            head = f"Beside its controls distillation{f' at {taught.name}' if taught.name else ''}"
+            at = label({key: each for key, each in taught.settings.items() if key != "control"})
+            head = f"Beside its controls distillation{f' at {at}' if at else ''}"
             told.append(f"{head}{f' ({_points(gain)})' if gain else ''} gains {_list(known)}.")
     return told
 

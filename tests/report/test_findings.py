@@ -180,7 +180,7 @@ def test_a_gain_is_held_against_what_its_controls_gain() -> None:
     said = findings(results({f"control={k}": {"baseline": BASE, "distilled": v} for k, v in numbers.items()}))
     assert said[0].startswith("Over 3 seeds distillation helped: +2.00")
     assert said[1] == (
-        "Beside its controls distillation at control=none (+2.00 ± 0.25) gains more than longer (+1.00 ± 0.25; "
+        "Beside its controls distillation (+2.00 ± 0.25) gains more than longer (+1.00 ± 0.25; "
         "difference +1.00 ± 0.25) and no more beyond the noise than random_teacher (+1.97 ± 0.38; difference "
         "+0.03 ± 0.29)."
     )
@@ -189,8 +189,11 @@ def test_a_gain_is_held_against_what_its_controls_gain() -> None:
 
 @pytest.mark.parametrize(
     ("mean", "margin", "verdict", "word"),
-    [(11.0, 4.0, "helped", "it inherits errors"), (-11.0, 4.0, "hurt", "it shares fewer errors")]
-    + [(3.0, 4.0, "did not differ beyond its noise", "neither more nor fewer beyond the noise")],
+    [
+        (11.0, 4.0, "helped", "it inherits errors"),
+        (-11.0, 4.0, "hurt", "it shares fewer errors"),
+        (3.0, 4.0, "did not differ beyond its noise", "neither more nor fewer beyond the noise"),
+    ],
 )
 def test_a_student_that_repeats_its_teachers_mistakes_is_told(
     mean: float, margin: float, verdict: str, word: str
