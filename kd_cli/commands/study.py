@@ -37,6 +37,9 @@ def command(
     overrides: Annotated[
         Words, typer.Argument(metavar="OVERRIDE", help="As of kd run -m: seed=0,1,2,3,4 dataset=…", show_default=False)
     ] = None,
+    controls: Annotated[
+        bool, typer.Option("--controls", help="Also what each setting's controls gain: smoothed labels, more epochs, …")
+    ] = False,
     dry_run: DryRun = False,
     detach: Detach = False,
     config_dir: ConfigDir = None,
@@ -56,9 +59,11 @@ def command(
         raise ConfigError(f"there is no study {name!r}{suggest(name, known)}; kd list studies says what they ask")
     _check_loss(name, overrides or [], config_dir or [])
     from kd_cli.commands.run import JOB
+    from kd_cli.config.controls import CONTROLS, NONE
 
     folders = [word for folder in config_dir or [] for word in ("--config-dir", folder)]
     arguments = ["--multirun", *folders, f"study={name}", *(overrides or [])]
+    arguments += [f"control={','.join((NONE, *CONTROLS))}"] if controls else []
     if dry_run:
         launch("run", arguments, DRY_RUN, present_dry_run, writes=False)
         return

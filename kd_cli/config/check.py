@@ -32,6 +32,10 @@ def check_config(config: Config, reference: Config) -> None:
         raise ConfigError(f"seed: {config['seed']} is not possible; it must be a whole number ≥ 0")
     _check_data(config["dataset"])
     check_numbers(config)
+    if config.get("control", "none") != "none":
+        from kd_cli.config.controls import check_control
+
+        check_control(config)
     _check_recipes(config)
 
 

@@ -14,6 +14,8 @@ from kd_cli.models import AS_DATA, VIEW
 from kd_cli.registry import convert
 from kd_cli.seeds import derive_seed
 
+TAUGHT = ("shuffled_teacher", "random_teacher", "self_distillation")  # controls that the loss asks as a teacher
+
 
 @dataclass(frozen=True)
 class Training:
@@ -58,9 +60,10 @@ def plan(config: Config, *, teacher: str, given: bool) -> list[Training]:
         ConfigError: options of a procedure that do not fit together.
     """
     check_procedure(config, teacher=teacher)
-    teachers = [] if given or teacher != "frozen" else list(_teachers(config))
+    itself = config.get("control") == "self_distillation"
+    teachers = [] if given or itself or teacher != "frozen" else list(_teachers(config))
     between = list(_between(config, tuple(each.name for each in teachers)))
-    last = (between[-1].name,) if between else tuple(each.name for each in teachers)
+    last = (between[-1].name,) if between else ("baseline",) if itself else tuple(each.name for each in teachers)
     student = model_options(config, "student")
     baseline = Training("baseline", "baseline", student, config["seed"])
     return [*teachers, baseline, *between, Training("distilled", "distilled", student, config["seed"], last)]
@@ -73,7 +76,7 @@ def check_procedure(config: Config, *, teacher: str) -> None:
         ConfigError: a number outside its range or options that contradict each other; it says what to type instead.
     """
     check_numbers(config)
-    asked = procedures(config)
+    asked = [*procedures(config), *(["control"] if config.get("control") in TAUGHT else [])]
     if asked and teacher != "frozen":
         name = config["loss"]["name"]
         raise ConfigError(f"{asked[0]} needs a loss that asks a finished teacher, and {name} does not; type loss=kd")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from kd_cli.runs.folder import RunDir
 from kd_cli.seeds import derive_seed, seed_dropout
 from kd_cli.storage.files import file_digest
 from kd_cli.teachers.cache import CachedTeacher, make_entry
-from kd_cli.teachers.load import Teacher
+from kd_cli.teachers.load import Known, Teacher, load_teachers
 from kd_cli.training.task import Distillation
 
 log = logging.getLogger("kd")
@@ -115,6 +115,17 @@ def class_weights(recipe: Recipe, data: Data, device: torch.device) -> torch.Ten
             f"({listed(data.spec.class_names)}); give one for each, or type trainer.class_weights=balanced"
         )
     return weights.to(device, torch.float32)
+
+
+def frozen_teacher(setup: Setup, teachers: Sequence[Known], data: Data) -> Teacher:
+    """The frozen teacher that all of them make together."""
+    size, limit = setup.eval_batch_size, setup.cache_limit
+    teacher = load_teachers(teachers, data, weights=setup.weights, batch_size=size, device=setup.device, limit=limit)
+    if setup.control not in ("shuffled_teacher", "random_teacher"):
+        return teacher
+    from kd_cli.experiments.control import control_teacher
+
+    return control_teacher(setup, teacher, data)
 
 
 def remember_teacher(

@@ -16,8 +16,15 @@ from kd_cli.config.plan import Training
 from kd_cli.config.recipe import Recipe
 from kd_cli.data.base import Data
 from kd_cli.errors import Interrupted, Terminated
-from kd_cli.experiments.build import build_network, build_task, class_weights, note_model, remember_teacher
-from kd_cli.experiments.preflight import Ready, check_unchanged, frozen_teacher, get_ready
+from kd_cli.experiments.build import (
+    build_network,
+    build_task,
+    class_weights,
+    frozen_teacher,
+    note_model,
+    remember_teacher,
+)
+from kd_cli.experiments.preflight import Ready, check_unchanged, get_ready
 from kd_cli.experiments.setup import Setup, make_setup
 from kd_cli.metrics.evaluate import confusion_matrix
 from kd_cli.runs.folder import RunDir

@@ -20,11 +20,11 @@ from kd_cli.config.plan import GIVEN, Training, check_groups
 from kd_cli.config.recipe import Recipe, check_possible
 from kd_cli.data.base import Data, load_dataset
 from kd_cli.errors import ConfigError, DataError, listed
-from kd_cli.experiments.build import build_network, build_peer, build_task, class_weights
+from kd_cli.experiments.build import build_network, build_peer, build_task, class_weights, frozen_teacher
 from kd_cli.experiments.setup import Setup
 from kd_cli.runs.identity import is_complete
 from kd_cli.runs.records import sound_record
-from kd_cli.teachers.load import Known, Teacher, find_teacher, load_teachers
+from kd_cli.teachers.load import Known, Teacher, find_teacher
 from kd_cli.training.fit import check_same_images
 from kd_cli.training.task import Distillation
 from kd_cli.turns import once
@@ -187,12 +187,6 @@ def _check_recipe(recipe: Recipe, data: Data, device: torch.device) -> None:
             "the network of the first one; with trainer.ema_decay=%.3g it is 1 %%",
             *(recipe.ema_decay, f"{updates:,}", 100 * share, 0.01 ** (1 / (updates - 1))),
         )
-
-
-def frozen_teacher(setup: Setup, teachers: Sequence[Known], data: Data) -> Teacher:
-    """The frozen teacher that all of them make together."""
-    size, limit = setup.eval_batch_size, setup.cache_limit
-    return load_teachers(teachers, data, weights=setup.weights, batch_size=size, device=setup.device, limit=limit)
 
 
 def _stand_in(setup: Setup, training: Training, networks: Mapping[str, nn.Module], data: Data) -> nn.Module:

@@ -43,6 +43,7 @@ class Setup:
     Args:
         recorded: the configuration, as the folders of runs keep it.
         stage: of the only training; None: a comparison.
+        control: what has the distillation's place; `none`: the distillation itself.
         seed: of the command; each training has its own.
         device: where everything is trained.
         recipes: how each stage is trained.
@@ -63,6 +64,7 @@ class Setup:
 
     recorded: Config
     stage: Stage | None
+    control: str
     seed: int
     device: torch.device
     recipes: Mapping[Stage, Recipe]
@@ -96,6 +98,7 @@ def make_setup(config: Config, stage: Stage | None) -> Setup:
         ConfigError: unknown component or option, wrong type or range, a device that is not there, or a procedure that
             does not fit the loss.
     """
+    config, control = _controlled(config, stage)
     check_dataset(config["dataset"])
     teacher, student = model_options(config, "teacher"), model_options(config, "student")
     for where, options in (("teacher", teacher), ("student", student)):
@@ -111,6 +114,7 @@ def make_setup(config: Config, stage: Stage | None) -> Setup:
     return Setup(
         recorded=config,
         stage=stage,
+        control=control,
         seed=config["seed"],
         device=device,
         recipes=stage_recipes(config),
@@ -133,6 +137,16 @@ def make_setup(config: Config, stage: Stage | None) -> Setup:
         cache_limit=int(config["teacher_cache_gb"] * 1e9) if config["teacher_cache"] and not is_untouched() else 0,
         kept=Kept(config["teacher_cache_top_k"], config["teacher_cache_dtype"]),
     )
+
+
+def _controlled(config: Config, stage: Stage | None) -> tuple[Config, str]:
+    """What a comparison's control makes of the configuration, and its name."""
+    control = "none" if stage else config.get("control", "none")
+    if control == "none":
+        return config, control
+    from kd_cli.config.controls import controlled
+
+    return controlled(config), control
 
 
 def _given(config: Config, teacher: Mapping[str, Any]) -> list[Known]:

@@ -115,7 +115,8 @@ def _whole(found: Collected, by_weights: Mapping[str, Run]) -> Iterator[Comparis
         distilled = parts.get("distilled")
         if distilled is None or not distilled.done:
             continue
-        teacher = parts.get("teacher") or _taught_by(distilled, by_weights)
+        own = {run.weights: run for run in parts.values() if run.weights}  # the same weights may be another run's, too
+        teacher = parts.get("teacher") or _taught_by(distilled, {**by_weights, **own})
         typed = Run(each.path, each.record).typed
         yield Comparison(
             each.path, True, distilled, parts.get("baseline"), teacher, typed, found.sweep_folder(each.path)

@@ -6,13 +6,14 @@ Every choice is made on validation images; the test images only say what the cho
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from statistics import fmean, stdev
 from typing import Any
 
+from kd_cli.config.controls import NONE
 from kd_cli.config.recipe import score_name
-from kd_cli.metrics.significance import PairedGain, paired_gain
-from kd_cli.report.tables import STAGES, gain_sentence
+from kd_cli.metrics.significance import PairedGain
+from kd_cli.report.compared import Setting, difference, settings_of
+from kd_cli.report.settings import label
+from kd_cli.report.tables import gain_sentence
 
 Results = Mapping[str, Any]
 _VERDICTS = ("helped", "hurt", "did not differ beyond its noise")  # as PairedGain gives them
@@ -21,68 +22,16 @@ _LONG = 300  # characters of settings in one sentence; the table below has them 
 _EPOCHS = ("distill_trainer.epochs", "trainer.epochs")
 
 
-@dataclass(frozen=True)
-class Setting:
-    """What was compared at one setting of the keys that vary, over seeds.
-
-    Args:
-        name: `loss.temperature=4`; empty where nothing varies.
-        settings: the keys and their values.
-        runs: role → seed → the run's row of results.json.
-    """
-
-    name: str
-    settings: Mapping[str, Any]
-    runs: Mapping[str, Mapping[int, Mapping[str, Any]]]
-
-    def values(self, role: str, key: str = "test_top1") -> dict[int, float]:
-        """Seed → a number of the role's run, where there is one."""
-        return {seed: run[key] for seed, run in self.runs[role].items() if run.get(key) is not None}
-
-    def mean(self, role: str, key: str = "test_top1") -> float | None:
-        """Mean over seeds; None where there is no number."""
-        numbers = list(self.values(role, key).values())
-        return fmean(numbers) if numbers else None
-
-    def said(self, role: str, key: str = "test_top1") -> str:
-        """`97.02 ± 0.21 %`: mean and standard deviation; of losses in nats."""
-        numbers, digits, unit = list(self.values(role, key).values()), 2, "%"
-        if key == "val_loss":
-            digits, unit = 4, "nats"
-        spread = f" ± {stdev(numbers):.{digits}f}" if len(numbers) > 1 else ""
-        return f"{fmean(numbers):.{digits}f}{spread} {unit}"
-
-    def gain(self) -> PairedGain | None:
-        """Distilled − baseline, paired by seed; None with fewer than two seeds."""
-        return difference(self.values("distilled"), self.values("baseline"))
-
-
 def findings(results: Results) -> list[str]:
     """The sentences, the most important first; none where nothing was compared."""
     settings = [setting for setting in settings_of(results) if setting.values("distilled")]
     if not settings:
         return _constant(results)
+    taught = [setting for setting in settings if not setting.is_control]
     sayings: Sequence[Callable[[Sequence[Setting]], list[str]]] = (_gains, _choice, _teachers, _overfitting)
-    sentences = [*_constant(results), *(sentence for say in sayings for sentence in say(settings))]
+    sentences = [*_constant(results), *(sentence for say in sayings for sentence in say(taught))]
+    sentences += [*_controls(settings), *_errors(results)]
     return [*sentences, *_costs(settings), *_transfer(results), *_recipes(results), *_caution(settings)]
-
-
-def settings_of(results: Results) -> list[Setting]:
-    """The groups of results.json with the runs behind them."""
-    runs = {run["id"]: run for run in results["runs"]}
-    compared = {each["id"]: each for each in results["comparisons"]}
-    found = []
-    for group in results["groups"]:
-        members = [compared[name] for name in group["comparisons"]]
-        roles = {role: {each["seed"]: runs[each[role]] for each in members if each.get(role)} for role in STAGES}
-        found.append(Setting(group["name"], group["settings"], roles))
-    return found
-
-
-def difference(first: Mapping[int, float], second: Mapping[int, float]) -> PairedGain | None:
-    """first − second, paired by seed; None with fewer than two common seeds."""
-    differences = [value - second[seed] for seed, value in first.items() if seed in second]
-    return paired_gain(differences) if len(differences) > 1 else None
 
 
 def _constant(results: Results) -> list[str]:
@@ -203,6 +152,48 @@ def _overfitting(settings: Sequence[Setting]) -> list[str]:
     return [f"The epoch that validation chose, mean over seeds: {'; '.join(_few(told))}."] if told else []
 
 
+def _controls(settings: Sequence[Setting]) -> list[str]:
+    """What the controls gain, and whether distillation, with all else as it is, gains more."""
+    told = []
+    for taught in (setting for setting in settings if not setting.is_control):
+        said = [_against(taught, each) for each in settings if each.is_control and each.stands_for(taught)]
+        if known := list(filter(None, said)):
+            gain = taught.gain()
+            at = label({key: each for key, each in taught.settings.items() if key != "control"})
+            head = f"Beside its controls distillation{f' at {at}' if at else ''}"
+            told.append(f"{head}{f' ({_points(gain)})' if gain else ''} gains {_list(known)}.")
+    return told
+
+
+def _against(taught: Setting, control: Setting) -> str | None:
+    """`more than longer (+0.12 ± 0.30, difference +0.82 ± 0.60)`."""
+    gain, more = control.gain(), difference(taught.values("distilled"), control.values("distilled"))
+    if gain is None or more is None:
+        return None
+    than = "no more beyond the noise than" if not more.clear else "more than" if more.mean > 0 else "less than"
+    return f"{than} {control.settings['control']} ({_points(gain)}; difference {_points(more)})"
+
+
+def _errors(results: Results) -> list[str]:
+    """Does the student make more of its teacher's mistakes than the baseline, which never met the teacher?"""
+    told = []
+    for group in results["groups"]:
+        gain = group.get("agreement_when_wrong_gain")
+        if gain is None or gain["low"] is None or group["settings"].get("control", NONE) != NONE:
+            continue
+        shared = group["agreement_when_wrong"]
+        at, margin = f" ({group['name']})" if len(results["groups"]) > 1 else "", gain["high"] - gain["mean"]
+        word = "neither more nor fewer beyond the noise"
+        if gain["verdict"] != _VERDICTS[-1]:
+            word = "it inherits errors" if gain["mean"] > 0 else "it shares fewer errors"
+        told.append(
+            f"Of the test images that the teacher gets wrong the student{at} gives the same wrong answer for "
+            f"{shared['distilled']:.2f} %, the baseline for {shared['baseline']:.2f} %: "
+            f"{gain['mean']:+.2f} ± {margin:.2f} points, {word}."
+        )
+    return told if len(told) < 2 else _few(told)
+
+
 def _costs(settings: Sequence[Setting]) -> list[str]:
     """What the student saves, or costs more, where that was measured."""
     first = settings[0]
@@ -228,7 +219,8 @@ def _transfer(results: Results) -> list[str]:
 
 
 def _recipes(results: Results) -> list[str]:
-    keys = sorted({key for each in results["comparisons"] for key in each.get("recipe_differences") or ()})
+    taught = [each for each in results["comparisons"] if (each.get("settings") or {}).get("control", NONE) == NONE]
+    keys = sorted({key for each in taught for key in each.get("recipe_differences") or ()})
     return [f"These gains are not distillation's alone: the baseline's {_list(keys)} differ, too."] if keys else []
 
 

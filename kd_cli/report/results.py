@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from kd_cli import __version__
-from kd_cli.metrics.significance import PairedGain, exact_share
+from kd_cli.metrics.significance import PairedGain, exact_share, paired_gain
 from kd_cli.report.collect import Collected, collect
 from kd_cli.report.compare import Comparison, acts_as, comparisons, parts_of_comparisons
 from kd_cli.report.groups import ROLES, Group, compared_keys, groups, spread, summary
@@ -21,6 +21,7 @@ from kd_cli.runs.folder import now
 from kd_cli.runs.predictions import FILE
 
 Results = dict[str, Any]
+STUDENTS = ("baseline", "distilled")
 
 
 def results_of(targets: Sequence[Path], command: Sequence[str]) -> Results:
@@ -123,7 +124,8 @@ def _group(group: Group, compared: Sequence[Comparison]) -> dict[str, Any]:
         "recovered": share and {key: each and round(each, 2) for key, each in vars(share).items()},
         "confusion": None,
         "per_class_gain": None,
-        **{kind: {"baseline": None, "distilled": None} for kind in KINDS},
+        **{kind: dict.fromkeys(STUDENTS) for kind in KINDS},
+        "agreement_when_wrong_gain": None,
     }
 
 
@@ -167,12 +169,13 @@ def add_details(
 
 
 def _add_group_details(row: dict[str, Any], group: Group, judged: Mapping[Path, dict[str, Any]], judge: Any) -> None:
-    for role in ("baseline", "distilled"):
+    for role in STUDENTS:
         pairs = [(getattr(each, role), each.teacher) for each in group.comparisons]
         found = [agreed for pair in pairs if (agreed := judge.agreement(*pair)) is not None]
         for kind in KINDS:
             mean = spread([agreed[kind] for agreed in found if agreed[kind] is not None])
             row[kind][role] = mean["mean"] if mean else None
+    row["agreement_when_wrong_gain"] = _inherited(group, judge)
     folders = [[each.baseline.path, each.distilled.path] for each in group.comparisons if each.baseline is not None]
     both = [[judged[path] for path in pair] for pair in folders if judged.keys() >= {*pair}]
     sizes = {len(each["confusion"]) for pair in both for each in pair}
@@ -181,6 +184,14 @@ def _add_group_details(row: dict[str, Any], group: Group, judged: Mapping[Path, 
     sums = [_sum([pair[place]["confusion"] for pair in both]) for place in (0, 1)]
     row["confusion"] = dict(zip(("baseline", "distilled"), sums, strict=True))
     row["per_class_gain"] = _per_class_gain([[each["per_class"] for each in pair] for pair in both])
+
+
+def _inherited(group: Group, judge: Any) -> dict[str, Any] | None:
+    """How much more a student agrees with a teacher that is wrong than its baseline: paired, where both are known."""
+    pairs = [[judge.agreement(getattr(each, role), each.teacher) for role in STUDENTS] for each in group.comparisons]
+    known = [[each and each["agreement_when_wrong"] for each in pair] for pair in pairs]
+    more = [taught - alone for alone, taught in known if alone is not None and taught is not None]
+    return _gain(paired_gain(more) if len(more) > 1 else more[0] if more else None)
 
 
 def _sum(matrices: Sequence[Sequence[Sequence[int]]]) -> list[list[int]]:

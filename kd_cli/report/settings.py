@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from kd_cli.config.base import STAGE_TRAINER
+from kd_cli.config.controls import NONE
 from kd_cli.report.records import Run, mapping
 from kd_cli.runs.identity import flatten
 
@@ -20,7 +22,7 @@ _RECIPES = ("distill_trainer", "baseline_trainer", "teacher_trainer")  # whose v
 _READS: Mapping[str, Sequence[str]] = {
     "teacher": ("dataset", "teacher", "teacher_trainer"),
     "baseline": ("dataset", "student", "baseline_trainer"),
-    "distilled": ("dataset", "teacher", "student", "loss", *_PROCEDURES, *_ANSWERS, "distill_trainer"),
+    "distilled": ("dataset", "teacher", "student", "loss", "control", *_PROCEDURES, *_ANSWERS, "distill_trainer"),
 }
 # Where data lie, how they are held, how much is evaluated at a time: none of it changes what is learned.
 _WITHOUT_EFFECT = {
@@ -45,7 +47,7 @@ def facts(run: Run, role: str | None = None) -> dict[str, Any]:
     stage = str(run.record.get("stage"))
     reads, renamed = _READS.get(role or stage, ()), {_TRAINER.get(role or stage, ""): _own_trainer(run)}
     sections = {key: run.config.get(renamed.get(key, key)) for key in reads}
-    told = flatten({key: section for key, section in sections.items() if section is not None})
+    told = flatten({key: section for key, section in sections.items() if section not in (None, NONE)})
     known = {key: value for key, value in told.items() if key not in _WITHOUT_EFFECT}
     fingerprint = run.data.get("fingerprint")
     return known | ({"dataset.fingerprint": fingerprint} if fingerprint else {})
@@ -87,6 +89,8 @@ def varying(rows: Sequence[Facts]) -> list[str]:
 
 def value(key: str, row: Facts, typed: Mapping[str, str]) -> Any:
     """What a run has for a key: of the configuration, or the choice of a group as it was typed."""
+    if "control" in row and key in typed:
+        return _number(typed[key])  # the control has put something else in its place
     option = key.removeprefix("trainer.")
     for name in (key, *(f"{recipe}.{option}" for recipe in _RECIPES if key != option)):
         if name in row:
@@ -163,6 +167,14 @@ def brief(value: Any) -> str:
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "null"}[value]
     return f"{value:g}" if isinstance(value, float) and abs(value) < 1e6 else str(value)
+
+
+def _number(text: str) -> Any:
+    """A typed number as the configuration has it; other words as they are."""
+    for kind in (int, float):
+        with suppress(ValueError):
+            return kind(text)
+    return text
 
 
 def _scalar(value: Any) -> Any:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from kd_cli.config.controls import NONE
 from kd_cli.config.recipe import chosen_by
 from kd_cli.metrics.significance import PairedGain, p_text
 
@@ -54,7 +55,7 @@ def groups_table(results: Mapping[str, Any]) -> Table:
             _gain(group["gain"]),
             None if (group["gain"] or {}).get("p_value") is None else p_text(group["gain"]["p_value"]),
             _recovered(group["recovered"]),
-            group["gain"] and f"distillation {group['gain']['verdict']}",
+            group["gain"] and f"{what_gained(group['settings'])} {group['gain']['verdict']}",
         ]
         for group in results["groups"]
     ]
@@ -118,6 +119,11 @@ def not_done_table(results: Mapping[str, Any]) -> Table:
         for each in results["points_not_done"]
     ]
     return Table("Not finished", columns, rows, columns)
+
+
+def what_gained(settings: Mapping[str, Any]) -> str:
+    """What a group's gain is that of: a run may have a control in the distillation's place."""
+    return "distillation" if settings.get("control", NONE) == NONE else "its control"
 
 
 def mean_text(found: Mapping[str, Any] | None) -> str | None:

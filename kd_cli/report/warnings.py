@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from kd_cli.config.controls import NONE
 from kd_cli.errors import listed
 from kd_cli.metrics.significance import accuracy_error
 from kd_cli.report.collect import teacher_digests
@@ -70,7 +71,7 @@ def _pairs(comparisons: Sequence[Comparison]) -> Iterator[str]:
 def _differing(comparisons: Sequence[Comparison]) -> dict[str, list[Comparison]]:
     found: dict[str, list[Comparison]] = {}
     for each in comparisons:
-        for key in each.recipe_differences:
+        for key in each.recipe_differences if each.settings.get("control", NONE) == NONE else ():
             found.setdefault(key, []).append(each)
     return found
 

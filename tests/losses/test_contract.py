@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -123,12 +124,32 @@ def test_with_weight_zero_ten_steps_are_those_of_the_baseline_bit_for_bit(name: 
 
 
 @every_loss
-def test_every_learned_tensor_has_an_optimizer_and_is_in_the_checkpoint(name: str) -> None:
-    task = distillation(name)
-    trainer = Trainer(Recipe(epochs=1, batch_size=16, limit_train_batches=2), seed=0, device=CPU)
+def test_clipping_counts_the_methods_own_layers_too(name: str) -> None:
+    """A published ranking of methods was inverted by a clipping that left the connectors out: arXiv:2605.31191."""
+    limit, task = 1e-3, distillation(name)
+    recipe = Recipe(epochs=1, batch_size=16, limit_train_batches=1, optimizer="sgd", momentum=0.0, lr=1.0)
+    trainer = Trainer(replace(recipe, clip_grad_norm=limit), seed=0, device=CPU)
+    before = {key: each.detach().clone() for key, each in task.named_parameters() if each.requires_grad}
     list(trainer.epochs(task, make_data()))
-    groups = [group for optimizer in trainer.updater.optimizers for group in optimizer.param_groups]
-    optimized = [id(parameter) for group in groups for parameter in group["params"]]
+    elsewhere = {id(each) for own in task.optimizers() for group in own.param_groups for each in group["params"]}
+    moved = {
+        key: each - before[key] for key, each in task.named_parameters() if key in before and id(each) not in elsewhere
+    }
+    norm = torch.stack([each.detach().norm() for each in moved.values()]).norm()
+    assert 0 < norm <= limit * 1.01
+
+
+@pytest.mark.parametrize(
+    "groups", [{}, {"decay_norm_and_bias": False, "backbone_lr_factor": 0.5}], ids=["one", "several"]
+)
+@every_loss
+def test_every_learned_tensor_has_an_optimizer_and_is_in_the_checkpoint(name: str, groups: dict[str, Any]) -> None:
+    task = distillation(name)
+    recipe = Recipe(epochs=1, batch_size=16, limit_train_batches=2, weight_decay=0.01, **groups)
+    trainer = Trainer(recipe, seed=0, device=CPU)
+    list(trainer.epochs(task, make_data()))
+    made = [group for optimizer in trainer.updater.optimizers for group in optimizer.param_groups]
+    optimized = [id(parameter) for group in made for parameter in group["params"]]
     assert len(set(optimized)) == len(optimized)
     assert set(optimized) == {id(parameter) for parameter in task.parameters() if parameter.requires_grad}
     saved = trainer.state().tensors

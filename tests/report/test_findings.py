@@ -173,3 +173,36 @@ def test_of_many_long_settings_only_their_number_is_told() -> None:
     tops = {"baseline": BASE, "distilled": [91.0, 92.1, 92.9]}
     first, *_ = findings(results(dict.fromkeys(settings, tops)))
     assert first.endswith("distillation helped at 8 of 8 settings.")
+
+
+def test_a_gain_is_held_against_what_its_controls_gain() -> None:
+    numbers = {"none": [92.0, 93.1, 93.9], "longer": [90.9, 92.1, 93.0], "random_teacher": [92.1, 93.0, 93.8]}
+    said = findings(results({f"control={k}": {"baseline": BASE, "distilled": v} for k, v in numbers.items()}))
+    assert said[0].startswith("Over 3 seeds distillation helped: +2.00")
+    assert said[1] == (
+        "Beside its controls distillation (+2.00 ± 0.25) gains more than longer (+1.00 ± 0.25; "
+        "difference +1.00 ± 0.25) and no more beyond the noise than random_teacher (+1.97 ± 0.38; difference "
+        "+0.03 ± 0.29)."
+    )
+    assert not any("control=longer" in each for each in said if "On validation" in each)
+
+
+@pytest.mark.parametrize(
+    ("mean", "margin", "verdict", "word"),
+    [
+        (11.0, 4.0, "helped", "it inherits errors"),
+        (-11.0, 4.0, "hurt", "it shares fewer errors"),
+        (3.0, 4.0, "did not differ beyond its noise", "neither more nor fewer beyond the noise"),
+    ],
+)
+def test_a_student_that_repeats_its_teachers_mistakes_is_told(
+    mean: float, margin: float, verdict: str, word: str
+) -> None:
+    known = results({"loss=kd": {"baseline": BASE, "distilled": [91.0, 92.1, 92.9]}})
+    gain = {"mean": mean, "low": mean - margin, "high": mean + margin, "verdict": verdict}
+    shared = {"baseline": 30.0, "distilled": 30.0 + mean}
+    known["groups"][0] |= {"agreement_when_wrong": shared, "agreement_when_wrong_gain": gain}
+    assert findings(known)[1] == (
+        "Of the test images that the teacher gets wrong the student gives the same wrong answer for "
+        f"{30 + mean:.2f} %, the baseline for 30.00 %: {mean:+.2f} ± 4.00 points, {word}."
+    )

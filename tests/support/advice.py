@@ -10,7 +10,7 @@ from hydra.errors import HydraException
 
 _GROUPS = (
     "hydra|dataset|teacher|student|loss|trainer|[a-z]+_trainer|logger|experiment|study|transfer|seed|device|plugins|"
-    "outputs|teacher_cache|teacher_cache_gb|teacher_cache_top_k|teacher_cache_dtype|ensemble|specialists|assistants|generations"
+    "outputs|teacher_cache|teacher_cache_gb|teacher_cache_top_k|teacher_cache_dtype|ensemble|specialists|assistants|generations|control"
 )
 _KEY = rf"[+~]{{0,2}}(?:{_GROUPS})(?:[@./\[][\w@./\[\]]*)?"
 _OFFERED = re.compile(rf"(?<![\w./'\"({{\[-])(?:'{_KEY}=[^']*'|\"{_KEY}=[^\"]*\"|{_KEY}=(?:'[^']*'|[^\s;'\"])*)")

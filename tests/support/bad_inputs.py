@@ -147,6 +147,7 @@ RANGES = (
     _bad("dataset.noise=nan", "dataset.noise: nan", "must be ≥ 0"),
     _bad("dataset.num_train=5", "dataset.num_train", "type dataset.num_train=100"),
     _bad("ensemble.size=0", "ensemble.size: 0", "whole number ≥ 1"),
+    _bad("control=labelsmoothing", "control", "did you mean 'label_smoothing'"),
     _bad("generations=0", "generations: 0", "whole number ≥ 1"),
     _bad("device=cuda:9", "device: 'cuda:9'", "type device="),
     _bad("student.hidden=[1000000000000000000000]", "student: no machine", "type smaller ones"),

@@ -128,7 +128,8 @@ def test_a_search_minimises_likelihood_where_that_chooses(kd) -> None:
 
 
 def test_the_report_says_by_what_it_chose() -> None:
-    from kd_cli.report.findings import Setting, _choice
+    from kd_cli.report.compared import Setting
+    from kd_cli.report.findings import _choice
 
     def setting(name: str, **scores: float) -> Setting:
         runs = {"distilled": {seed: {"test_top1": 90.0 + seed, **scores} for seed in (0, 1)}}
