@@ -13,6 +13,26 @@ from kd_cli.errors import ConfigError
 if TYPE_CHECKING:
     import torch
 
+    from kd_cli.training.parallel import Ranks
+
+_ranks: Ranks | None = None
+
+
+def ranks() -> Ranks | None:
+    """The processes that train together and of which this is one; None where it trains alone."""
+    return _ranks
+
+
+def shard() -> tuple[int, int]:
+    """Which of how many processes that train together this one is: (0, 1) where it trains alone."""
+    return (0, 1) if _ranks is None else (_ranks.rank, _ranks.world)
+
+
+def train_together(those: Ranks | None) -> None:
+    """Says with whom this process trains."""
+    global _ranks
+    _ranks = those
+
 
 def available_cores() -> int:
     """How many cores this process may use."""
@@ -86,7 +106,7 @@ def pick_device(name: str) -> torch.device:
         from kd_cli.arithmetic import start_cuda
 
         start_cuda()
-    return device
+    return device if _ranks is None else _ranks.device
 
 
 def _find_device(name: str) -> torch.device:

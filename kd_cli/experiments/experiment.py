@@ -51,7 +51,7 @@ def _train_one(config: Config, launch: Launch, stage: Stage) -> Result:
     with _opened(setup, launch) as (run, identity):
         if ready is None or run.result is not None:
             return _already(run)
-        if launch.extends is not None:
+        if launch.extends is not None and not run.follows:
             from kd_cli.experiments.extension import take_over
 
             take_over(launch.extends, run, identity)

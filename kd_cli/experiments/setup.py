@@ -45,6 +45,7 @@ class Setup:
         stage: of the only training; None: a comparison.
         seed: of the command; each training has its own.
         device: where everything is trained.
+        devices: how many processes train it together.
         recipes: how each stage is trained.
         dataset, loss, logger, teacher, student: each component's name and options.
         kind: what the loss asks of a teacher: a `frozen` one, one that is `trained` beside the student, or `none`.
@@ -65,6 +66,7 @@ class Setup:
     stage: Stage | None
     seed: int
     device: torch.device
+    devices: int
     recipes: Mapping[Stage, Recipe]
     dataset: Mapping[str, Any]
     loss: Mapping[str, Any]
@@ -113,6 +115,7 @@ def make_setup(config: Config, stage: Stage | None) -> Setup:
         stage=stage,
         seed=config["seed"],
         device=device,
+        devices=_devices(config),
         recipes=stage_recipes(config),
         dataset=config["dataset"],
         loss=config["loss"],
@@ -133,6 +136,14 @@ def make_setup(config: Config, stage: Stage | None) -> Setup:
         cache_limit=int(config["teacher_cache_gb"] * 1e9) if config["teacher_cache"] and not is_untouched() else 0,
         kept=Kept(config["teacher_cache_top_k"], config["teacher_cache_dtype"]),
     )
+
+
+def _devices(config: Config) -> int:
+    if config["devices"] == 1:
+        return 1
+    from kd_cli.config.devices import count_devices
+
+    return count_devices(config)
 
 
 def _given(config: Config, teacher: Mapping[str, Any]) -> list[Known]:

@@ -221,7 +221,12 @@ def _start(job: str, command: str, arguments: Sequence[str], composed: Any) -> M
 
 
 def _do(job: str, config: Config, launch: Launch, extends: Path | None = None) -> Mapping[str, Any]:
-    record: Mapping[str, Any] = resolve_name(job)(config, replace(launch, extends=extends))
+    launch = replace(launch, extends=extends)
+    if config.get("devices", 1) != 1 and job.startswith("kd_cli.experiments.experiment:"):
+        from kd_cli.launch.train_on import train_on
+
+        return train_on(job, config, launch)
+    record: Mapping[str, Any] = resolve_name(job)(config, launch)
     return record
 
 
@@ -240,6 +245,11 @@ def _prepared(command: str, arguments: Sequence[str], composed: Any, hydra: Any)
         )
     check_config(config, reference(hydra))
     load_plugins(config["plugins"])
+    if config.get("devices", 1) != 1 and hydra.mode == RunMode.MULTIRUN:
+        raise ConfigError(
+            f"devices: {config['devices']} is not possible in a sweep, whose points use the devices beside each other; "
+            "type devices=1, or the points one by one without -m"
+        )
     named = any(override_key(override) == "hydra.run.dir" for override in hydra.overrides.hydra)
     launch = Launch(
         command=command,

@@ -18,7 +18,7 @@ from kd_cli.config.recipe import Recipe, Score, check_possible, chosen_by, score
 from kd_cli.console import Watcher
 from kd_cli.data.base import Data, Part
 from kd_cli.errors import DataError, Terminated
-from kd_cli.machine import own_stream
+from kd_cli.machine import own_stream, ranks
 from kd_cli.metrics.evaluate import predict
 from kd_cli.metrics.scores import accuracy, hits, only_answer
 from kd_cli.models.base import count_parameters
@@ -66,7 +66,7 @@ def fit(
     if recipe.compile:
         task.deployed.compile()
     where = recipe_key(run.record.get("stage"), run.record.get("arguments", ()))
-    state = _resume(run, stage, recipe)
+    state = _agreed(run, stage, recipe)
     records = state.plain["records"] if state else []
     run.log(records)
     computed = arithmetic(recipe.precision, recipe.deterministic, device)
@@ -81,6 +81,9 @@ def fit(
                 records = trainer.records
                 if device.type == "cuda":
                     run.note(cuda_graphs=trainer.not_recorded or recipe.cuda_graphs is not False)
+        if run.follows:
+            run.finish({})
+            return run.result or {}
         with evaluation_memory(recipe, where):
             result = _judge(task, data, run, recipe, device, records, where) | facts
         run.finish(result)
@@ -129,6 +132,18 @@ def best_epoch(records: Sequence[Record], select_by: Score = "top1") -> int:
         return int(records[-1]["epoch"])
     sound = [row for row in records if math.isfinite(row["val_loss"])] or records[:1]
     return int(max(sound, key=lambda row: (score_of(row, select_by), -row["val_loss"], -row["epoch"]))["epoch"])
+
+
+def _agreed(run: RunDir, stage: str, recipe: Recipe) -> TrainState | None:
+    """Where all processes that train together go on."""
+    if (others := ranks()) is None:
+        return _resume(run, stage, recipe)
+    others.wait()
+    state = _resume(run, stage, recipe)
+    places = others.numbers([-1, -1] if state is None else [state.epoch, state.step])
+    if (places != places[0]).any():
+        raise DataError(f"the processes of this training see different checkpoints in {run.path}; it must be shared")
+    return state
 
 
 def _resume(run: RunDir, stage: str, recipe: Recipe) -> TrainState | None:
@@ -184,6 +199,8 @@ def _train(
 
 def save_checkpoint(run: RunDir, trainer: Trainer) -> None:
     """Writes where a training stands into its run's folder."""
+    if run.follows:
+        return
     state = trainer.state()
     tensors = {"model": trainer.deployed.state_dict(), "training": state.tensors}
     records = state.plain["records"]

@@ -1,0 +1,62 @@
+"""`devices=N`: on how many devices, each with a process of its own, a network is trained."""
+
+from __future__ import annotations
+
+from kd_cli.config.base import STAGE_TRAINER, Config
+from kd_cli.errors import ConfigError
+from kd_cli.machine import has_cuda_driver
+
+
+def count_devices(config: Config) -> int:
+    """How many processes a training has.
+
+    Raises:
+        ConfigError: a number that is none, devices that are not there, or something that only one process can do.
+    """
+    asked = config["devices"]
+    if asked == 1:
+        return 1
+    if asked != "auto" and (isinstance(asked, bool) or not isinstance(asked, int) or asked < 1):
+        raise ConfigError(f"devices: {asked!r} is not possible; type devices=N with a number ≥ 1, or devices=auto")
+    there = _accelerators(str(config["device"]))
+    count = asked if isinstance(asked, int) else max(1, there or 0)
+    if there is not None and count > there:
+        raise ConfigError(f"devices: {count} are not on this machine, there are {there}; type devices={there}")
+    if count > 1:
+        _check_possible(config, count)
+    return count
+
+
+def _accelerators(device: str) -> int | None:
+    """CUDA devices that a training can have; None: it runs on the processor, which can have any number of processes."""
+    if device.startswith("cuda:") or device == "mps":
+        return 1
+    if device == "cpu" or not has_cuda_driver():
+        return None
+    import torch
+
+    return torch.cuda.device_count() or None
+
+
+def _check_possible(config: Config, count: int) -> None:
+    """Finds what is not done by several processes."""
+    one = "type devices=1"
+    for where in ("trainer", *STAGE_TRAINER.values()):
+        recipe = config[where]
+        if recipe["batch_size"] < count:
+            raise ConfigError(
+                f"devices: {count} are more than a batch has images ({where}.batch_size={recipe['batch_size']}); type "
+                f"devices={recipe['batch_size']} or fewer"
+            )
+        for key, value, instead in (("compile", True, "false"), ("cuda_graphs", True, "auto")):
+            if recipe[key] is value:
+                raise ConfigError(
+                    f"{where}.{key}: true is not possible with devices={count}; type {where}.{key}={instead}"
+                )
+        if recipe["swa_epochs"] is not None:
+            raise ConfigError(
+                f"{where}.swa_epochs: {recipe['swa_epochs']} is not possible with devices={count}; type "
+                f"{where}.swa_epochs=null, or {one}"
+            )
+    if config["specialists"]["groups"]:
+        raise ConfigError(f"specialists.groups is not possible with devices={count}; {one}")
