@@ -245,11 +245,6 @@ def _prepared(command: str, arguments: Sequence[str], composed: Any, hydra: Any)
         )
     check_config(config, reference(hydra))
     load_plugins(config["plugins"])
-    if config.get("devices", 1) != 1 and hydra.mode == RunMode.MULTIRUN:
-        raise ConfigError(
-            f"devices: {config['devices']} is not possible in a sweep, whose points use the devices beside each other; "
-            "type devices=1, or the points one by one without -m"
-        )
     named = any(override_key(override) == "hydra.run.dir" for override in hydra.overrides.hydra)
     launch = Launch(
         command=command,

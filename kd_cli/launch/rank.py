@@ -16,7 +16,7 @@ from typing import Any
 from kd_cli import console
 from kd_cli.config.base import Launch
 from kd_cli.errors import describe_error
-from kd_cli.machine import keep_freed_memory, pick_device, train_together
+from kd_cli.machine import keep_freed_memory, pick_device, ranks, train_together
 from kd_cli.plugins import load_plugins
 from kd_cli.signals import heeding
 from kd_cli.storage.files import write_json
@@ -50,7 +50,8 @@ def _work(asked: dict[str, Any], folder: Path, rank: int) -> int:
     except (Exception, KeyboardInterrupt) as error:
         problem = describe_error(error)
         said = {"title": problem.title, "text": problem.text, "time": time.time()}
-        if not _lost_another(error):
+        others = ranks()
+        if others is None or not others.lost(error):
             write_json(folder / f"error-{rank}.json", said)
         return problem.exit_code or 1
 
@@ -60,21 +61,14 @@ def _do(asked: dict[str, Any], folder: Path) -> Any:
 
     config, launch = asked["config"], asked["launch"]
     load_plugins(config["plugins"])
-    ranks = Ranks.join(pick_device(config["device"]).type, folder / "go-on")
-    train_together(ranks)
+    those = Ranks.join(pick_device(config["device"]).type, folder / "go-on")
+    train_together(those)
     paths = {key: launch[key] and Path(launch[key]) for key in ("folder", "extends")}
     given = {"arguments": tuple(launch["arguments"]), "given": frozenset(launch["given"])}
     record = resolve_name(asked["job"])(config, Launch(**{**launch, **paths, **given}))
-    ranks.wait()
-    ranks.leave()
+    those.wait()
+    those.leave()
     return record
-
-
-def _lost_another(error: BaseException) -> bool:
-    """Whether this process failed because another one had ended."""
-    kinds = [type(each).__name__ for each in (error, error.__cause__, error.__context__) if each is not None]
-    text = str(error)
-    return any(kind.startswith("Dist") for kind in kinds) or "Connection" in text or "gloo" in text
 
 
 def _end_with_parent(number: int) -> None:

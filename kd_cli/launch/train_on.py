@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 import tempfile
+import threading
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -35,6 +36,11 @@ def train_on(job: str, config: Config, launch: Launch) -> Mapping[str, Any]:
     """
     if is_own(launch.arguments):
         raise ConfigError("devices: a network of the program's own is trained in its process; leave devices out")
+    if launch.trial is not None or threading.current_thread() is not threading.main_thread():
+        raise ConfigError(
+            f"devices: {config['devices']} is not possible in a search, or in points that share a process; type "
+            "devices=1"
+        )
     count = count_devices(config)
     if count == 1:
         alone: Mapping[str, Any] = resolve_name(job)(config, launch)
@@ -57,7 +63,8 @@ def _start(count: int, folder: Path) -> None:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL + 1)  # what it tells is told here
+    for name in [name for name in logging.root.manager.loggerDict if name.startswith("torch.distributed")]:
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)  # what they tell is told here
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", _GRACE_SECONDS)
     if given_threads() is None:
         os.environ["OMP_NUM_THREADS"] = str(max(1, available_cores() // count))

@@ -61,7 +61,7 @@ class Shard:
 
     def together(self, parts: Sequence[Tensor]) -> Tensor:
         """The rows of the global batch [B, …] from those of each rank, filled up to the same number."""
-        rows = torch.stack(list(parts)).unflatten(1, (-1, self.block)).transpose(0, 1)
+        rows: Tensor = torch.stack(list(parts)).unflatten(1, (-1, self.block)).transpose(0, 1)
         return rows.flatten(0, 2)[: self.total]
 
 
@@ -212,6 +212,16 @@ class Ranks:
         count = int(self.numbers([len(data)])[0, 0])
         said = self.numbers(data if self.rank == 0 else [0] * count)[0]
         return bytes(said.to(torch.uint8).tolist()).decode()
+
+    @staticmethod
+    def lost(error: BaseException | None) -> bool:
+        """Whether this, or what it came of, is because another process has ended."""
+        while error is not None:
+            text = str(error)
+            if type(error).__name__.startswith("Dist") or "gloo" in text or "NCCL" in text:
+                return True
+            error = error.__cause__ or error.__context__
+        return False
 
     def say_how_to_go_on(self, line: str) -> None:
         """Keeps what is to be typed, for when a process has ended without a word."""
