@@ -55,6 +55,13 @@ _COPIES = {
 }
 
 
+def is_copy() -> bool:
+    """Whether torchrun or srun has started several copies of kd, and this is one of them."""
+    names = ("WORLD_SIZE", "RANK", "MASTER_ADDR") if "RANK" in os.environ else ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID")
+    found = [os.environ.get(name, "") for name in names]
+    return all(found) and found[0] != "1" and "SLURM_PTY_PORT" not in os.environ
+
+
 def check_single() -> None:
     """Raises a ConfigError in one of several copies of kd: each would train the same, in a folder of its own."""
     for size, rank in _COPIES.items():
@@ -64,7 +71,8 @@ def check_single() -> None:
             raise ConfigError(
                 f"this is one of {count} copies of kd ({size}={count}, {rank}={os.environ[rank]}), and each would "
                 "train the same: kd trains in one process. Type the command without torchrun or mpirun, behind srun "
-                "with --ntasks=1; several GPUs are used by the points of a sweep: kd … -m seed=0,1"
+                "with --ntasks=1; several GPUs are used by the points of a sweep: kd … -m seed=0,1. "
+                f"With devices={count} the copies of torchrun or srun train one network together"
             )
 
 

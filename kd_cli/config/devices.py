@@ -21,7 +21,7 @@ def count_devices(config: Config) -> int:
     if there is not None and count > there:
         raise ConfigError(f"devices: {count} are not on this machine, there are {there}; type devices={there}")
     if count > 1:
-        _check_possible(config, count)
+        check_possible(config, count)
     return count
 
 
@@ -36,8 +36,12 @@ def _accelerators(device: str) -> int | None:
     return torch.cuda.device_count() or None
 
 
-def _check_possible(config: Config, count: int) -> None:
-    """Finds what is not done by several processes."""
+def check_possible(config: Config, count: int) -> None:
+    """Finds what is not done by several processes.
+
+    Raises:
+        ConfigError: what to type instead.
+    """
     one = "type devices=1"
     for where in ("trainer", *STAGE_TRAINER.values()):
         recipe = config[where]

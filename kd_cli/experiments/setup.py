@@ -25,7 +25,7 @@ from kd_cli.config.recipe import Recipe
 from kd_cli.data.base import check_dataset
 from kd_cli.errors import ConfigError
 from kd_cli.losses.base import build_loss
-from kd_cli.machine import pick_device
+from kd_cli.machine import pick_device, ranks
 from kd_cli.models.base import MODELS, check_model
 from kd_cli.storage.cache import is_untouched
 from kd_cli.teachers.load import Known
@@ -139,8 +139,8 @@ def make_setup(config: Config, stage: Stage | None) -> Setup:
 
 
 def _devices(config: Config) -> int:
-    if config["devices"] == 1:
-        return 1
+    if (others := ranks()) is not None or config["devices"] == 1:
+        return 1 if others is None else others.world
     from kd_cli.config.devices import count_devices
 
     return count_devices(config)

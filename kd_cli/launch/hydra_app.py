@@ -24,7 +24,10 @@ from kd_cli.config.overrides import (
     typed_overrides,
 )
 from kd_cli.errors import ConfigError, KDError
+from kd_cli.machine import check_single, is_copy
 from kd_cli.storage.files import without_empty_folders
+
+_TRAINS = "kd_cli.experiments.experiment:"  # the jobs that do
 
 if TYPE_CHECKING:
     from kd_cli.sweeps.points import Points
@@ -54,7 +57,22 @@ def run_once(job: str, command: str, arguments: Sequence[str], extends: Path | N
         Exception: whatever Hydra raises; nothing was printed.
     """
     if "--cfg" in arguments or "--info" in arguments:
+        check_single()
         return _show(command, arguments)
+    alone = partial(_do, job, extends=extends)
+    if job.startswith(_TRAINS) and is_copy() and any(override_key(word) == "devices" for word in arguments):
+        from kd_cli.launch.copies import take_part
+
+        return take_part(
+            job, lambda do: _run(command, arguments, lambda config, asked: do(config, replace(asked, extends=extends)))
+        )
+    check_single()
+    return _run(command, arguments, alone)
+
+
+def _run(
+    command: str, arguments: Sequence[str], do: Callable[[Config, Launch], Mapping[str, Any]]
+) -> Mapping[str, Any]:
     from hydra.core.utils import env_override
 
     _extend_hydra(arguments)
@@ -66,7 +84,7 @@ def run_once(job: str, command: str, arguments: Sequence[str], extends: Path | N
         around.enter_context(env_override(config.hydra.job.env_set))
         if isinstance(asked, Exception):
             raise asked
-        return _do(job, *asked, extends)
+        return do(*asked)
 
 
 def _asked(command: str, arguments: Sequence[str], loader: Any, config: Any) -> tuple[Config, Launch] | Exception:
@@ -120,6 +138,7 @@ def run_sweep(job: str, command: str, arguments: Sequence[str], *, writes: bool 
     from kd_cli.sweeps.points import Points
     from kd_cli.sweeps.summary import Swept
 
+    check_single()
     _extend_hydra(arguments)
     with _explained(arguments):
         sweep, study = _make_sweep(command, arguments)
@@ -151,9 +170,6 @@ def _recorded(folder: Path, points: Points) -> Iterator[None]:
 
 def _extend_hydra(arguments: Sequence[str]) -> None:
     from kd_cli.config.search_path import install_search_path
-    from kd_cli.machine import check_single
-
-    check_single()
 
     install_search_path(option_values(arguments, "--config-dir"))
     _name_folders("sweep", lambda: "point")  # until a sweep is known, which names them
@@ -222,7 +238,7 @@ def _start(job: str, command: str, arguments: Sequence[str], composed: Any) -> M
 
 def _do(job: str, config: Config, launch: Launch, extends: Path | None = None) -> Mapping[str, Any]:
     launch = replace(launch, extends=extends)
-    if config.get("devices", 1) != 1 and job.startswith("kd_cli.experiments.experiment:"):
+    if config.get("devices", 1) != 1 and job.startswith(_TRAINS):
         from kd_cli.launch.train_on import train_on
 
         return train_on(job, config, launch)

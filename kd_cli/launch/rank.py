@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
@@ -59,16 +60,26 @@ def _work(asked: dict[str, Any], folder: Path, rank: int) -> int:
 def _do(asked: dict[str, Any], folder: Path) -> Any:
     from kd_cli.training.parallel import Ranks
 
-    config, launch = asked["config"], asked["launch"]
+    config, launch = asked["config"], read_launch(asked["launch"])
     load_plugins(config["plugins"])
     those = Ranks.join(pick_device(config["device"]).type, folder / "go-on")
     train_together(those)
-    paths = {key: launch[key] and Path(launch[key]) for key in ("folder", "extends")}
-    given = {"arguments": tuple(launch["arguments"]), "given": frozenset(launch["given"])}
-    record = resolve_name(asked["job"])(config, Launch(**{**launch, **paths, **given}))
+    record = resolve_name(asked["job"])(config, launch)
     those.wait()
     those.leave()
     return record
+
+
+def plain_launch(launch: Launch) -> dict[str, Any]:
+    """As JSON has it."""
+    return {key: sorted(value) if isinstance(value, frozenset) else value for key, value in asdict(launch).items()}
+
+
+def read_launch(plain: dict[str, Any]) -> Launch:
+    """What `plain_launch` gave."""
+    paths = {key: plain[key] and Path(plain[key]) for key in ("folder", "extends")}
+    given = {"arguments": tuple(plain["arguments"]), "given": frozenset(plain["given"])}
+    return Launch(**{**plain, **paths, **given})
 
 
 def _end_with_parent(number: int) -> None:

@@ -9,7 +9,6 @@ import sys
 import tempfile
 import threading
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
@@ -19,6 +18,7 @@ from kd_cli.config.base import Config, Launch
 from kd_cli.config.devices import count_devices
 from kd_cli.config.overrides import is_own
 from kd_cli.errors import ConfigError, KDError
+from kd_cli.launch.rank import plain_launch
 from kd_cli.machine import available_cores, given_threads
 
 _GRACE_SECONDS = "10"  # for the first process to save where it stands
@@ -47,15 +47,11 @@ def train_on(job: str, config: Config, launch: Launch) -> Mapping[str, Any]:
         return alone
     with tempfile.TemporaryDirectory(prefix="kd-") as folder:
         place = Path(folder)
-        asked = {"job": job, "config": config, "launch": _plain(launch), "as_json": console.as_json()}
+        asked = {"job": job, "config": config, "launch": plain_launch(launch), "as_json": console.as_json()}
         (place / "asked.json").write_text(json.dumps(asked, default=str))
         _start(count, place)
         result: Mapping[str, Any] = json.loads((place / "result.json").read_text())
         return result
-
-
-def _plain(launch: Launch) -> dict[str, Any]:
-    return {key: sorted(value) if isinstance(value, frozenset) else value for key, value in asdict(launch).items()}
 
 
 def _start(count: int, folder: Path) -> None:

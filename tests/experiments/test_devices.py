@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from kd_cli.launch.copies import first_node
 from kd_cli.runs.checkpoint import Checkpoint
 from kd_cli.runs.metrics import read_metrics
 from kd_cli.runs.records import sound_record
@@ -71,6 +75,57 @@ def test_what_several_devices_cannot_do_is_refused_before_anything_is_written(
     outcome: Outcome = kd("train-baseline", *SMALL, *words, "--dry-run", code=2)
     assert said in outcome.message
     assert not list(Path().rglob("run.json"))
+
+
+def copies(place: dict[str, str], words: tuple[str, ...]) -> list[tuple[int, str]]:
+    """What two copies of `kd` printed, and their exit codes."""
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-m", "kd_cli", *words],
+            env={**os.environ, **{name: value.format(rank=rank) for name, value in place.items()}},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in (1, 0)
+    ]
+    said = [(each.communicate()[0], each.wait()) for each in both]
+    return [(code, text) for text, code in reversed(said)]
+
+
+def free_port() -> str:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return str(taken.getsockname()[1])
+
+
+TORCHRUN = {"RANK": "{rank}", "LOCAL_RANK": "{rank}", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+SRUN = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "{rank}", "SLURM_LOCALID": "{rank}", "SLURM_JOB_ID": "7"}
+
+
+@pytest.mark.parametrize("starter", [TORCHRUN, SRUN], ids=["torchrun", "srun"])
+def test_copies_that_are_there_already_train_one_network(kd: Any, starter: dict[str, str]) -> None:
+    words = ("train-baseline", *QUICK, "devices=auto", "hydra.run.dir=both")
+    (code, said), (other_code, other_said) = copies({**starter, "MASTER_PORT": free_port()}, words)
+    assert (code, other_code, other_said) == (0, 0, ""), said + other_said
+    assert "of the test images" in said
+    kd("train-baseline", *QUICK, "hydra.run.dir=one")
+    check_like(Path("one"), Path("both"))
+
+
+def test_copies_of_another_number_than_typed_all_end_with_one_message() -> None:
+    words = ("train-baseline", *QUICK, "devices=3", "hydra.run.dir=none")
+    (code, said), (other_code, other_said) = copies({**TORCHRUN, "MASTER_PORT": free_port()}, words)
+    assert (code, other_code, other_said) == (2, 2, "")
+    assert "type devices=2" in " ".join(said.split())
+    assert not list(Path().rglob("run.json"))
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"), [("gpu[03-07,12]", "gpu03"), ("login,gpu[1-2]", "login"), ("n-1", "n-1"), ("a[7]", "a7")]
+)
+def test_the_first_of_slurms_nodes_is_where_they_meet(nodes: str, first: str) -> None:
+    assert first_node(nodes) == first
 
 
 @pytest.mark.slow
