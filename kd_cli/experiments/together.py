@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from kd_cli.config.plan import Training
 from kd_cli.config.recipe import Recipe
@@ -49,10 +52,7 @@ def _check_draws(training: Training, network: nn.Module, data: Data) -> None:
     device = next(network.parameters()).device
     image = torch.zeros(2, *data.spec.image_shape, device=device)
     tried = copy.deepcopy(network).train()
-    for module in tried.modules():
-        if type(module) is nn.Dropout:
-            module.p = 0.0
-    with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
+    with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []), _WithoutDropout():
         before = _drawn(device)
         tried(image)
         same = torch.equal(before, _drawn(device))
@@ -62,6 +62,11 @@ def _check_draws(training: Training, network: nn.Module, data: Data) -> None:
             "stochastic depth does), which would not be those of one process; switch that off in the network's "
             "options, or type devices=1"
         )
+
+
+class _WithoutDropout(TorchFunctionMode):
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return args[0] if func is F.dropout else func(*args, **(kwargs or {}))
 
 
 def _drawn(device: torch.device) -> torch.Tensor:

@@ -24,6 +24,7 @@ def opened(ranks: Ranks, own: Callable[[], RunDir]) -> RunDir:
     Raises:
         KDError: as `own`, in the first process; who started all of them ends the others.
     """
+    ranks.wait()  # another one may still be looking whether it can be had
     if ranks.rank == 0:
         run = own()
         ranks.say_how_to_go_on(run.remedy)

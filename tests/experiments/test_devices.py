@@ -131,7 +131,7 @@ def test_the_first_of_slurms_nodes_is_where_they_meet(nodes: str, first: str) ->
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1, "parent"])
 def test_a_killed_process_ends_all_and_the_run_goes_on_on_other_devices(kd: Any, victim: int | str) -> None:
-    words = ("train-baseline", *QUICK, "trainer.epochs=60", "trainer.checkpoint_minutes=0")
+    words = ("train-baseline", *QUICK, "trainer.epochs=20", "trainer.checkpoint_minutes=0")
     with started(*words, "devices=2", "hydra.run.dir=killed") as process:
         wait_for(process, "killed/checkpoints/epoch-0003*")
         os.kill(process.pid if victim == "parent" else ranks_of(process.pid)[int(victim)], signal.SIGKILL)

@@ -8,12 +8,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from kd_cli.config.plan import Training
 from kd_cli.config.recipe import Recipe
+from kd_cli.errors import ConfigError
+from kd_cli.experiments.together import check_together
 from kd_cli.losses.base import LOSSES, build_loss
 from kd_cli.training.task import Distillation, Supervised, Task
 from kd_cli.training.trainer import Trainer
 from tests.support.ranks import on_ranks
-from tests.support.small import CPU, SPEC, SmallNet, loss_options, make_data
+from tests.support.small import CPU, SPEC, SmallNet, loss_options, make_data, make_student
 
 Said = dict[str, Any]
 STEPS = 10
@@ -114,9 +117,35 @@ def test_every_kind_of_update_gives_the_numbers_of_one_process() -> None:
         check_same(alone[name], [said[name] for said in together], 1e-10)
 
 
-def refused() -> str:
-    from kd_cli.errors import ConfigError
+def local() -> Said:
+    return trained(Supervised(network((4, 6, 8), 2, 0, dropout=0.0)), batch_size=18, batch_norm="local")
 
+
+def test_local_batch_normalisation_is_another_training_of_one_network() -> None:
+    alone, (one, other) = local(), on_ranks(2, local)
+    check_same(one, [other], 0.0)
+    assert any((one["state"][name] - value).abs().max() > 1e-6 for name, value in alone["state"].items())
+
+
+class Drops(nn.Module):
+    """Leaves out images at random, as stochastic depth does."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.inner(images * torch.empty(len(images), 1, 1, 1).bernoulli_(0.5))
+
+
+def test_a_network_that_draws_otherwise_than_by_dropout_is_refused() -> None:
+    data, training = make_data(), Training("baseline", "baseline", {"name": "drops"}, 0)
+    check_together(training, make_student(), Recipe(batch_size=32), data, 2)
+    with pytest.raises(ConfigError, match=r"^devices: student=drops draws random numbers otherwise than by dropout"):
+        check_together(training, Drops(make_student()), Recipe(batch_size=32), data, 2)
+
+
+def refused() -> str:
     class Remembers(nn.Module):
         """Keeps the mean of what it was shown, as no function of PyTorch does it."""
 
