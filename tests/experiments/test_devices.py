@@ -17,6 +17,7 @@ from kd_cli.runs.checkpoint import Checkpoint
 from kd_cli.runs.metrics import read_metrics
 from kd_cli.runs.records import sound_record
 from tests.conftest import SMALL, Outcome, started, wait_for
+from tests.support.images import make_photographs
 
 QUICK = (*SMALL, "dataset.augment=crop_flip")
 
@@ -56,6 +57,18 @@ def test_a_comparison_on_two_devices_is_that_of_one(kd: Any) -> None:
         check_like(Path("one") / part, Path("two") / part)
     assert {path.name for path in Path("two").iterdir()} == {path.name for path in Path("one").iterdir()}
     kd("run", *QUICK, "devices=3", "hydra.run.dir=two")  # complete already, on whatever devices
+
+
+@pytest.mark.slow
+def test_streamed_photographs_and_a_teacher_that_is_asked_live_are_shared_too(kd: Any) -> None:
+    make_photographs(Path("tree"), per_class=12)  # 33 for training: the last batch leaves each rank one
+    words = ("run", "dataset=image_folder", "dataset.root=tree", "dataset.in_memory=false", "dataset.image_size=32")
+    words += ("dataset.augment=[random_resized_crop,flip]", "teacher=resnet8", "student=resnet8", "teacher_cache=false")
+    words += ("trainer.epochs=1", "trainer.batch_size=10", "trainer.optimizer=sgd", "dataset.val_fraction=0.1")
+    kd(*words, "hydra.run.dir=one")
+    kd(*words, "devices=3", "hydra.run.dir=three")
+    for part in ("teacher", "baseline", "distilled"):
+        check_like(Path("one") / part, Path("three") / part)
 
 
 @pytest.mark.parametrize(
