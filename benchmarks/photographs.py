@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -234,7 +235,9 @@ def main() -> None:
     parser.add_argument("--here", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.here:
-        print(json.dumps(measure_here(args.here, args.folder)))
+        with redirect_stdout(sys.stderr):  # kd says when it asks the teacher
+            measured = measure_here(args.here, args.folder)
+        print(json.dumps(measured))
         return
     with tempfile.TemporaryDirectory(prefix="kd-photographs-") as scratch:
         folder = args.folder or Path(scratch, "photographs")

@@ -94,6 +94,16 @@ def keep_freed_memory() -> None:
         mallopt(_M_TRIM_THRESHOLD, -1)
 
 
+def return_freed_memory() -> None:
+    """Gives what `keep_freed_memory` has kept back to the system: before a process is forked.
+
+    Until the new process ends, whatever the old one writes to is copied page by page, memory that was free included.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
 def has_cuda_driver() -> bool:
     """Whether there may be a CUDA device; torch, which knows, takes long to import."""
     try:

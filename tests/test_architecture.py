@@ -97,7 +97,15 @@ def test_a_command_imports_no_other_one() -> None:
 def test_opening_a_network_imports_neither_launchers_nor_slurm_nor_optuna(comparison: Path) -> None:
     modules = imported_by("evaluate", str(comparison / "distilled"), "--json")
     assert "kd_cli.saved.network" in modules
-    strange = ("kd_cli.sweeps", "kd_cli.experiments", "kd_cli.launch.hydra_app", "submitit", "optuna", "sqlalchemy")
+    strange = (
+        "kd_cli.sweeps",
+        "kd_cli.experiments",
+        "kd_cli.launch.hydra_app",
+        "submitit",
+        "optuna",
+        "ray",
+        "sqlalchemy",
+    )
     assert not [name for name in modules if name.startswith(strange)]
 
 

@@ -58,7 +58,12 @@ def test_every_line_leads_to_a_deployed_student(kd) -> None:
 
 def test_the_lines_for_imagenet_compose(kd) -> None:
     (line,) = (words for words in typed(IMAGENET) if words[0] == "kd")
-    yaml.safe_load(kd(*(word for word in line[1:] if word != "--dry-run"), "--cfg", "job", "--resolve").out)
+    words = [word for word in line[1:] if word != "--dry-run"]
+    composed = yaml.safe_load(kd(*words, "--cfg", "job", "--resolve").out)
+    assert composed["dataset"]["augment"] == ["random_resized_crop", "flip"]
+    assert (composed["dataset"]["repeats"], composed["dataset"]["views"]) == (4, 100)
+    assert (composed["teacher"]["model"], composed["teacher"]["checkpoint"]) == ("resnet50", "resnet50.pth")
+    assert (composed["teacher_cache_top_k"], composed["teacher_cache_dtype"]) == (50, "float16")
 
 
 def test_its_gigabytes_are_those_of_the_formula() -> None:

@@ -19,7 +19,7 @@ PAGES = [
     METHODS,
     *(
         (ROOT / "docs" / f"{name}.md").read_text()
-        for name in ("studies", "sweeping", "searching", "training", "teacher_cache")
+        for name in ("studies", "sweeping", "scaling", "searching", "training", "teacher_cache")
     ),
 ]
 BLOCKS = re.findall(r"```(?:sh|bash)\n(.*?)```", "".join(PAGES).replace("\\\n", " "), flags=re.DOTALL)
@@ -43,7 +43,7 @@ def test_it_holds_no_gaps() -> None:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_of_the_documents_composes(kd, command: str) -> None:
     """Composed and checked, not run: with --cfg nothing is trained."""
-    flags = ("-m", "--dry-run", "--cfg", "job", "hydra", "-p", "hydra.launcher", "--resolve", "--json")
+    flags = ("-m", "--dry-run", "--cfg", "job", "hydra", "-p", "hydra.launcher", "--resolve", "--json", "--detach")
     words = [word for word in shlex.split(command)[1:] if word not in flags]
     if words[0] == "study":
         words = ["run", f"study={words[1]}", *words[2:]]

@@ -15,7 +15,7 @@ PANEL = "Results"
 
 
 What = Literal["losses", "models", "datasets", "trainers", "experiments", "studies", "transfers", "loggers", "runs"]
-Status = Literal["running", "completed", "failed", "diverged", "pruned", "interrupted"]
+Status = Literal["queued", "running", "completed", "failed", "diverged", "pruned", "interrupted"]
 Stage = Literal["comparison", "teacher", "baseline", "distilled"]
 
 _GROUPS = {
@@ -80,8 +80,11 @@ def _headline(path: Path) -> str:
 
 def _runs(outputs: Path, status: Status | None, stage: Stage | None, limit: int | None) -> None:
     from kd_cli.runs.folder import find_records
+    from kd_cli.sweeps.queue import pending
 
-    found = [_standing(path, record) for path, record in find_records(outputs)]
+    waiting = pending(outputs)
+    found = [_standing(path, record, waiting.pop(path, None)) for path, record in find_records(outputs)]
+    found = [*(_standing(path, {}, word) for path, word in waiting.items()), *found]
     fitting = [run for run in found if status in (None, run["status"]) and stage in (None, run["stage"])]
     rows = [run | _numbers(Path(run["run"])) for run in fitting[:limit]]
     columns = ("run", "status", "stage", "data", "network", "loss", "seed", "test_top1", "val_top1", "started")
@@ -91,15 +94,17 @@ def _runs(outputs: Path, status: Status | None, stage: Stage | None, limit: int 
     console.emit({"runs": rows})
 
 
-def _standing(path: Path, record: Mapping[str, Any]) -> dict[str, Any]:
+def _standing(path: Path, record: Mapping[str, Any], pending: str | None) -> dict[str, Any]:
+    """How a run stands, by its record, or by the queue that has its job."""
     from kd_cli.report.records import mapping
     from kd_cli.runs.folder import status_of
     from kd_cli.runs.records import network_name
 
+    stands = status_of(path, record) if record else "damaged"
     return {
         "run": str(path),
-        "status": status_of(path, record) if record else "damaged",
-        "stage": record.get("stage") or "comparison",
+        "status": pending if pending and stands != "completed" else stands,
+        "stage": record.get("stage") or ("comparison" if record else None),
         "data": mapping(record.get("data")).get("name"),
         "network": network_name(record.get("model")),
         "loss": mapping(record.get("loss")).get("name"),

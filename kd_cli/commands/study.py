@@ -13,7 +13,7 @@ from kd_cli import console
 from kd_cli.config.overrides import override_key
 from kd_cli.errors import ConfigError, KDError, suggest
 from kd_cli.launch.hydra_command import DRY_RUN, launch, present_dry_run
-from kd_cli.launch.options import ConfigDir, DryRun, Json, Words
+from kd_cli.launch.options import ConfigDir, Detach, DryRun, Json, Words
 
 PANEL = "Experiments"
 
@@ -38,6 +38,7 @@ def command(
         Words, typer.Argument(metavar="OVERRIDE", help="As of kd run -m: seed=0,1,2,3,4 dataset=…", show_default=False)
     ] = None,
     dry_run: DryRun = False,
+    detach: Detach = False,
     config_dir: ConfigDir = None,
     json: Json = False,
 ) -> None:
@@ -46,8 +47,8 @@ def command(
     from kd_cli.commands.list import choices
     from kd_cli.launch.hydra_app import run_sweep
     from kd_cli.report.plots.files import check_drawing
-    from kd_cli.sweeps.point import check_points
-    from kd_cli.sweeps.summary import list_unfinished
+    from kd_cli.sweeps.point import PENDING, check_points
+    from kd_cli.sweeps.summary import list_pending, list_unfinished
 
     check_drawing("kd study")  # it ends with a report: nothing is trained in vain
     known = [choice["name"] for choice in choices("study", config_dir or [])]
@@ -61,12 +62,14 @@ def command(
     if dry_run:
         launch("run", arguments, DRY_RUN, present_dry_run, writes=False)
         return
-    points = run_sweep(JOB, "run", arguments).points
-    if any(point["status"] == "completed" for point in points):
+    points = run_sweep(JOB, "run", arguments, detach=detach).points
+    stand = {point["status"] for point in points}
+    if "completed" in stand and not (detach and stand & {*PENDING}):
         _answer(points)
     else:
         console.emit({"points": points})
     list_unfinished(points)
+    list_pending(points)
     check_points(points)
 
 

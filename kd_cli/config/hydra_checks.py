@@ -20,7 +20,7 @@ _MAY: Mapping[str, str] = {
     r"(run|sweep)\..+|(job|verbose|searchpath|env|help|hydra_help|runtime|overrides)(\..+)?": _ANY,
     r"mode": r"None|(RunMode\.)?RUN",
     r"output_subdir": r"(?!\.{1,2}$)[^/]*",
-    r"launcher\._target_": rf"{_OURS}(Process|Submitit)Launcher|{_CORE}basic_launcher\.BasicLauncher",
+    r"launcher\._target_": rf"{_OURS}(Process|Submitit|Ray)Launcher|{_CORE}basic_launcher\.BasicLauncher",
     r"sweeper\._target_": rf"{_OURS}OptunaSweeper|{_CORE}basic_sweeper\.BasicSweeper",
     r"launcher\.(setup|additional_parameters)": r"None",
     r"launcher\.(?!setup|additional_parameters)((?!_target_)[ -~])+": r"[^\x00-\x1f\x7f]*",

@@ -11,6 +11,7 @@ from kd_cli.errors import DataError, listed
 
 _LONGEST = 200  # characters of a class's name
 _DIGITS = 9
+_NONE = "-1"  # what data sets write of images without a class
 
 
 class Labels:
@@ -29,7 +30,7 @@ class Labels:
 
     def number(self, text: str) -> int:
         """Raises ValueError: it is no class's name or number."""
-        if not text or len(text) > _LONGEST or not text.isprintable():
+        if text in ("", _NONE) or len(text) > _LONGEST or not text.isprintable():
             raise ValueError(f"{text[:50]!r} is no class")
         text = str(int(text)) if _is_number(text) else text
         return self._numbers.setdefault(text, len(self._numbers))

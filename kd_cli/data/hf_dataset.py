@@ -233,7 +233,8 @@ def _numbers(where: str, part: Part, column: Any, texts: Labels, names: Sequence
         encoded = column.combine_chunks().dictionary_encode()
         values = encoded.dictionary.to_pylist()
         if encoded.null_count or -1 in values:
-            raise DataError(f"{where} has images without a class; leave them out, or type dataset.{part}_split=NAME")
+            other = offer(f"dataset.{part}_split", "NAME")
+            raise DataError(f"{where} has images without a class; leave them out, or type {other}")
         if outside := [value for value in values if names and value not in range(len(names))]:
             raise DataError(f"{where} has class {outside[0]}, of which 0 … {len(names or ()) - 1} have a name; mend it")
         if not all(isinstance(value, int | str) and not isinstance(value, bool) for value in values):

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from kd_cli.data.common import InMemory
 from kd_cli.errors import DataError
-from kd_cli.machine import available_cores
+from kd_cli.machine import available_cores, return_freed_memory
 from kd_cli.storage.tensors import digest_tensor
 
 if TYPE_CHECKING:
@@ -254,6 +254,8 @@ def each_chunk(reader: Reader, workers: int, chunk: int = _CHUNK) -> Iterator[_R
 
 def _stream(reader: Reader, sizes: Sequence[int], workers: int, *, pin: bool) -> Iterator[_Read]:
     """Reads batches of these sizes in worker processes, never more of them than processors; in order."""
+    if workers:
+        return_freed_memory()
     loader: DataLoader[Any] = DataLoader(
         cast(Any, reader),
         batch_sampler=cast(Any, _Ranges(sizes)),

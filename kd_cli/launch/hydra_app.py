@@ -123,12 +123,13 @@ def _show(command: str, arguments: Sequence[str]) -> Mapping[str, Any]:
     return {}
 
 
-def run_sweep(job: str, command: str, arguments: Sequence[str], *, writes: bool = True) -> Swept:
+def run_sweep(job: str, command: str, arguments: Sequence[str], *, writes: bool = True, detach: bool = False) -> Swept:
     """Does a job for every point of a sweep; what goes wrong in one is in its record.
 
     Args:
         job, command, arguments: as of `run_once`.
         writes: whether the job does; if not, the sweep leaves nothing, and its points run here.
+        detach: submit the points, and do not wait for them.
 
     Raises:
         KDError: the sweep cannot be begun.
@@ -143,7 +144,7 @@ def run_sweep(job: str, command: str, arguments: Sequence[str], *, writes: bool 
     with _explained(arguments):
         sweep, study = _make_sweep(command, arguments)
     here, alone = partial(_start, job, command, sweep.asked), partial(run_once, job, command)
-    points = Points(sweep, study, command, sweep.asked, here, alone, writes=writes)
+    points = Points(sweep, study, command, sweep.asked, here, alone, writes=writes, detach=detach)
     _name_folders(sweep.name, lambda _root_: sweep.folder(_root_.hydra.overrides.task))
     words = [*sweep.arguments, "hydra.mode=MULTIRUN"]
     with _explained(words), composed(command, words, sweeps=True) as (loader, config):

@@ -11,7 +11,7 @@ import typer
 
 from kd_cli import console
 from kd_cli.errors import ConfigError
-from kd_cli.launch.options import HYDRA, ConfigDir, DryRun, Json
+from kd_cli.launch.options import HYDRA, ConfigDir, Detach, DryRun, Json
 
 if TYPE_CHECKING:
     from kd_cli.sweeps.summary import Swept
@@ -105,9 +105,12 @@ def hydra_command(
         config_dir: ConfigDir = None,
         config_name: ConfigName = None,
         dry_run: DryRun = not trains,
+        detach: Detach = False,
         json: Json = False,
     ) -> None:
         console.setup(as_json=json)
+        if detach and not multirun:
+            raise ConfigError("--detach submits the points of a sweep: type -m, too")
         if (cfg or info) and (json or multirun or (dry_run and trains)):
             raise ConfigError(
                 "--cfg and --info show one configuration as yaml: leave --json, --multirun and --dry-run out"
@@ -121,7 +124,7 @@ def hydra_command(
         for folder in config_dir or []:
             arguments += ["--config-dir", folder]
         chosen = (DRY_RUN, present_dry_run) if dry_run and trains else (job, present)
-        launch(name, [*arguments, *(overrides or [])], *chosen, writes=not dry_run)
+        launch(name, [*arguments, *(overrides or [])], *chosen, writes=not dry_run, detach=detach)
 
     command.__doc__ = doc
     return command
@@ -135,11 +138,13 @@ def launch(
     *,
     writes: bool = True,
     extends: Path | None = None,
+    detach: bool = False,
 ) -> None:
     """Runs a training command and shows what came of it.
 
     Args:
         writes: whether the job does.
+        detach: submit the points of a sweep, and do not wait for them.
         extends: the finished run that goes on with more epochs.
 
     Raises:
@@ -148,7 +153,7 @@ def launch(
     from kd_cli.launch.hydra_app import is_sweep, run_once, run_sweep
 
     if is_sweep(arguments):
-        _present_sweep(run_sweep(job, name, arguments, writes=writes))
+        _present_sweep(run_sweep(job, name, arguments, writes=writes, detach=detach))
     elif result := run_once(job, name, arguments, extends):
         present(result)
         console.emit(result)
@@ -160,6 +165,7 @@ def _present_sweep(swept: Swept) -> None:
     summary.summarize(swept.points)
     summary.present_search(swept.found)
     summary.list_unfinished(swept.points)
+    summary.list_pending(swept.points)
     console.emit({"points": swept.points} | ({"optuna_results": swept.found} if swept.found else {}))
     point.check_points(swept.points)
 

@@ -25,6 +25,14 @@ DryRun = Annotated[
         "--dry-run", help="Look for all that can go wrong, say what would be trained, and stop; no run is written."
     ),
 ]
+Detach = Annotated[
+    bool,
+    typer.Option(
+        "--detach",
+        help="Of a sweep by submitit: submit what is not done, say what is known, and do not wait for it.",
+        rich_help_panel=HYDRA,
+    ),
+]
 ConfigDir = Annotated[
     Words,
     typer.Option(

@@ -1,11 +1,14 @@
 """A sweep's folder: what was asked, what came of each point, and the trainings that its points share.
 
-sweep.json  the command, the keys that vary, the study, every start; each point with its status, log and rerun line
+sweep.json  the command, the keys that vary, the study, every start; each point with its status, log and rerun line;
+            the jobs of points that were submitted and not heard of since
 parts/      teachers and baselines, each trained once for all points that have it
 """
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Mapping, Sequence
 from os.path import relpath
 from pathlib import Path
@@ -16,12 +19,13 @@ from kd_cli.errors import ConfigError, DataError
 from kd_cli.runs.folder import now
 from kd_cli.runs.provenance import rerun_line
 from kd_cli.runs.records import Fits, check_kinds, is_texts
-from kd_cli.storage.files import guard_disk, read_record, write_json
+from kd_cli.storage.files import guard_disk, read_json, read_record, write_json
 from kd_cli.storage.locks import Lock, holder, take
 
 _RECORD, _PARTS = "sweep.json", "parts"
 _KEPT = ("point", "folder", "status", "error", "exit_code", "log", "rerun")  # of a point; its result is in its folder
 
+_JOB = re.compile(r"slurm \d+(_\d+)?|local \d{1,9} \S+")
 _OF_A_START = ("arguments", "git_commit", "git_diff_sha256", "packages")
 
 
@@ -30,9 +34,18 @@ def _is_points(value: Any) -> bool:
     return all(isinstance(point, dict) and isinstance(point.get("folder"), str) for point in points)
 
 
+def _is_jobs(value: Any) -> bool:
+    jobs = value if isinstance(value, dict) else {"": None}
+    return all(
+        isinstance(job, str) and _JOB.fullmatch(job) and not {"..", "/"} & {*Path(name).parts}
+        for name, job in jobs.items()
+    )
+
+
 _KINDS: Mapping[str, Fits] = {
     "keys": is_texts,
     "points": _is_points,
+    "jobs": _is_jobs,
     "starts": lambda value: isinstance(value, list),
 }
 
@@ -68,7 +81,19 @@ class SweepDir:
             "ended": None,
             "starts": [*before.get("starts", []), start],
             "points": before.get("points", []),
+            "jobs": before.get("jobs", {}),
         }
+        self._write()
+
+    @property
+    def jobs(self) -> Mapping[str, str]:
+        """The folder's name of each point that was submitted and not heard of since → its job."""
+        jobs: dict[str, str] = self._record["jobs"]
+        return jobs
+
+    def submitted(self, jobs: Mapping[str, str]) -> None:
+        """Records jobs, so that they are found again however this process ends."""
+        self._record["jobs"] = {**self.jobs, **jobs}
         self._write()
 
     def close(self, points: Sequence[Mapping[str, Any]]) -> None:
@@ -76,7 +101,9 @@ class SweepDir:
         kept = [{key: point[key] for key in _KEPT if key in point} for point in points]
         new = {name: {**point, "folder": name} for point in kept for name in [relpath(point["folder"], self.path)]}
         old = {point["folder"]: point for point in self._record["points"]}
-        self._record |= {"ended": now(), "points": [*(old | new).values()]}
+        told = {name for name, point in new.items() if point["status"] not in ("queued", "running")}
+        jobs = {name: job for name, job in self.jobs.items() if name not in told}
+        self._record |= {"ended": now(), "points": [*(old | new).values()], "jobs": jobs}
         self._write()
         self._lock.close()
 
@@ -99,6 +126,17 @@ def read_sweep(path: Path) -> dict[str, Any]:
     record = read_record(path / _RECORD, remedy) or {}
     check_kinds(record, _KINDS, path / _RECORD)
     return record
+
+
+def find_jobs(root: Path) -> dict[Path, str]:
+    """The folder of every point below `root` that was submitted and not heard of since → its job."""
+    found: dict[Path, str] = {}
+    for folder, below, files in os.walk(root):
+        jobs = (read_json(Path(folder, _RECORD)) or {}).get("jobs", {}) if _RECORD in files else {}
+        if _is_jobs(jobs):  # a damaged record stops no table
+            found |= {Path(folder, name): job for name, job in jobs.items()}
+        below[:] = [] if "run.json" in files else below
+    return found
 
 
 def shared_folder(point: Path) -> Path | None:

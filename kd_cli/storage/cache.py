@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kd_cli.errors import DataError
-from kd_cli.storage.files import guard_disk, open_regular, read_text, remove_unfinished, sync, write_text
+from kd_cli.storage.files import guard_disk, open_regular, read_text, remove_unfinished, sync, unfinished, write_text
 from kd_cli.storage.tensors import read_sealed, sealed
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def write_cached(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, 
 
     Where that is not possible there is a notice, and next time the tensors are made again.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = unfinished(path)
     try:
         with guard_disk(path, sum(tensor.nbytes for tensor in tensors.values())):
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -8,6 +8,7 @@ import io
 import json
 import os
 import re
+import secrets
 import shutil
 import stat
 import time
@@ -138,7 +139,7 @@ def write_bytes(path: Path, content: bytes) -> None:
     Raises:
         DiskError: the disk is full or cannot be written; nothing is left behind.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = unfinished(path)
     with guard_disk(path, len(content)):
         try:
             temporary.write_bytes(content)
@@ -157,8 +158,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
     Raises:
         OSError: the disk is full or cannot be written; nothing is left behind.
     """
-    temporary, old = (path.with_name(f".{path.name}.{os.getpid()}.{kind}") for kind in ("tmp", "old"))
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary, old = unfinished(path), unfinished(path).with_suffix(".old")
     try:
         temporary.mkdir()
         yield temporary
@@ -230,6 +230,11 @@ def _remedy(error: OSError) -> str:
     if error.errno in _GONE:
         return "Bring the folder back"
     return "Make it writable" if error.errno in _LOCKED else "Make room"
+
+
+def unfinished(path: Path) -> Path:
+    """A name beside a file or folder until it is whole, which no thread, process or machine gives another time."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
 
 
 def remove_unfinished(folder: Path, older_than: float = 0) -> None:

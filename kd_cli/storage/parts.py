@@ -106,25 +106,24 @@ def writing(shards: Shards, number: int, *, wait: bool) -> Iterator[Part | None]
         DiskError: it cannot be written; nothing of it is left.
     """
     path = part_of(shards, number)
+    with guard_disk(path, shards.size(number)):
+        shards.describe()
+        file = _opened(path)
     try:
+        if not _taken(file, wait) or not _is_file(path, file):
+            yield None
+            return
         with guard_disk(path, shards.size(number)):
-            shards.describe()
-            file = _opened(path)
-        try:
-            if not _taken(file, wait) or not _is_file(path, file):
-                yield None
-                return
-            with guard_disk(path, shards.size(number)):
-                part = Part(shards, number, file)
-            with part:
-                yield part
-        finally:
-            _close(file)
-    except DiskError:
+            part = Part(shards, number, file)
+        with part:
+            yield part
+    except DiskError:  # of its own part: another process' is none of its business
         for each in (path, path.with_suffix(".sums")):
             with suppress(OSError):
                 each.unlink(missing_ok=True)
         raise
+    finally:
+        _close(file)
 
 
 def _opened(path: Path) -> BinaryIO:

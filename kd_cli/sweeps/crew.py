@@ -123,7 +123,7 @@ class _Child:
     """
 
     def __init__(self, tasks: Sequence[Task], share: Share, slot: int) -> None:
-        self.tasks, self.slot = tasks, slot
+        self.tasks, self.slot, self.fewer = tasks, slot, share.fewer
         self.started: dict[int, float] = {}
         self.left = list(range(len(tasks)))
         self._complete: set[int] = set()  # before they were started
@@ -188,7 +188,7 @@ def show_point(name: str, work: Work, point: Point, *, already: bool, took: str 
 def _obituary(child: _Child) -> str:
     code = child.process.exitcode
     if code == -signal.SIGKILL:
-        return "its process was killed (signal 9: perhaps out of memory); fewer at once: hydra.launcher.n_jobs=1"
+        return f"its process was killed (signal 9: perhaps out of memory); fewer at once: {child.fewer}"
     if code is not None and code < 0:
         return f"its process crashed (signal {-code}: {signal.strsignal(-code)}); the log may say where"
     return f"its process ended without a result (exit code {code}); the log may say why"

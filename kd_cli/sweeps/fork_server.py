@@ -16,9 +16,11 @@ from types import FrameType, ModuleType
 from typing import Any
 
 # All that training needs.
-_PRELOAD = ["kd_cli.cli", "kd_cli.launch.hydra_app", "kd_cli.experiments.check", "hydra"]
+_PRELOAD = ["kd_cli.cli", "kd_cli.launch.hydra_app", "kd_cli.experiments.check", "hydra", "kd_cli.sweeps.warm"]
 
 STOP = {signal.SIGINT, signal.SIGTERM}  # blocked in every process of the server, until it can deal with them
+# Some clusters tell every process of a job that its time is over; one of them has to know, and the others would die.
+_WARN = {signal.SIGUSR1, signal.SIGUSR2}
 
 
 def fork(target: Callable[..., None], *arguments: Any) -> tuple[ForkServerProcess, Connection]:
@@ -46,12 +48,13 @@ def start_server() -> None:
 @contextmanager
 def _server_surroundings() -> Iterator[None]:
     """For the server's start: signals are blocked, numpy makes no threads that a fork would lose, imports are ours."""
-    resource_tracker.ensure_running()  # it would unblock the signals
     environment = dict(os.environ)
     os.environ.update(OMP_NUM_THREADS="1", PYTHONPATH=os.pathsep.join(str(Path(path).absolute()) for path in sys.path))
     try:
-        with stop_blocked():
-            yield
+        with _blocked(_WARN):
+            resource_tracker.ensure_running()  # it would unblock the others
+            with stop_blocked():
+                yield
     finally:
         os.environ.clear()
         os.environ.update(environment)
@@ -60,7 +63,13 @@ def _server_surroundings() -> Iterator[None]:
 @contextmanager
 def stop_blocked() -> Iterator[None]:
     """Blocks Ctrl-C and SIGTERM here, and for good in every process that is started meanwhile."""
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP)
+    with _blocked(STOP):
+        yield
+
+
+@contextmanager
+def _blocked(signals: set[signal.Signals]) -> Iterator[None]:
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:
         yield
     finally:

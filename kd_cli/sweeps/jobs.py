@@ -11,22 +11,26 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from os.path import relpath
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from kd_cli import console
-from kd_cli.errors import KDError, offer
+from kd_cli.errors import ConfigError, KDError, offer
 from kd_cli.machine import available_cores, given_threads
+from kd_cli.runs.records import sound_result
 from kd_cli.storage.files import read_json
 from kd_cli.sweeps.crew import show_point
 from kd_cli.sweeps.fork_server import STOP, heeding
-from kd_cli.sweeps.point import KEPT, Point, failed, not_started, point_names
+from kd_cli.sweeps.point import KEPT, Point, failed, not_started, outcome_file, point_names, record_point
 from kd_cli.sweeps.processes import run_points
+from kd_cli.sweeps.queue import elsewhere
 from kd_cli.sweeps.share import Share
 from kd_cli.sweeps.worker import Work
 
 if TYPE_CHECKING:
+    from kd_cli.runs.sweep_folder import SweepDir
     from kd_cli.sweeps.submitit import Submitit
 
 
@@ -45,11 +49,16 @@ class Job:
     lease: Path | None
     minutes: int
 
-    def __call__(self) -> Point:
+    def __call__(self) -> None:
+        from submitit import JobEnvironment
+
+        record_point(self._point(), outcome_file(JobEnvironment().paths))
+
+    def _point(self) -> Point:
         if self._unwanted():
             return not_started(self.work.label)
         with _warned() as warnings:
-            point = self._run(lambda: bool(warnings) or self._unwanted())
+            point = self._run(lambda: bool(warnings) or self._unwanted() or bool(signal.sigpending() & STOP))
         if point["status"] != "interrupted" or not warnings:
             return point
         try:
@@ -59,9 +68,9 @@ class Job:
         return point
 
     def _run(self, unwanted: Callable[[], bool]) -> Point:
-        if self.lease is not None:
-            for number in STOP:  # a terminal's Ctrl-C reaches this process, too; the sweep decides
-                signal.signal(number, signal.SIG_IGN)
+        for number in STOP if self.lease else ():  # a terminal's Ctrl-C reaches this process, too; the sweep decides
+            signal.signal(number, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP)  # a cluster asks twice, and not because it is impatient
         share = Share(1, self.threads or given_threads() or available_cores())
         work = replace(self.work, environment=dict(os.environ))  # of this machine
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):  # the sweep says what there is to say
@@ -113,28 +122,33 @@ def _warned() -> Iterator[list[Callable[[], object]]]:
             signal.signal(number, handler)
 
 
-def run_jobs(submitit: Submitit, works: Sequence[Work], first: int = 0) -> list[Point]:
-    """Has submitit run points, on this machine or elsewhere.
+def run_jobs(
+    submitit: Submitit, folder: SweepDir, works: Sequence[Work], first: int = 0, *, detach: bool = False
+) -> list[Point]:
+    """Has submitit run points, on this machine or elsewhere; of those that it has already it only says what came.
 
-    Ctrl-C and SIGTERM end those on this machine; those on a cluster go on, and only the waiting ends.
+    Ctrl-C and SIGTERM end jobs on this machine, unless they were detached; of others only the waiting ends.
 
     Args:
         first: how many points earlier batches of the sweep had.
+        detach: submit, say what is known by now, and leave.
 
     Returns:
         What came of each, in the order of `works`.
     """
+    had, lasting = _submitted_before(submitit, folder, works), detach or not submitit.local
+    # What is complete needs no job. Who waits has each looked at again: its configuration may be another one by now.
+    done = {number for number, work in enumerate(works) if detach and sound_result(work.folder) is not None}
+    new = [number for number in range(len(works)) if number not in {*had, *done}]
     at_once, threads = submitit.divide(len(works))
-    of_each = "" if threads is None else ", 1 thread each" if threads == 1 else f", {threads} threads each"
-    logs = f"{console.short_path(works[0].folder.parent)}/*/{works[0].log.name}"
-    count = "1 point" if len(works) == 1 else f"{len(works)} points"
-    console.say(f"{count} by {submitit.name}, {at_once} at a time{of_each}; what they say is in {logs}")
-    outcomes = _Outcomes(works, first, submitit.local)
+    console.say(_division(submitit.name, works, len(had), at_once, threads))
+    outcomes = _Outcomes(works, first, set(had), leased=not (lasting or had))
     with _lease() as lease, outcomes.heeding(lease):
-        wanted = Path(lease.name) if submitit.local else None
-        jobs = [Job(work, threads, wanted, submitit.minutes) for work in works]
+        jobs = [Job(works[number], threads, None if lasting else Path(lease.name), submitit.minutes) for number in new]
         try:
-            for number, point in submitit.run(jobs):
+            names = submitit.submit(jobs, partial(outcomes.note, folder, new), lasting=lasting)
+            handed = had | dict(zip(new, names, strict=True))
+            for number, point in submitit.outcomes(works, handed, wait=not detach):
                 outcomes.receive(number, point)
         except (_NotWaited, KeyboardInterrupt):
             pass
@@ -144,6 +158,24 @@ def run_jobs(submitit: Submitit, works: Sequence[Work], first: int = 0) -> list[
     if outcomes.stopped:
         console.notice("the same command goes on with what is not done")
     return [outcomes.points.get(number) or outcomes.missing(number) for number in range(len(works))]
+
+
+def _division(launcher: str, works: Sequence[Work], had: int, at_once: int, threads: int | None) -> str:
+    of_each = "" if threads is None else ", 1 thread each" if threads == 1 else f", {threads} threads each"
+    count = "1 point" if len(works) == 1 else f"{len(works)} points"
+    before = f", {had} of them submitted before" if had else ""
+    logs = f"{console.short_path(works[0].folder.parent)}/*/{works[0].log.name}"
+    return f"{count} by {launcher}{before}, {at_once} at a time{of_each}; what they say is in {logs}"
+
+
+def _submitted_before(submitit: Submitit, folder: SweepDir, works: Sequence[Work]) -> dict[int, str]:
+    """The jobs of an earlier command of which nobody has heard since."""
+    names = [folder.jobs.get(relpath(work.folder, folder.path), "") for work in works]
+    had = {number: name for number, name in enumerate(names) if submitit.has(name)}
+    host = next(filter(None, map(elsewhere, had.values())), None)
+    if host is not None:
+        raise ConfigError(f"{folder.path}: points of this sweep were submitted on {host}; type the command there")
+    return had
 
 
 class _NotWaited(Exception):
@@ -163,13 +195,14 @@ class _Outcomes:
 
     Args:
         first: how many points earlier batches of the sweep had.
-        local: they run on this machine.
+        lasting: those whose jobs go on when nobody waits for them.
+        leased: all end when the sweep does.
     """
 
-    def __init__(self, works: Sequence[Work], first: int, local: bool) -> None:
+    def __init__(self, works: Sequence[Work], first: int, lasting: set[int], *, leased: bool) -> None:
         self.points: dict[int, Point] = {}
         self.reason: KDError | None = None  # why submitit has no more to say
-        self._works, self._local = works, local
+        self._works, self._lasting, self._leased = works, lasting, leased
         self._names = point_names(first, len(works))
         self._already = [(work.folder / "result.json").exists() for work in works]
         self._exit_code: int | None = None  # of the request to stop
@@ -180,7 +213,7 @@ class _Outcomes:
 
         def stop(number: int, _frame: FrameType | None) -> None:
             again, self._exit_code = self.stopped, 128 + number
-            if again or not self._local:
+            if again or not self._leased:
                 raise _NotWaited
             lease.close()
             with suppress(RuntimeError):  # it may have come in the middle of another line
@@ -192,6 +225,12 @@ class _Outcomes:
     @property
     def stopped(self) -> bool:
         return self._exit_code is not None
+
+    def note(self, folder: SweepDir, numbers: Sequence[int], names: Sequence[str]) -> None:
+        """Jobs were submitted that go on when nobody waits for them."""
+        works = [self._works[number] for number in numbers]
+        self._lasting.update(numbers)
+        folder.submitted({relpath(work.folder, folder.path): name for work, name in zip(works, names, strict=True)})
 
     def receive(self, number: int, point: Point) -> None:
         if self.stopped and point["status"] != "completed":
@@ -211,10 +250,8 @@ class _Outcomes:
 
     def _stopped(self, number: int, *, started: bool) -> Point:
         label = self._works[number].label
-        if not self._local:
-            error = (
-                "the cluster goes on with it: squeue shows its job, scancel ends it; the same command says what came"
-            )
+        if number in self._lasting:
+            error = "its job goes on (kd list runs); the same command says what comes of it"
             return {"point": label, "status": "running", "error": error, "exit_code": self._exit_code}
         if not started:
             return {**not_started(label), "exit_code": self._exit_code}

@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Sequence
+from contextlib import closing, nullcontext
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -94,12 +96,53 @@ class SubmititLauncher(Launcher):
         points = _compose(self.context, self.config, job_overrides, initial_job_idx)
         if not self.task.writes:
             return [_run_here(self.context, self.task, point) for point in points]
-        self.task.run_apart(points, partial(run_jobs, self.submitit))
+        folder = self.task.open(points[0].hydra)
+        self.task.run_apart(points, partial(run_jobs, self.submitit, folder, detach=self.task.detach))
         return [JobReturn(status=JobStatus.COMPLETED) for _ in points]
 
     def at_once(self, points: int) -> int:
         """How many of so many points a search asks for together: a queue takes any number, and would learn nothing."""
         return min(points, available_cores())
+
+
+class RayLauncher(Launcher):
+    """Runs points of a sweep as tasks of Ray.
+
+    Args:
+        options: of Cluster.
+    """
+
+    __module__ = f"{_PACKAGE}.{_NAME}"
+
+    def __init__(self, **options: Any) -> None:
+        self.options = options
+
+    def setup(self, *, hydra_context: Any, task_function: Any, config: Any) -> None:
+        """Raises a ConfigError if the options are not possible."""
+        from kd_cli.sweeps.ray_cluster import Cluster
+
+        self.cluster = Cluster(self.options)
+        self.context, self.task, self.config = hydra_context, task_function, config
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Hydra gets no results: what came of the points is with the task."""
+        from kd_cli.sweeps.ray import run_on_ray
+
+        setup_globals()
+        points = _compose(self.context, self.config, job_overrides, initial_job_idx)
+        if not self.task.writes:
+            return [_run_here(self.context, self.task, point) for point in points]
+        self.cluster.open(Path(str(points[0].hydra.sweep.dir)).absolute())
+        self.task.run_apart(points, partial(run_on_ray, self.cluster))
+        return [JobReturn(status=JobStatus.COMPLETED) for _ in points]
+
+    def at_once(self, points: int) -> int:
+        """How many of so many points run at the same time."""
+        return min(points, self.cluster.at_once)
+
+    def close(self) -> None:
+        """Ends what was started."""
+        self.cluster.close()
 
 
 def _plain(value: Any) -> Any:
@@ -126,10 +169,30 @@ def start_sweep(context: Any, task: Any, config: Any) -> None:
     size = config.hydra.sweeper.get("max_batch_size")
     if size is not None and (type(size) is not int or size < 1):
         raise ConfigError(f"hydra.sweeper.max_batch_size: {size!r} is not possible; type a whole number ≥ 1, or null")
+    if task.detach:
+        _check_detached(config.hydra)
     sweeper = Plugins.instance().instantiate_sweeper(hydra_context=context, task_function=task, config=config)
     words = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)  # a key that varies is each point's own
     assert isinstance(words, list)
-    sweeper.sweep(words)
+    launcher: Any = sweeper.launcher
+    with closing(launcher) if isinstance(launcher, RayLauncher) else nullcontext():
+        sweeper.sweep(words)
+
+
+def _check_detached(hydra: Any) -> None:
+    """Raises a ConfigError where nobody but this process would go on with the points."""
+    if hydra.runtime.choices["hydra/launcher"] not in SUBMITIT:
+        raise ConfigError(
+            "--detach needs a launcher whose jobs go on without this command: type hydra/launcher=submitit_slurm on a "
+            "cluster, or hydra/launcher=submitit_local for jobs of this machine"
+        )
+    if hydra.runtime.choices["hydra/sweeper"] != "basic":
+        raise ConfigError("--detach is not possible with a search, which learns from each point; leave --detach out")
+    if hydra.sweeper.get("max_batch_size") is not None:
+        raise ConfigError(
+            "--detach submits all points at once, and hydra.sweeper.max_batch_size waits for each batch; leave it out "
+            "(of Slurm, hydra.launcher.array_parallelism=2 runs two points at a time)"
+        )
 
 
 def check_launcher(name: str) -> None:
@@ -139,12 +202,17 @@ def check_launcher(name: str) -> None:
             "hydra/launcher=joblib is not possible: kd's own launcher runs points in processes of this machine; type "
             "hydra/launcher=process hydra.launcher.n_jobs=2, or how many points are to run at the same time"
         )
-    known = ("process", "basic", *SUBMITIT)
+    known = ("process", "basic", *SUBMITIT, "ray")
     if name not in known:
         raise ConfigError(f"hydra/launcher: there is no launcher {name!r}{suggest(name, known)}")
-    if name in SUBMITIT and f"{name}.yaml" not in ConfigStore.instance().list("hydra/launcher"):
+    missing = {
+        each: "slurm" for each in SUBMITIT if f"{each}.yaml" not in ConfigStore.instance().list("hydra/launcher")
+    }
+    if getattr(find_spec("ray"), "origin", None) is None:  # a folder of that name is none
+        missing["ray"] = "ray"
+    if name in missing:
         raise ConfigError(
-            f"hydra/launcher={name} needs a package that is not installed: pip install 'kd-cli[slurm]'; "
+            f"hydra/launcher={name} needs a package that is not installed: pip install 'kd-cli[{missing[name]}]'; "
             "hydra/launcher=process needs none and runs as many points at a time as there are cores"
         )
 
@@ -153,7 +221,7 @@ def install_launchers() -> None:
     """Makes Hydra know our launchers and the sweeper; it looks them up by name in its own package of plugins."""
     if f"{_PACKAGE}.{_NAME}" in sys.modules:
         return
-    for plugin in (ProcessLauncher, SubmititLauncher, OptunaSweeper):
+    for plugin in (ProcessLauncher, SubmititLauncher, RayLauncher, OptunaSweeper):
         Plugins.instance().register(plugin)
     try:
         package = importlib.import_module(_PACKAGE)

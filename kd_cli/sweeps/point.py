@@ -7,17 +7,25 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kd_cli.config.recipe import score_name, score_of
 from kd_cli.errors import Interrupted, KDError, Pruned, Terminated, describe_error
+from kd_cli.runs.records import is_number, sound_result
+from kd_cli.storage.files import read_json, write_json
+
+if TYPE_CHECKING:
+    from kd_cli.sweeps.worker import Work
 
 Point = Mapping[str, Any]
 
 LOG = "log.txt"  # in the folder of a point: what it said, or, where it said it on the screen, why it failed
 
 KEPT = "stopped; what was trained is kept"
-FINE = ("completed", "ready", "pruned")
+PENDING = ("queued", "running")  # of a job that goes on
+FINE = ("completed", "ready", "pruned", *PENDING)
+_RECORDED = ("status", "error", "exit_code", "val_top1")  # of a point whose job is elsewhere; a result has its own file
+_ENDS = ("completed", "failed", "diverged", "pruned", "interrupted", "not started")
 
 
 def logged(start: Callable[[], Point], log: Path) -> Point:
@@ -60,9 +68,41 @@ def failed(label: str, error: Exception, exit_code: int | None = None) -> Point:
     return {"point": label, "status": status, "error": problem.text, "exit_code": exit_code or problem.exit_code}
 
 
+def outcome_file(paths: Any) -> Path:
+    """Where a job says what came of its point: beside submitit's own, which is a pickle, and read by nobody.
+
+    Args:
+        paths: submitit's, of the job.
+    """
+    result: Path = paths.result_pickle
+    return result.with_suffix(".json")
+
+
+def record_point(point: Point, path: Path) -> None:
+    """Leaves what came of a point for whoever asks later."""
+    write_json(path, {key: point[key] for key in _RECORDED if key in point})
+
+
+def recorded_point(work: Work, path: Path) -> Point | None:
+    """What was left of a point; None where there is nothing, or what kd did not write."""
+    facts = read_json(path) or {}
+    if facts.get("status") not in _ENDS:
+        return None
+    if facts["status"] == "completed":
+        result = sound_result(work.folder)
+        return None if result is None else {"point": work.label, "status": "completed", **result}
+    known = {key: facts[key] for key in ("exit_code", "val_top1") if is_number(facts.get(key))}
+    return {"point": work.label, "status": facts["status"], "error": str(facts.get("error")), **known}
+
+
+def is_fine(point: Point) -> bool:
+    """Whether it needs nobody: it is done, or its job goes on and the user does not want to wait for it."""
+    return point["status"] in FINE and not point.get("exit_code")
+
+
 def check_points(points: Sequence[Point]) -> None:
     """Raises a KDError if a point failed, so that the exit code says so."""
-    bad = [point for point in points if point["status"] not in FINE]
+    bad = [point for point in points if not is_fine(point)]
     if bad:
         counts = Counter(point["status"] for point in bad)
         kinds = ", ".join(f"{count} {status}" for status, count in counts.items())

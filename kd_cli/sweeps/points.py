@@ -15,7 +15,7 @@ from kd_cli.config.overrides import flags, hydra_quote, override_key, typed_over
 from kd_cli.runs.identity import check_free
 from kd_cli.runs.provenance import provenance, rerun_line
 from kd_cli.runs.sweep_folder import SweepDir
-from kd_cli.sweeps.point import LOG, Point, not_started
+from kd_cli.sweeps.point import LOG, Point, is_fine, not_started
 from kd_cli.sweeps.sweep import Sweep
 from kd_cli.sweeps.worker import Work
 
@@ -28,6 +28,7 @@ class Points:
         here: runs a point in this process, from its composed configuration.
         alone: runs one from its own command line; importable, since it travels to other processes.
         writes: whether the points do; if not, each is to run here, and the sweep has no folder.
+        detach: whether the points are only to be submitted.
     """
 
     def __init__(
@@ -40,9 +41,10 @@ class Points:
         alone: Callable[[Sequence[str]], Point],
         *,
         writes: bool,
+        detach: bool,
     ) -> None:
         self.records: list[Point] = []
-        self.writes = writes
+        self.writes, self.detach = writes, detach
         self.found: Mapping[str, Any] | None = None  # by a search
         self.unknown = sweep.failures  # points of a group's choices that are not there
         self._sweep, self._study, self._command, self._arguments = sweep, study, command, arguments
@@ -58,8 +60,8 @@ class Points:
         log = _folder(hydra) / LOG if self.writes else None
         self._add([hydra], [self._sweep.guard(partial(self._here, config), log)])
 
-    def open(self, hydra: Any) -> None:
-        """Takes the sweep's folder, whose name Hydra knows."""
+    def open(self, hydra: Any) -> SweepDir | None:
+        """Takes the sweep's folder, whose name Hydra knows; None where nothing is written."""
         if not self.writes:
             check_free(Path(str(hydra.sweep.dir)).absolute(), "hydra.sweep.dir")
         elif self._folder is None:
@@ -67,6 +69,7 @@ class Points:
             diff = facts.pop("git_diff", "")
             facts["git_diff_sha256"] = hashlib.sha256(diff.encode()).hexdigest() if diff else None
             self._folder = SweepDir(Path(str(hydra.sweep.dir)).absolute(), facts | {"study": self._study})
+        return self._folder
 
     def close(self) -> None:
         """Records what came of the points."""
@@ -88,7 +91,7 @@ class Points:
             points = list(run(works, len(self.records)))
         self._add([config.hydra for config in configs], points)
         over = ("interrupted", "not started", "running")  # the last: on a cluster, and the user did not wait
-        self._sweep.stopped = any(point["status"] in over for point in points)
+        self._sweep.stopped = any(point["status"] in over and not is_fine(point) for point in points)
 
     def command_for(self, overrides: Sequence[str]) -> str:
         """What to type to run one point by itself, in a folder of its own."""

@@ -23,6 +23,7 @@ class Share:
         slots: the environment of each device; the processes take them in turn.
         at_once: points, where processes are shared by several; None: as many as the memory of their devices takes.
         device: that the points of one process share.
+        fewer: what to type for fewer points at once.
     """
 
     processes: int
@@ -30,6 +31,7 @@ class Share:
     slots: Sequence[Environment] = ({},)
     at_once: int | None = 1
     device: str = "cpu"
+    fewer: str = "hydra.launcher.n_jobs=1"
 
     @property
     def here(self) -> bool:

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import math
+import os
 import shutil
+import signal
+import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from kd_cli.errors import ConfigError, KDError
 from kd_cli.machine import available_cores, given_threads
 from kd_cli.sweeps.fork_server import stop_blocked
 from kd_cli.sweeps.jobs import Job
-from kd_cli.sweeps.point import Point, failed
+from kd_cli.sweeps.point import KEPT, Point, failed, outcome_file, recorded_point
+from kd_cli.sweeps.queue import DIED, is_over, job_name, states, status
+from kd_cli.sweeps.worker import Work
 
 _POLL_SECONDS = 0.2
+_QUEUE_SECONDS = 5.0  # between two questions to Slurm, which others ask, too; a result is a file, and seen at once
+_RESULT_SECONDS = 10.0
 _LOCAL_NOTICE = 30  # seconds before the end, of submitit on this machine
 
 
@@ -36,6 +44,7 @@ class Submitit:
     def __init__(self, name: str, options: Mapping[str, Any]) -> None:
         self.name, self._cluster, self._options = name, name.partition("_")[2], options
         self.local = self._cluster == "local"
+        self._handed: list[Any] = []  # submitit's; Python would complain of processes that nobody has any more
         if not self.local and shutil.which("sbatch") is None:
             raise ConfigError(
                 f"hydra/launcher={name} needs Slurm, and there is no sbatch here: start kd on a machine of the cluster "
@@ -57,18 +66,61 @@ class Submitit:
             return points, threads or given_threads() or max(1, available_cores() // points)
         return min(points, self._options["array_parallelism"]), threads
 
-    def run(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Point]]:
-        """What came of each job, with its place among them, in any order."""
+    def has(self, job: str) -> bool:
+        """Whether a job, by its name on record, is one of this queue."""
+        return job.startswith(f"{self._cluster} ")
+
+    def submit(self, jobs: Sequence[Job], note: Callable[[Sequence[str]], object], *, lasting: bool) -> list[str]:
+        """Hands jobs over.
+
+        Args:
+            note: records their names, by which `outcomes` finds them; no request to stop comes between.
+            lasting: they outlive this process.
+        """
+        if not jobs:
+            return []
         executor = self._executor()
-        with stop_blocked() if self.local else nullcontext(), executor.batch():
-            handed = [executor.submit(job) for job in jobs]
-        submitted = dict(enumerate(handed))
-        while submitted:
-            done = [number for number, job in submitted.items() if job.done()]
-            for number in done:
-                yield number, _outcome(jobs[number], submitted.pop(number))
-            if not done:
-                time.sleep(_POLL_SECONDS)
+        with background() if self.local and lasting else stop_blocked():
+            with executor.batch():
+                handed = [executor.submit(job) for job in jobs]
+            self._handed += handed
+            names = [job_name(self._cluster, str(job.job_id)) for job in handed]
+            if lasting:
+                note(names)
+        return names
+
+    def outcomes(self, works: Sequence[Work], jobs: Mapping[int, str], *, wait: bool) -> Iterator[tuple[int, Point]]:
+        """What came of each job that is over, with its number, in any order.
+
+        Args:
+            works: all points.
+            jobs: the number of a point → the name of its job on record.
+            wait: until all are over; otherwise those that are not are `queued` or `running`.
+        """
+        left = {number: self._job(name) for number, name in jobs.items()}
+        asked, said = -math.inf, dict[str, str]()
+        while left:
+            if time.monotonic() >= asked + (_POLL_SECONDS if self.local else _QUEUE_SECONDS):
+                asked, said = time.monotonic(), states(jobs[number] for number in left)
+                if not self.local:
+                    _wait_for_results(job for number, job in left.items() if is_over(said.get(jobs[number])))
+            ended = [(each, _outcome(works[each], job, said.get(jobs[each]))) for each, job in left.items()]
+            found = {number: point for number, point in ended if point is not None}
+            yield from found.items()
+            left = {number: job for number, job in left.items() if number not in found}
+            if not wait:
+                yield from (
+                    (each, {"point": works[each].label, "status": status(said.get(jobs[each]))}) for each in left
+                )
+                return
+            if not found:  # of thousands each is looked at less often: a shared file system has other users
+                time.sleep(_POLL_SECONDS * max(1, len(left) // 100))
+
+    def _job(self, name: str) -> Any:
+        import submitit
+
+        kind = submitit.LocalJob if self.local else submitit.SlurmJob
+        return kind(self._options["submitit_folder"], name.split()[1])
 
     def _executor(self) -> Any:
         import submitit
@@ -86,11 +138,50 @@ class Submitit:
         return executor
 
 
-def _outcome(job: Job, submitted: Any) -> Point:
+@contextmanager
+def background() -> Iterator[None]:
+    """What is started meanwhile outlives the terminal, and holds no end of a pipe that somebody reads from."""
+    sys.stdout.flush()
+    kept = [os.dup(number) for number in range(3)]
+    nothing = os.open(os.devnull, os.O_RDWR)
+    hangup = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        point: Point = submitted.result()
+        for number in range(3):
+            os.dup2(nothing, number)
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, hangup)
+        for number, handle in enumerate(kept):
+            os.dup2(handle, number)
+        for handle in (*kept, nothing):
+            os.close(handle)
+
+
+def _wait_for_results(jobs: Iterable[Any]) -> None:
+    """A shared file system may show a file only some seconds after another machine wrote it."""
+    records = [outcome_file(job.paths) for job in jobs if job.paths.stderr.exists()]
+    end = time.monotonic() + _RESULT_SECONDS
+    while not all(record.exists() for record in records) and time.monotonic() < end:
+        time.sleep(_POLL_SECONDS)
+
+
+def _outcome(work: Work, job: Any, state: str | None) -> Point | None:
+    """None: it is not over. A cluster that takes a machine away ends a job and starts it again, later."""
+    point = recorded_point(work, outcome_file(job.paths))
+    if point is not None and point["status"] != "interrupted":
         return point
-    except Exception as error:
-        lines = [line for line in str(error).splitlines() if line.strip()]
-        text = f"its job {submitted.job_id} ended without a result: {lines[-1] if lines else type(error).__name__}"
-        return failed(job.work.label, KDError(f"{text}\n{submitted.paths.stderr} may say more"))
+    if not is_over(state):
+        return None
+    silent = point is None and job.paths.stderr.exists() and state != "CANCELLED"
+    if silent or state in DIED:  # what it said when it was interrupted before is no news
+        return _failed(work, job, str(state))
+    kept = KEPT.partition("; ")[2] if (work.folder / "run.json").exists() else "it had not begun"
+    text = f"its job {job.job_id} was cancelled (by scancel, or by whoever runs the cluster); {kept}"
+    return {"point": work.label, "status": "cancelled", "error": text, "exit_code": KDError.exit_code}
+
+
+def _failed(work: Work, job: Any, state: str) -> Point:
+    lines = [line for line in (job.stderr() or "").splitlines() if line.strip()]
+    why = lines[-1] if lines else "it said nothing; its folder must be on a file system that its machine sees"
+    text = f"its job {job.job_id} ended without a result ({state}): {why}"
+    return failed(work.label, KDError(f"{text}\n{job.paths.stderr} may say more"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 from kd_cli import console
 from kd_cli.config.overrides import override_key
-from kd_cli.sweeps.point import FINE, Point, numbers
+from kd_cli.sweeps.point import PENDING, Point, is_fine, numbers
 
 _MOST_LISTED = 20  # points that did not finish; the records have all of them
 
@@ -99,7 +100,7 @@ def _but_loss(name: str) -> list[str]:
 
 def list_unfinished(points: Sequence[Point]) -> None:
     """Each point that did not finish: why, where it says more, and what to type to run it by itself."""
-    bad = [point for point in points if point["status"] not in (*FINE, "not started")]
+    bad = [point for point in points if point["status"] != "not started" and not is_fine(point)]
     if bad:
         console.say("Not finished; the last line of each goes on with it by itself:")
     for point in bad[:_MOST_LISTED]:
@@ -111,6 +112,17 @@ def list_unfinished(points: Sequence[Point]) -> None:
             console.say(f"  {point['rerun']}")
     if len(bad) > _MOST_LISTED:
         console.say(f"\nand {len(bad) - _MOST_LISTED} more; --json lists all of them")
+
+
+def list_pending(points: Sequence[Point]) -> None:
+    """How to hear of the points whose jobs go on without the command."""
+    pending = [point for point in points if point["status"] in PENDING and is_fine(point)]
+    if pending:
+        counts = ", ".join(f"{count} {status}" for status, count in Counter(p["status"] for p in pending).items())
+        console.say(
+            f"{counts}: they go on without this command. Type it without --detach to wait for them; kd list runs shows "
+            "which run"
+        )
 
 
 def present_search(found: Mapping[str, Any] | None) -> None:

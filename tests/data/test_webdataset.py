@@ -253,7 +253,7 @@ def test_two_images_of_one_key_and_a_class_that_is_never_trained_are_refused(roo
     assert "classes only in test, none of them in train: 7" in refused(options(root, test="c.tar"))
 
 
-@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"x" * 300, b"a\nb", b"\x1b[2J"])
+@pytest.mark.parametrize("content", [b"", b"-1", b"\xff\xfe", b"x" * 300, b"a\nb", b"\x1b[2J"])
 def test_what_is_no_class_is_refused(content: bytes, tmp_path: Path) -> None:
     write(tmp_path / "train.tar", [("0.png", png()), ("0.cls", content), *samples(4, 1)])
     assert "train.tar/0.cls has no class" in refused(options(tmp_path))

@@ -10,10 +10,12 @@ import re
 import shutil
 import signal
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from kd_cli.storage.files import write_text
 from kd_cli.storage.locks import holder, is_held, take
 from tests.conftest import SMALL
 from tests.support.forked import Forked, fork, run
@@ -234,3 +236,16 @@ def dies_before_a_rename() -> None:
         rename(old, new, **options)
 
     os.replace = replace
+
+
+def test_threads_that_write_one_file_leave_it_whole(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+
+    def write(number: int) -> None:
+        for _ in range(30):
+            write_text(folder / "one.json", str(number))
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(write, range(4)))
+    assert [path.name for path in folder.iterdir()] == ["one.json"]

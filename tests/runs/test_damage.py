@@ -414,12 +414,32 @@ def test_a_damaged_result_is_an_error_that_says_what_to_do(kd: Callable[..., Out
     assert "best_epoch cannot be '../../x'" in kd("evaluate", teacher["run"], code=3).message
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"points": [3]}', '{"keys": {}}'])
+HOSTILE_JOBS = (
+    *(
+        {"p": job}
+        for job in (3, None, "", "slurm", "slurm 1;id", "slurm -1", "local 1", "local 99999999999999999999 h")
+    ),
+    *({name: "slurm 1"} for name in ("../p", "/p", "a/../../p")),
+    ["slurm 1"],
+)
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "{", "[]", '{"points": [3]}', '{"keys": {}}', *(json.dumps({"jobs": jobs}) for jobs in HOSTILE_JOBS)],
+)
 def test_a_damaged_sweep_json_is_an_error_and_its_folder_is_free_again(content: str, tmp_path: Path) -> None:
     (tmp_path / "sweep.json").write_text(content)
     for _ in range(2):
         with pytest.raises(DataError, match=r"sweep\.json is damaged"):
             SweepDir(tmp_path, {"keys": []})
+
+
+@pytest.mark.parametrize("jobs", HOSTILE_JOBS)
+def test_a_list_of_runs_shows_no_job_that_cannot_be(kd: Callable[..., Outcome], jobs: Any) -> None:
+    Path("outputs/swept").mkdir(parents=True)
+    Path("outputs/swept/sweep.json").write_text(json.dumps({"jobs": jobs}))
+    assert kd("list", "runs", "--json").json["runs"] == []
 
 
 def test_a_list_of_runs_names_the_damaged_ones(kd: Callable[..., Outcome], teacher: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -14,10 +15,13 @@ from typing import Any
 import pytest
 
 from kd_cli.machine import available_cores
-from kd_cli.sweeps.submitit import Submitit
+from kd_cli.sweeps.point import outcome_file, record_point
+from kd_cli.sweeps.submitit import Submitit, _outcome
+from kd_cli.sweeps.worker import Work
 from tests.conftest import HERE, SMALL, started, wait_for
 
 pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+LocalJob = pytest.importorskip("submitit").LocalJob
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 BASELINE = ("train-baseline", "-m", *SMALL)
@@ -69,11 +73,17 @@ def test_ctrl_c_ends_the_points_of_submitit_and_says_what_is_done() -> None:
     assert "Traceback" not in said
 
 
+def children(process: str) -> list[str]:
+    return Path(f"/proc/{process}/task/{process}/children").read_text().split()
+
+
 def warn_job() -> None:
-    """As submitit's controller, or a cluster, shortly before it takes the machine away."""
+    """As submitit's controller, or a cluster, shortly before its time is over: some tell all of its processes."""
     (controller,) = (path.name for path in Path("swept/.submitit").iterdir() if path.name.isdecimal())
-    (job,) = Path(f"/proc/{controller}/task/{controller}/children").read_text().split()
-    os.kill(int(job), signal.SIGUSR2)
+    told = children(controller)
+    for process in told:
+        os.kill(int(process), signal.SIGUSR2)
+        told += children(process)
 
 
 def warned(*words: str, code: int) -> dict[str, Any]:
@@ -105,7 +115,7 @@ def test_a_job_out_of_time_keeps_what_it_has_and_says_its_limit_and_the_option()
     assert json.loads((run / "run.json").read_text())["status"] == "interrupted"
     epochs = len((run / "metrics.jsonl").read_text().splitlines())
     saved = max(path.name for path in (run / "checkpoints").iterdir())
-    assert saved.startswith((f"epoch-{epochs:04}", f"epoch-{epochs - 1:04}-step"))
+    assert int(saved[6:10]) >= epochs - ("step" in saved)  # nothing that was told is lost
     assert "resumed" not in json.loads((run / "run.json").read_text())
 
 
@@ -154,3 +164,97 @@ def test_the_cores_are_divided_among_the_points_of_submitit(monkeypatch: pytest.
     options = {"nodes": 1, "tasks_per_node": 1, "cpus_per_task": None, "timeout_min": 60}
     assert Submitit("submitit_local", options).divide(4) == (4, max(1, available_cores() // 4))
     assert Submitit("submitit_local", options | {"cpus_per_task": 3}).divide(4) == (4, 3)
+
+
+@pytest.mark.slow
+def test_detached_points_go_on_without_the_command_and_the_next_one_hears_of_them(kd) -> None:
+    words = (*BASELINE, "trainer.epochs=2,20000", LOCAL, "hydra.sweep.dir=outputs/swept", "--json")
+    done = subprocess.run([sys.executable, "-m", "kd_cli", *words, "--detach"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr  # it does not wait for who else could write into the pipe
+    assert [point["status"] for point in json.loads(done.stdout)["points"]] == ["running", "running"]
+    job = json.loads(Path("outputs/swept/sweep.json").read_text())["jobs"]["trainer.epochs=20000"]
+    run = Path("outputs/swept/trainer.epochs=20000")
+    with started(*words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        try:
+            wait_for(process, str(run / "metrics.jsonl"))
+            listed = {Path(each["run"]).name: each["status"] for each in kd("list", "runs", "--json").json["runs"]}
+            assert listed[run.name] == "running"
+        finally:
+            while process.poll() is None:  # a cluster asks more than once, and lets it save what it has
+                with suppress(ProcessLookupError, subprocess.TimeoutExpired):
+                    os.kill(int(job.split()[1]), signal.SIGTERM)
+                    process.wait(timeout=0.05)
+        finished, ended = json.loads(process.communicate()[0])["points"]
+    assert (process.returncode, finished["status"], ended["status"]) == (1, "completed", "cancelled")
+    assert json.loads((run / "run.json").read_text())["status"] == "interrupted"
+    assert not json.loads(Path("outputs/swept/sweep.json").read_text())["jobs"]
+
+
+def test_what_a_strange_folder_says_of_a_job_is_not_executed(kd) -> None:
+    words = (*BASELINE, "seed=0,1", LOCAL, "hydra.sweep.dir=swept", "--json")
+    Path("swept/.submitit/999999999").mkdir(parents=True)
+    jobs = {f"seed={seed}": f"local 999999999 {platform.node()}" for seed in (0, 1)}
+    Path("swept/sweep.json").write_text(json.dumps({"jobs": jobs}))
+    result = Path("swept/.submitit/999999999/999999999_0_result.pkl")
+    result.write_bytes(b"cposix\nsystem\n(S'touch executed'\ntR.")
+    for facts in (
+        "{",
+        '{"status": ["completed"]}',
+        '{"status": "completed"}',
+        '{"status": "failed", "exit_code": "1"}',
+    ):
+        result.with_suffix(".json").write_text(facts)
+        points = kd(*words, "--detach", code=1).json["points"]
+        assert {point["status"] for point in points} <= {"cancelled", "failed"}
+        Path("swept/sweep.json").write_text(json.dumps({"jobs": jobs}))
+    assert not Path("executed").exists()
+
+
+@pytest.mark.parametrize(
+    ("recorded", "begun", "state", "status"),
+    [
+        (None, False, "PENDING", None),
+        (None, False, "GONE", "cancelled"),
+        (None, False, "FAILED", "failed"),  # a folder that its machine does not see
+        (None, True, "GONE", "failed"),
+        (None, True, "CANCELLED", "cancelled"),
+        ("interrupted", True, "PENDING", None),  # preempted: it will go on
+        ("interrupted", True, "CANCELLED", "cancelled"),
+        ("interrupted", True, "GONE", "cancelled"),
+        ("interrupted", True, "OUT_OF_MEMORY", "failed"),  # when it went on
+        ("diverged", True, "RUNNING", "diverged"),
+    ],
+)
+def test_what_is_said_of_a_job(
+    recorded: str | None, begun: bool, state: str, status: str | None, tmp_path: Path
+) -> None:
+    job = LocalJob(tmp_path, "7")
+    if begun:
+        job.paths.stderr.write_text("srun: error: it died\n")
+    if recorded:
+        record_point({"status": recorded, "error": "why"}, outcome_file(job.paths))
+    point = _outcome(Work("seed=1", tmp_path / "point", {}, dict), job, state)
+    assert (None if point is None else point["status"]) == status
+    if status == "failed":
+        assert f"its job 7 ended without a result ({state})" in str(point)
+
+
+def test_points_of_another_machine_are_not_submitted_again(kd) -> None:
+    Path("swept").mkdir()
+    Path("swept/sweep.json").write_text(json.dumps({"jobs": {"seed=0": "local 12 elsewhere"}}))
+    message = kd(*BASELINE, "seed=0,1", LOCAL, "hydra.sweep.dir=swept", code=2).message
+    assert "points of this sweep were submitted on elsewhere; type the command there" in message
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("-m", "seed=0,1"), "type hydra/launcher=submitit_slurm on a cluster, or hydra/launcher=submitit_local"),
+        (("-m", "seed=0,1", HERE), "type hydra/launcher=submitit_slurm on a cluster, or hydra/launcher=submitit_local"),
+        (("-m", "seed=0,1", LOCAL, "hydra.sweeper.max_batch_size=1"), "hydra.sweeper.max_batch_size waits for each"),
+        (("seed=0", LOCAL), "--detach submits the points of a sweep: type -m, too"),
+    ],
+)
+def test_what_cannot_be_detached_is_refused_and_leaves_nothing(words: tuple[str, ...], said: str, kd) -> None:
+    assert said in kd("train-baseline", *SMALL, *words, "--detach", code=2).message
+    assert not list(Path().rglob("*"))

@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -250,6 +251,7 @@ def test_what_was_not_used_for_longest_makes_room() -> None:
     for number in range(4):
         remember(task, data, limit=limit, number=number)
         first_answers(task, data)
+        time.sleep(0.02)  # a file system's clock ticks a few hundred times a second
         paths.append(stored_entry(number, data))
         if number == 1:  # the first is used again, so the second is the oldest
             remember(task, data, limit=limit, number=0)

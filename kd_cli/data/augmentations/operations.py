@@ -14,7 +14,7 @@ from torch import Tensor
 BRIGHT, CONTRAST, COLOUR, XX, XY, X1, YX, YY, Y1, CENTRE_Y, CENTRE_X, HALF = range(12)
 SHARP, MASK, THRESHOLD, STRETCH, EQUALISE, HUE = range(12, 18)
 IDENTITY = (1.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.5, 0.5, 0.0, 0.0, 255.0, 256.0, 0.0, 0.0, 0.0)
-_IDENTITY = torch.tensor(IDENTITY)
+IDENTITY_ROW = torch.tensor(IDENTITY)
 
 Setter = Callable[[Tensor], Tensor]
 
@@ -72,7 +72,7 @@ def unchanged(size: int, device: torch.device) -> Tensor:
     """Rows that leave images as they are: [size, columns]. On a device they are filled there, not copied to it: a copy
     from the host cannot be recorded."""
     if device.type == "cpu":
-        return _IDENTITY.expand(size, -1).clone()
+        return IDENTITY_ROW.expand(size, -1).clone()
     table = torch.empty(size, len(IDENTITY), device=device)
     for column, value in enumerate(IDENTITY):
         table[:, column].fill_(value)

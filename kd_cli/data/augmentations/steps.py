@@ -24,7 +24,7 @@ from kd_cli.data.augmentations.operations import (
     EQUALISE,
     HALF,
     HUE,
-    IDENTITY,
+    IDENTITY_ROW,
     MASK,
     SHARP,
     STRETCH,
@@ -34,7 +34,6 @@ from kd_cli.data.augmentations.operations import (
 )
 from kd_cli.data.resize import luma, rounded
 
-_IDENTITY = torch.tensor(IDENTITY)
 _CHUNK = 2**18  # bytes of pixels that a step sees at a time on the CPU: they stay in its cache
 
 Step = tuple[Callable[[Tensor, Tensor], Tensor], slice]
@@ -60,7 +59,7 @@ def operate_on_all(pixels: Tensor, table: Tensor, steps: Sequence[Step]) -> Tens
 
 def operate_on_some(pixels: Tensor, table: Tensor, steps: Sequence[Step]) -> Tensor:
     """Each step sees only the images that it changes, a few at a time, which is less work."""
-    differs = table.ne(_IDENTITY)
+    differs = table.ne(IDENTITY_ROW)
     wanted = differs.any(dim=0).tolist()
     together = max(1, _CHUNK // pixels[0].numel())
     result = pixels
