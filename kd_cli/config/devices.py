@@ -42,7 +42,6 @@ def check_possible(config: Config, count: int) -> None:
     Raises:
         ConfigError: what to type instead.
     """
-    one = "type devices=1"
     for where in ("trainer", *STAGE_TRAINER.values()):
         recipe = config[where]
         if recipe["batch_size"] < count:
@@ -55,10 +54,3 @@ def check_possible(config: Config, count: int) -> None:
                 raise ConfigError(
                     f"{where}.{key}: true is not possible with devices={count}; type {where}.{key}={instead}"
                 )
-        if recipe["swa_epochs"] is not None:
-            raise ConfigError(
-                f"{where}.swa_epochs: {recipe['swa_epochs']} is not possible with devices={count}; type "
-                f"{where}.swa_epochs=null, or {one}"
-            )
-    if config["specialists"]["groups"]:
-        raise ConfigError(f"specialists.groups is not possible with devices={count}; {one}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from kd_cli.errors import Interrupted, Terminated
 from kd_cli.experiments.build import build_network, build_task, class_weights, note_model, remember_teacher
 from kd_cli.experiments.preflight import Ready, check_unchanged, frozen_teacher, get_ready
 from kd_cli.experiments.setup import Setup, make_setup
+from kd_cli.machine import ranks
 from kd_cli.metrics.evaluate import confusion_matrix
 from kd_cli.runs.folder import RunDir
 from kd_cli.runs.provenance import arithmetic, provenance
@@ -149,6 +151,8 @@ def _specialist(setup: Setup, training: Training, run: RunDir, data: Data, gener
     if classes is None:
         confusion = confusion_matrix(teacher, data, "val", batch_size=size, device=device)
         classes = confusable_groups(confusion, setup.groups, setup.group_size)[training.group or 0]
+        if (others := ranks()) is not None:
+            classes = json.loads(others.told(json.dumps(classes)))
     console.say(f"{training.name} tells apart {', '.join(data.spec.class_names[label] for label in classes)}")
     run.note(specialist=classes)
     narrowed = data.narrowed(classes)

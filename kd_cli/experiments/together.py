@@ -6,14 +6,16 @@ import copy
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from kd_cli.config.plan import Training
 from kd_cli.config.recipe import Recipe
 from kd_cli.data.base import Data
 from kd_cli.errors import ConfigError
+from kd_cli.training.whole_batch import DROPOUT
+
+_TRIED = 3  # images
 
 
 def check_together(training: Training, network: nn.Module, recipe: Recipe, data: Data, devices: int) -> None:
@@ -25,7 +27,7 @@ def check_together(training: Training, network: nn.Module, recipe: Recipe, data:
 
     Raises:
         ConfigError: mixed images, batches of fewer images than processes, too few of them for batch normalisation of
-            each device's own, or a network that draws random numbers otherwise than by dropout.
+            each device's own, or a network that draws random numbers otherwise than by dropout and stochastic depth.
     """
     if data.mixes:
         raise ConfigError(
@@ -50,23 +52,26 @@ def check_together(training: Training, network: nn.Module, recipe: Recipe, data:
 
 def _check_draws(training: Training, network: nn.Module, data: Data) -> None:
     device = next(network.parameters()).device
-    image = torch.zeros(2, *data.spec.image_shape, device=device)
+    image = torch.zeros(_TRIED, *data.spec.image_shape, device=device)
     tried = copy.deepcopy(network).train()
-    with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []), _WithoutDropout():
+    with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []), _WithoutDraws():
         before = _drawn(device)
         tried(image)
         same = torch.equal(before, _drawn(device))
     if not same:
         raise ConfigError(
-            f"devices: {training.role}={training.model['name']} draws random numbers otherwise than by dropout (as "
-            "stochastic depth does), which would not be those of one process; switch that off in the network's "
-            "options, or type devices=1"
+            f"devices: {training.role}={training.model['name']} draws random numbers otherwise than by dropout and "
+            "stochastic depth, and they would not be those of one process; switch that off in the network's options, "
+            "or type devices=1"
         )
 
 
-class _WithoutDropout(TorchFunctionMode):
+class _WithoutDraws(TorchFunctionMode):
+    """Leaves out what `WholeBatch` draws as one process does."""
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return args[0] if func is F.dropout else func(*args, **(kwargs or {}))
+        drops = func in DROPOUT or (func is Tensor.bernoulli_ and not any(map(torch.is_tensor, args[1:])))
+        return args[0] if drops and len(args[0]) % _TRIED == 0 else func(*args, **(kwargs or {}))
 
 
 def _drawn(device: torch.device) -> torch.Tensor:

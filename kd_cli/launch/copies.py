@@ -8,21 +8,16 @@ from __future__ import annotations
 import json
 import os
 import re
-import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
-from pkgutil import resolve_name
 from typing import Any
 
 from kd_cli import machine
 from kd_cli.config.base import Config, Launch
 from kd_cli.config.devices import check_possible
 from kd_cli.errors import ConfigError, DivergedError, KDError, Terminated
-from kd_cli.launch.rank import plain_launch, read_launch
-from kd_cli.plugins import load_plugins
+from kd_cli.launch.rank import plain_launch, read_launch, silent, train_as_rank
 
 Do = Callable[[Config, Launch], Mapping[str, Any]]
 
@@ -62,7 +57,7 @@ def _lead(store: Any, world: int, job: str, config: Config, launch: Launch) -> M
     config = {**config, "devices": world}
     check_possible(config, world)
     store.set(_ASKED, json.dumps({"config": config, "launch": plain_launch(launch)}, default=str))
-    return _together(store, 0, world, job, config, launch)
+    return train_as_rank(job, config, launch, store=store, rank=0, world_size=world)
 
 
 def _follow(store: Any, job: str, rank: int, world: int) -> Mapping[str, Any]:
@@ -71,42 +66,14 @@ def _follow(store: Any, job: str, rank: int, world: int) -> Mapping[str, Any]:
         sys.exit(ConfigError.exit_code)
     asked = json.loads(text)
     try:
-        with _silent():
-            load_plugins(asked["config"]["plugins"])
-            _together(store, rank, world, job, asked["config"], read_launch(asked["launch"]))
+        with silent():
+            train_as_rank(job, asked["config"], read_launch(asked["launch"]), store=store, rank=rank, world_size=world)
     except Exception as error:
         those = machine.ranks()
         if isinstance(error, _SAME_ON_ALL) or (those is not None and those.lost(error)):
             sys.exit(error.exit_code if isinstance(error, KDError) else KDError.exit_code)
         raise
     return {}
-
-
-def _together(store: Any, rank: int, world: int, job: str, config: Config, launch: Launch) -> Mapping[str, Any]:
-    from kd_cli.training.parallel import Ranks
-
-    kind = machine.pick_device(config["device"]).type
-    those = Ranks.join(kind, store=store, rank=rank, world_size=world)
-    machine.train_together(those)
-    record: Mapping[str, Any] = resolve_name(job)(config, launch)
-    those.wait()
-    those.leave()
-    return record
-
-
-@contextmanager
-def _silent() -> Iterator[None]:
-    """Says nothing, and leaves it to the first copy when all of them end."""
-    said = sys.stdout, sys.stderr
-    heeded = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
-    with Path(os.devnull).open("w", encoding="utf-8") as nowhere:
-        sys.stdout = sys.stderr = nowhere
-        try:
-            yield
-        finally:
-            sys.stdout, sys.stderr = said
-            for number, before in heeded.items():
-                signal.signal(number, before)
 
 
 def _describe_slurm() -> None:

@@ -182,8 +182,7 @@ def present_dry_run(result: Mapping[str, Any]) -> None:
     for training in result["trainings"]:
         console.say(f"{training['name']:<10} {_work(training)}")
     if "devices" in result:
-        count = result["devices"]
-        console.say(f"devices    {count}: as many processes, each with every {count}th image of a batch; as one would")
+        console.say(f"devices    {result['devices']} processes, each with its share of every batch; as one would")
     place = console.short_path(result["run"]) if result["run"] else f"a new folder in {result['outputs']}"
     console.say(
         f"Nothing speaks against it. It would go into {place}; nothing was trained, no run was written.", style="bold"

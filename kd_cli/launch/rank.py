@@ -1,4 +1,4 @@
-"""One of the processes of a training with `devices=N`; `devices` starts it."""
+"""One of the processes of a training with `devices=N`, which `train_on` starts; and what is the same in `copies`."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ import os
 import signal
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
 from kd_cli import console
-from kd_cli.config.base import Launch
+from kd_cli.config.base import Config, Launch
 from kd_cli.errors import describe_error
 from kd_cli.machine import keep_freed_memory, pick_device, ranks, train_together
 from kd_cli.plugins import load_plugins
@@ -30,21 +31,17 @@ def main() -> None:
     folder, rank = Path(sys.argv[1]), int(os.environ["RANK"])
     asked = json.loads((folder / "asked.json").read_text())
     _end_with_parent(signal.SIGTERM if rank == 0 else signal.SIGKILL)
-    if rank == 0:
-        with heeding():
-            sys.exit(_work(asked, folder, rank))
-    # The first process decides when all of them end, and says what there is to be said.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    sys.stdout = sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - until the end
-    sys.exit(_work(asked, folder, rank))
+    with heeding() if rank == 0 else silent():
+        code = _work(asked, folder, rank)
+    sys.exit(code)
 
 
 def _work(asked: dict[str, Any], folder: Path, rank: int) -> int:
     keep_freed_memory()
     console.setup(as_json=asked["as_json"])
     try:
-        record = _do(asked, folder)
+        launch = read_launch(asked["launch"])
+        record = train_as_rank(asked["job"], asked["config"], launch, line=folder / "go-on")
         if rank == 0:
             write_json(folder / "result.json", record)
         return 0
@@ -57,17 +54,36 @@ def _work(asked: dict[str, Any], folder: Path, rank: int) -> int:
         return problem.exit_code or 1
 
 
-def _do(asked: dict[str, Any], folder: Path) -> Any:
+def train_as_rank(job: str, config: Config, launch: Launch, **meeting: Any) -> Mapping[str, Any]:
+    """What a job returns that this process does together with the others.
+
+    Args:
+        meeting: options of `Ranks.join`.
+    """
     from kd_cli.training.parallel import Ranks
 
-    config, launch = asked["config"], read_launch(asked["launch"])
     load_plugins(config["plugins"])
-    those = Ranks.join(pick_device(config["device"]).type, folder / "go-on")
+    those = Ranks.join(pick_device(config["device"]).type, **meeting)
     train_together(those)
-    record = resolve_name(asked["job"])(config, launch)
+    record: Mapping[str, Any] = resolve_name(job)(config, launch)
     those.wait()
     those.leave()
     return record
+
+
+@contextmanager
+def silent() -> Iterator[None]:
+    """All but the first process say nothing, and leave it to that one when all of them end."""
+    said = sys.stdout, sys.stderr
+    heeded = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    with Path(os.devnull).open("w", encoding="utf-8") as nowhere:
+        sys.stdout = sys.stderr = nowhere
+        try:
+            yield
+        finally:
+            sys.stdout, sys.stderr = said
+            for number, before in heeded.items():
+                signal.signal(number, before)
 
 
 def plain_launch(launch: Launch) -> dict[str, Any]:

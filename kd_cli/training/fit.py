@@ -37,6 +37,18 @@ from kd_cli.training.trainer import Trainer
 Result = dict[str, Any]
 
 
+@contextmanager
+def _among_others() -> Iterator[None]:
+    """Raises Terminated where another process of the training has ended."""
+    try:
+        yield
+    except RuntimeError as error:
+        if (others := ranks()) is not None and others.lost(error):
+            raise Terminated("another process of this training has ended") from error
+        raise
+
+
+@_among_others()
 def fit(
     task: Task,
     data: Data,
@@ -77,7 +89,7 @@ def fit(
             with console.watching(stage, recipe.epochs, state.epoch if state else 0, shown) as watcher:
                 watch, save = watcher.batch, partial(save_checkpoint, run)
                 trainer = Trainer(recipe, seed=seed, device=device, watch=watch, save=save, where=where)
-                with _among_others(), training_memory(recipe, where), own_stream(device):
+                with training_memory(recipe, where), own_stream(device):
                     _train(trainer, task, data, state, run, [watcher, *callbacks])
                 records = trainer.records
                 if device.type == "cuda":
@@ -133,17 +145,6 @@ def best_epoch(records: Sequence[Record], select_by: Score = "top1") -> int:
         return int(records[-1]["epoch"])
     sound = [row for row in records if math.isfinite(row["val_loss"])] or records[:1]
     return int(max(sound, key=lambda row: (score_of(row, select_by), -row["val_loss"], -row["epoch"]))["epoch"])
-
-
-@contextmanager
-def _among_others() -> Iterator[None]:
-    """Raises Terminated where another process of the training has ended."""
-    try:
-        yield
-    except RuntimeError as error:
-        if (others := ranks()) is not None and others.lost(error):
-            raise Terminated("another process of this training has ended") from error
-        raise
 
 
 def _agreed(run: RunDir, stage: str, recipe: Recipe) -> TrainState | None:

@@ -138,8 +138,9 @@ class Ranks:
             options: of `init_process_group`.
         """
         cuda = kind == "cuda"
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device(kind)
-        if cuda:
+        device = torch.device(kind)
+        if cuda:  # a task of Slurm's may see its own GPU alone
+            device = torch.device("cuda", int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
             torch.cuda.set_device(device)
         dist.init_process_group("nccl" if cuda else "gloo", timeout=_PATIENCE, **options)
         host = dist.new_group(backend="gloo", timeout=_PATIENCE) if cuda else None
@@ -195,6 +196,15 @@ class Ranks:
         parts = [torch.empty_like(sent) for _ in range(self.world)]
         dist.all_gather(parts, sent, group=self._host)
         return torch.stack(parts)
+
+    def joined(self, own: Tensor) -> Tensor:
+        """The rows of all ranks, one rank's after another's: [n, …] of each → [N, …]."""
+        counts = self.numbers([len(own)])[:, 0].long().tolist()
+        padded = own.new_zeros(max(counts), *own.shape[1:])
+        padded[: len(own)] = own
+        parts = [torch.empty_like(padded) for _ in counts]
+        dist.all_gather(parts, padded)
+        return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
     def any(self, own: bool) -> bool:
         """Whether it is so on any of them."""

@@ -15,7 +15,6 @@ from kd_cli.config.recipe import Recipe, check_possible
 from kd_cli.data.base import Data
 from kd_cli.errors import ConfigError
 from kd_cli.machine import shard
-from kd_cli.metrics.evaluate import predict
 from kd_cli.metrics.scores import accuracy, selection
 from kd_cli.seeds import derive_seed, seed_dropout
 from kd_cli.signals import patiently
@@ -250,20 +249,21 @@ class Trainer:
         if not self.data.size("val"):
             return {}
         with evaluation_memory(self.recipe, self.where):
-            said = predict(self.deployed, self.data, "val", batch_size=self.recipe.eval_batch_size, device=self.device)
+            said = self.updater.predict(self.data, "val")
         scores = accuracy(*said)
         check_score(scores, "validation", self.updater.guard.advice)
         return {"val_top1": scores["top1"], "val_loss": scores["nll"], **selection(self.recipe.select_by, *said)}
 
     def _average(self) -> None:
         """In the last epochs of a recipe with `swa_epochs`: their weights so far, with statistics of their own."""
-        if (count := self.epoch + 1 - max(0, self.recipe.epochs - (self.recipe.swa_epochs or 0))) > 0:
+        count = self.epoch + 1 - max(0, self.recipe.epochs - (self.recipe.swa_epochs or 0))
+        if count > 0:
             with patiently():
                 self.between_steps = False
                 self.updater.average_epoch(count)
                 self.between_steps = True
             self.feed.begin(self.epoch)
-            self.updater.measure_norms(self.feed.batch(number).images for number in range(self.batches))
+            self.updater.measure_norms(self.feed.batch(number) for number in range(self.batches))
 
 
 class _Update:

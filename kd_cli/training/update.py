@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from kd_cli.config.recipe import Recipe
+from kd_cli.data.base import Data, Part
 from kd_cli.errors import ConfigError
 from kd_cli.machine import ranks
+from kd_cli.metrics.evaluate import predict
 from kd_cli.runs.checkpoint import load_state
 from kd_cli.training.guard import LossGuard, can_wait
 from kd_cli.training.optim import MovingAverage, make_optimizer
@@ -176,6 +178,11 @@ class Updater:
         """Images of the global batches of which this process has so many."""
         return images if self.ranks is None else int(self.ranks.numbers([images]).sum())
 
+    def predict(self, data: Data, part: Part) -> tuple[Tensor, Tensor]:
+        """As `evaluate.predict`, of the deployed network, which all processes ask together."""
+        size = self.recipe.eval_batch_size
+        return predict(self.deployed, data, part, batch_size=size, device=self.device, ranks=self.ranks)
+
     def agreed(self, record: Record) -> Record:
         """An epoch's record, the same for all processes that train together.
 
@@ -197,11 +204,13 @@ class Updater:
         if int(self.average.n_averaged) < count:
             self.average.update_parameters(self.task.deployed)
 
-    def measure_norms(self, batches: Iterable[Tensor]) -> None:
+    def measure_norms(self, batches: Iterable[Batch]) -> None:
         """As `swa.measure_norms`, of the average."""
         from kd_cli.training.swa import measure_norms
 
         assert self.average is not None
+        if self.ranks is not None:
+            batches = map(self.ranks.whole, batches)  # also with batch_norm=local: a last batch may be of few images
         measure_norms(self.average.module, batches)
 
     def forget_gradients(self) -> None:

@@ -1,12 +1,13 @@
 """A network that sees some rows of a global batch computes what it would compute of them if it saw all.
 
-Two of PyTorch's functions read or draw more than a row at a time: batch normalisation and dropout. While `WholeBatch`
-is open they are those of the global batch, in whatever layer they are called. C channels, W ranks.
+Batch normalisation reads, and dropout and stochastic depth draw, more than a row at a time. While `WholeBatch` is open
+they are those of the global batch, in whatever layer they are called. C channels, W ranks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,8 +22,11 @@ if TYPE_CHECKING:
     from kd_cli.training.parallel import Shard
 
 
+DROPOUT = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d)
+
+
 class WholeBatch(TorchFunctionMode):
-    """Batch normalisation over all ranks' rows, and dropout as one process draws it.
+    """Batch normalisation over all ranks' rows; dropout and stochastic depth (`bernoulli_`) as one process draws them.
 
     Args:
         shard: this rank's part of the batch.
@@ -32,7 +36,8 @@ class WholeBatch(TorchFunctionMode):
     def __init__(self, shard: Shard, *, sync: bool = True) -> None:
         super().__init__()
         self._shard = shard
-        self._instead: dict[Any, Callable[..., Tensor]] = {F.dropout: self._dropout}
+        self._instead: dict[Any, Callable[..., Tensor]] = {each: partial(self._dropout, each) for each in DROPOUT}
+        self._instead[Tensor.bernoulli_] = self._bernoulli
         if sync:
             self._instead[F.batch_norm] = self._batch_norm
 
@@ -41,25 +46,31 @@ class WholeBatch(TorchFunctionMode):
     ) -> Any:
         return self._instead.get(func, func)(*args, **(kwargs or {}))
 
-    def _dropout(self, values: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
-        """Every rank draws what one process would draw, and takes its rows."""
+    def _dropout(
+        self, drop: Callable[..., Tensor], values: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
+    ) -> Tensor:
         if not training or p == 0:
-            return F.dropout(values, p, training, inplace)
-        rows = max(1, self._shard.own)
-        each, rest = divmod(len(values), rows)
+            return drop(values, p, training, inplace)
+        return values * self._drawn(values, partial(drop, p=p))
+
+    def _bernoulli(self, values: Tensor, p: float = 0.5) -> Tensor:
+        return values.copy_(self._drawn(values, partial(Tensor.bernoulli_, p=p)))
+
+    def _drawn(self, values: Tensor, draw: Callable[[Tensor], Tensor]) -> Tensor:
+        """Every rank draws what one process would draw, of ones, and takes its rows."""
+        each, rest = divmod(len(values), max(1, self._shard.own))
         if rest:
             raise ConfigError(
                 f"devices: a network drops values of {list(values.shape)}, whose first dimension is not that of the "
-                f"{rows} images of this process; type devices=1"
+                f"{self._shard.own} images of this process; type devices=1"
             )
-        layout = torch.channels_last if values.is_contiguous(memory_format=torch.channels_last) else None
         whole = torch.ones(self._shard.total * each, *values.shape[1:], dtype=values.dtype, device=values.device)
-        if layout is not None and values.ndim == 4 and not values.is_contiguous():
-            whole = whole.contiguous(memory_format=layout)
-        kept = F.dropout(whole, p)
+        if values.ndim == 4 and not values.is_contiguous() and values.is_contiguous(memory_format=torch.channels_last):
+            whole = whole.contiguous(memory_format=torch.channels_last)
+        kept = draw(whole)
         if not self._shard.own:
-            return values * kept[: len(values)]
-        return values * kept[self._shard.places(values.device, each * self._shard.block)]
+            return kept[: len(values)]
+        return kept[self._shard.places(values.device, each * self._shard.block)]
 
     def _batch_norm(
         self,

@@ -78,7 +78,6 @@ def test_streamed_photographs_and_a_teacher_that_is_asked_live_are_shared_too(kd
         (("devices=some",), "devices: 'some' is not possible; type devices=N"),
         (("devices=51",), "devices: 51 are more than a batch has images (trainer.batch_size=50); type devices=50"),
         (("devices=2", "trainer.compile=true"), "type trainer.compile=false"),
-        (("devices=2", "trainer.swa_epochs=1"), "type trainer.swa_epochs=null"),
         (("devices=2", "dataset.augment=mixup"), "leave them out, or type devices=1"),
     ],
 )

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torchvision.ops import stochastic_depth
 
 from kd_cli.config.plan import Training
 from kd_cli.config.recipe import Recipe
@@ -98,6 +101,7 @@ RECIPES: dict[str, Said] = {
     "accumulated": {"accumulate": 2, "clip_grad_norm": 0.5, "label_smoothing": 0.1},
     "averaged": {"ema_decay": 0.8, "momentum": 0.0},
     "frozen": {"freeze": ("stage1",), "backbone_lr_factor": 0.5},
+    "averaged over epochs": {"epochs": 3, "swa_epochs": 2},
     "two views": {"batch_size": 18, "data": {"augment": "crop_flip", "repeats": 2}},
     "two epochs": {"epochs": 2, "schedule": "plateau", "limit_train_batches": None},
 }
@@ -127,22 +131,45 @@ def test_local_batch_normalisation_is_another_training_of_one_network() -> None:
     assert any((one["state"][name] - value).abs().max() > 1e-6 for name, value in alone["state"].items())
 
 
-class Drops(nn.Module):
-    """Leaves out images at random, as stochastic depth does."""
+class Before(nn.Module):
+    """A network whose images are changed before it sees them."""
 
-    def __init__(self, inner: nn.Module) -> None:
+    def __init__(self, change: Callable[[Tensor], Tensor], inner: nn.Module) -> None:
         super().__init__()
-        self.inner = inner
+        self.inner, self.change = inner, change
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.inner(images * torch.empty(len(images), 1, 1, 1).bernoulli_(0.5))
+        return self.inner(self.change(images) if self.training else images)
 
 
-def test_a_network_that_draws_otherwise_than_by_dropout_is_refused() -> None:
-    data, training = make_data(), Training("baseline", "baseline", {"name": "drops"}, 0)
-    check_together(training, make_student(), Recipe(batch_size=32), data, 2)
-    with pytest.raises(ConfigError, match=r"^devices: student=drops draws random numbers otherwise than by dropout"):
-        check_together(training, Drops(make_student()), Recipe(batch_size=32), data, 2)
+def drops(images: Tensor) -> Tensor:
+    """As dropout of channels and stochastic depth do."""
+    return stochastic_depth(nn.functional.dropout2d(images, 0.3), 0.4, "row")
+
+
+def dropping() -> Said:
+    return trained(Supervised(Before(drops, network((4, 6, 8), 2, 0))), batch_size=17)
+
+
+def test_what_dropout_of_channels_and_stochastic_depth_draw_is_that_of_one_process() -> None:
+    alone = dropping()
+    check_same(alone, on_ranks(3, dropping), 1e-10)
+
+
+@pytest.mark.parametrize(
+    "draws",
+    [
+        lambda images: images * torch.rand(len(images), 1, 1, 1),
+        lambda images: images * torch.ones(1, 1, 1, 1).bernoulli_(0.5),
+        lambda images: images * torch.empty_like(images).bernoulli_(images.sigmoid()),
+        partial(nn.functional.alpha_dropout, training=True),
+    ],
+)
+def test_a_network_that_draws_otherwise_than_by_dropout_is_refused(draws: Callable[..., Tensor]) -> None:
+    data, training = make_data(), Training("baseline", "baseline", {"name": "draws"}, 0)
+    check_together(training, Before(drops, make_student()), Recipe(batch_size=32), data, 2)
+    with pytest.raises(ConfigError, match=r"^devices: student=draws draws random numbers otherwise than by dropout"):
+        check_together(training, Before(draws, make_student()), Recipe(batch_size=32), data, 2)
 
 
 def refused() -> str:
