@@ -20,6 +20,7 @@ from kd_cli.config.overrides import is_own
 from kd_cli.errors import ConfigError, KDError
 from kd_cli.launch.rank import plain_launch
 from kd_cli.machine import available_cores, given_threads
+from kd_cli.runs.provenance import resume_line
 
 _GRACE_SECONDS = "10"  # for the first process to save where it stands
 
@@ -49,6 +50,7 @@ def train_on(job: str, config: Config, launch: Launch) -> Mapping[str, Any]:
         place = Path(folder)
         asked = {"job": job, "config": config, "launch": plain_launch(launch), "as_json": console.as_json()}
         (place / "asked.json").write_text(json.dumps(asked, default=str))
+        (place / "go-on").write_text(resume_line(launch.folder, vars(launch)))
         _start(count, place)
         result: Mapping[str, Any] = json.loads((place / "result.json").read_text())
         return result
@@ -79,7 +81,10 @@ def _start(count: int, folder: Path) -> None:
     except SignalException as ended:
         raise _first_error(folder) or errors.Terminated("the process was asked to end (SIGTERM)") from ended
     except ChildFailedError as failed:
-        raise _first_error(folder) or _death(failed, folder) from failed
+        # One that was killed says nothing; what the others said comes of it.
+        killed = [rank for rank, failure in failed.failures.items() if failure.exitcode < 0]
+        said = None if killed else _first_error(folder)
+        raise said or _death(killed[0] if killed else failed.get_first_failure()[0], failed, folder) from failed
 
 
 def _first_error(folder: Path) -> KDError | None:
@@ -95,13 +100,11 @@ def _error(said: Mapping[str, Any]) -> KDError:
     return KDError(f"{said['title']}: {said['text']}")
 
 
-def _death(failed: Any, folder: Path) -> KDError:
+def _death(rank: int, failed: Any, folder: Path) -> KDError:
     """A process ended without a word: it was killed."""
-    rank, failure = failed.get_first_failure()
-    line = folder / "go-on"
-    again = f" Go on with:\n{line.read_text()}" if line.exists() else ""
-    code = failure.exitcode
+    code = failed.failures[rank].exitcode
     how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
     return KDError(
-        f"process {rank} of this training {how}, and the others were ended; what was trained is kept.{again}"
+        f"process {rank} of this training {how}, and the others were ended; what was trained is kept. Go on with:\n"
+        + (folder / "go-on").read_text()
     )
