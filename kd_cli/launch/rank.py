@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -17,13 +18,14 @@ from typing import Any
 
 from kd_cli import console
 from kd_cli.config.base import Config, Launch
-from kd_cli.errors import describe_error
+from kd_cli.errors import Terminated, describe_error
 from kd_cli.machine import keep_freed_memory, pick_device, ranks, train_together
 from kd_cli.plugins import load_plugins
 from kd_cli.signals import heeding
 from kd_cli.storage.files import write_json
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)
+_GRACE_SECONDS = 5.0  # for the first process to end its step, which takes all of them
 
 
 def main() -> None:
@@ -31,9 +33,18 @@ def main() -> None:
     folder, rank = Path(sys.argv[1]), int(os.environ["RANK"])
     asked = json.loads((folder / "asked.json").read_text())
     _end_with_parent(signal.SIGTERM if rank == 0 else signal.SIGKILL)
+    if rank:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # of all threads, which begin later
+        threading.Thread(target=_end_when_asked, daemon=True).start()
     with heeding() if rank == 0 else silent():
         code = _work(asked, folder, rank)
     sys.exit(code)
+
+
+def _end_when_asked() -> None:
+    signal.sigwait({signal.SIGTERM})
+    time.sleep(_GRACE_SECONDS)
+    os._exit(Terminated.exit_code)
 
 
 def _work(asked: dict[str, Any], folder: Path, rank: int) -> int:

@@ -22,8 +22,6 @@ from kd_cli.launch.rank import plain_launch
 from kd_cli.machine import available_cores, given_threads
 from kd_cli.runs.provenance import resume_line
 
-_GRACE_SECONDS = "10"  # for the first process to save where it stands
-
 
 def train_on(job: str, config: Config, launch: Launch) -> Mapping[str, Any]:
     """Does a job in as many processes as are asked for; the first one prints, and owns the run's folder.
@@ -63,7 +61,6 @@ def _start(count: int, folder: Path) -> None:
 
     for name in [name for name in logging.root.manager.loggerDict if name.startswith("torch.distributed")]:
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)  # what they tell is told here
-    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", _GRACE_SECONDS)
     if given_threads() is None:
         os.environ["OMP_NUM_THREADS"] = str(max(1, available_cores() // count))
     agent = LaunchConfig(
