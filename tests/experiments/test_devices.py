@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -129,6 +130,18 @@ def test_copies_that_are_there_already_train_one_network(kd: Any, starter: dict[
     assert "of the test images" in said
     kd("train-baseline", *QUICK, "hydra.run.dir=one")
     check_like(Path("one"), Path("both"))
+
+
+@pytest.mark.slow
+def test_torchrun_itself_starts_them(kd: Any) -> None:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}"]
+    words = ("run", *QUICK, "devices=auto", "hydra.run.dir=both", "--json")
+    said = subprocess.run([*torchrun, "-m", "kd_cli", *words], capture_output=True, text=True, timeout=100)
+    assert said.returncode == 0, said.stderr
+    assert json.loads(said.stdout)["distilled"]["run"].endswith("both/distilled")
+    kd("run", *QUICK, "hydra.run.dir=one")
+    for part in ("teacher", "baseline", "distilled"):
+        check_like(Path("one") / part, Path("both") / part)
 
 
 def test_copies_of_another_number_than_typed_all_end_with_one_message() -> None:

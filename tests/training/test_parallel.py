@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import timedelta
 from functools import partial
 from typing import Any
 
@@ -16,8 +17,12 @@ from kd_cli.config.recipe import Recipe
 from kd_cli.errors import ConfigError
 from kd_cli.experiments.together import check_together
 from kd_cli.losses.base import LOSSES, build_loss
+from kd_cli.teachers import outputs
+from kd_cli.teachers.cache import CachedTeacher
+from kd_cli.teachers.outputs import Entry
 from kd_cli.training.task import Distillation, Supervised, Task
 from kd_cli.training.trainer import Trainer
+from kd_cli.types import Outputs
 from tests.support.ranks import on_ranks
 from tests.support.small import CPU, SPEC, SmallNet, loss_options, make_data, make_student
 
@@ -119,6 +124,31 @@ def test_every_kind_of_update_gives_the_numbers_of_one_process() -> None:
     alone, together = every_recipe(), on_ranks(3, every_recipe)
     for name in RECIPES:
         check_same(alone[name], [said[name] for said in together], 1e-10)
+
+
+def answered() -> Said:
+    """Of a student whose teacher's answers are kept in shards; how often the teacher was asked here, and all of it."""
+    outputs._LEAST_ROWS = 16  # of this process, which is this test's
+    data, task, asked = make_data(augment="crop_flip"), distilled("kd"), 0
+
+    def ask(images: Tensor) -> Outputs:
+        nonlocal asked
+        asked += 1
+        if asked == 2:  # the first of its own shards, after the sample: each must come to one
+            torch.distributed.monitored_barrier(timeout=timedelta(seconds=60))
+        return task.ask(images)
+
+    entry = Entry({"taps": list(task.teacher_taps), "data": data.fingerprint}, 10**9)
+    task.cache = CachedTeacher(ask, data, entry, seed=3, batch_size=16, device=CPU)
+    return {**trained(task, batch_size=16), "asked": asked}
+
+
+def test_the_teacher_is_asked_by_all_each_about_its_shards_and_says_the_same() -> None:
+    data = {"augment": "crop_flip"}
+    alone, together = trained(distilled("kd"), batch_size=16, data=data), on_ranks(2, answered)
+    assert sum(said["asked"] for said in together) == len(together) + -(-make_data().spec.num_train // 16)
+    assert all(said["asked"] > 1 for said in together)
+    check_same(alone, together, 1e-10)
 
 
 def local() -> Said:
