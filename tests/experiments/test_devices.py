@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -20,7 +22,7 @@ from kd_cli.launch.copies import first_node
 from kd_cli.runs.checkpoint import Checkpoint
 from kd_cli.runs.metrics import read_metrics
 from kd_cli.runs.records import sound_record
-from tests.conftest import SMALL, Outcome, started, wait_for
+from tests.conftest import ROOT, SMALL, Outcome, started, wait_for
 from tests.support.images import make_photographs
 from tests.support.interrupted import everything
 from tests.support.sample import times
@@ -56,14 +58,22 @@ def check_like(one: Path, other: Path) -> None:
         torch.testing.assert_close(second[name], value, rtol=1e-5, atol=1e-5, msg=name)
 
 
+def typed(page: str, section: str, program: str) -> list[list[str]]:
+    """The lines of a section that begin with a program, without it."""
+    text = (ROOT / "docs" / page).read_text().partition(f"## {section}\n")[2].partition("\n## ")[0]
+    lines = "\n".join(re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL)).splitlines()
+    return [shlex.split(line)[1:] for line in lines if line.startswith(f"{program} ")]
+
+
 def test_a_comparison_on_two_devices_is_that_of_one(kd: Any) -> None:
+    train, go_on = typed("scaling.md", "One network on several devices", "kd")
     kd("run", *QUICK, "hydra.run.dir=one")
-    outcome: Outcome = kd("run", *QUICK, "devices=2", "hydra.run.dir=two", "--json")
+    outcome: Outcome = kd(*train, *QUICK, "--json")
     assert outcome.json["distilled"]["run"].endswith("two/distilled")
     for part in ("teacher", "baseline", "distilled"):
         check_like(Path("one") / part, Path("two") / part)
     assert {path.name for path in Path("two").iterdir()} == {path.name for path in Path("one").iterdir()}
-    kd("run", *QUICK, "devices=3", "hydra.run.dir=two")  # complete already, on whatever devices
+    assert "complete already" in kd(*go_on).out  # on whatever devices
 
 
 @pytest.mark.slow
@@ -134,9 +144,10 @@ def test_copies_that_are_there_already_train_one_network(kd: Any, starter: dict[
 
 @pytest.mark.slow
 def test_torchrun_itself_starts_them(kd: Any) -> None:
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}"]
-    words = ("run", *QUICK, "devices=auto", "hydra.run.dir=both", "--json")
-    said = subprocess.run([*torchrun, "-m", "kd_cli", *words], capture_output=True, text=True, timeout=100)
+    (words,) = typed("scaling.md", "One network on several devices", "torchrun")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", f"--master-port={free_port()}", *words]
+    options = (*QUICK, "hydra.run.dir=both", "--json")
+    said = subprocess.run([*torchrun, *options], capture_output=True, text=True, timeout=100)
     assert said.returncode == 0, said.stderr
     assert json.loads(said.stdout)["distilled"]["run"].endswith("both/distilled")
     kd("run", *QUICK, "hydra.run.dir=one")

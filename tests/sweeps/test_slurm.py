@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import HERE, ROOT, SMALL, started, wait_for
-from tests.experiments.test_devices import check_like
+from tests.experiments.test_devices import check_like, typed
 from tests.support.interrupted import everything
 from tests.support.slurm import ask, cluster, missing, processes
 
@@ -140,8 +140,11 @@ def test_a_preempted_point_goes_on_with_the_same_bits(kd, slurm) -> None:
 
 @pytest.mark.parametrize("killed", [False, True])
 def test_two_tasks_of_a_step_train_one_network(kd, conf: Path, killed: bool) -> None:
+    (line,) = typed("scaling.md", "One network on several devices", "srun")
+    assert line[1:] == ["kd", "run", "devices=auto"]
     words = ("train-baseline", *SMALL, f"trainer.epochs={40 if killed else 2}")
-    step = ["srun", "--ntasks=2", sys.executable, "-m", "kd_cli", *words, "devices=auto", "hydra.run.dir=both"]
+    kd_here = [sys.executable, "-m", "kd_cli"]
+    step = ["srun", line[0], *kd_here, *words, line[-1], "hydra.run.dir=both"]
     with subprocess.Popen(step, stdout=-1, stderr=-1, text=True) as process:
         if killed:
             wait_for(process, "both/checkpoints/epoch-0003*")
