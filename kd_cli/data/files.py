@@ -26,7 +26,8 @@ from kd_cli.data.decode import (
 from kd_cli.data.geometry import Box, Geometry, scaled_box
 from kd_cli.data.resize import square_size
 from kd_cli.data.sources import Source
-from kd_cli.data.store import each_chunk, read_all
+from kd_cli.data.store import read_all
+from kd_cli.data.workers import each_chunk
 from kd_cli.errors import DataError
 
 _HEADERS = 2**10  # that a worker reads at a time, 16 MB of files; to hand over takes as long as to read some twenty
@@ -147,13 +148,15 @@ class Files:
 class _Headers:
     """The stamps of images that are sound as far as their headers tell [M], int64."""
 
+    num_bytes = 0
+
     def __init__(self, files: Files) -> None:
         self._files = files
 
     def __len__(self) -> int:
         return len(self._files)
 
-    def __getitems__(self, rows: Sequence[int]) -> tuple[Tensor, dict[int, DataError]]:
+    def read(self, rows: Sequence[int]) -> tuple[Tensor, dict[int, DataError]]:
         stamps, errors, source = [], {}, self._files.source
         edges = source.edges(rows, STAMPED)  # first all that is asked of the system: in turns, both take longer
         for number, (row, read) in enumerate(zip(rows, edges, strict=True)):

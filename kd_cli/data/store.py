@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
 from functools import partial
-from itertools import accumulate, pairwise
+from math import prod
 from typing import TYPE_CHECKING, Any, Protocol, Union, cast
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
 
 from kd_cli.data.common import InMemory
 from kd_cli.errors import DataError
-from kd_cli.machine import available_cores, return_freed_memory
 from kd_cli.storage.tensors import digest_tensor
 
 if TYPE_CHECKING:
     from kd_cli.data.kept import Kept
     from kd_cli.data.windows import Finish, Windows
+    from kd_cli.data.workers import Read
 
 
 class Streamed(Protocol):
@@ -34,9 +32,6 @@ class Streamed(Protocol):
 
     def __getitem__(self, row: int) -> Tensor: ...  # [H, W, C], uint8; DataError if it cannot be read
 
-
-_Read = tuple[Tensor, dict[int, DataError]]
-_CHUNK = 256  # images that a worker hands over at a time
 
 # [N, H, W, C], uint8: channels last, so that a batch needs no copy to be in that memory format.
 Images = Union[Tensor, Streamed]  # noqa: UP007  (a Protocol cannot stand on the right of | at run time in Python 3.10)
@@ -80,14 +75,6 @@ def digest_of(images: Images) -> str:
 def fits_in_memory(num_bytes: int, in_memory: InMemory, memory_limit_gb: float) -> bool:
     """Whether decoded images are to be held in memory. 1 GB = 10⁹ bytes."""
     return num_bytes <= memory_limit_gb * 1e9 if in_memory == "auto" else bool(in_memory)
-
-
-class Reader(Protocol):
-    """What worker processes do: places 0 … M-1, some at a time → a tensor, and by number what is wrong with others."""
-
-    def __len__(self) -> int: ...
-
-    def __getitems__(self, places: Sequence[int]) -> _Read: ...
 
 
 class Store:
@@ -159,8 +146,10 @@ class Store:
     def _read(self, reader: _Reader | None, batches: Sequence[Tensor], device: torch.device) -> Iterator[Tensor]:
         if reader is None or not len(reader):
             return
+        from kd_cli.data.workers import read_batches
+
         sizes = [len(rows) for rows in batches if len(rows)]
-        for pixels, errors in _stream(reader, sizes, self._workers, pin=device.type == "cuda"):
+        for pixels, errors in read_batches(reader, sizes, self._workers, pin=device.type == "cuda"):
             for error in errors.values():
                 raise error
             yield pixels
@@ -184,7 +173,7 @@ def _room_for(images: Images, num_bytes: int) -> Kept:
     return Kept(len(images), shape_of(images), num_bytes)
 
 
-class _Reader(Dataset[Any]):
+class _Reader:
     """Gives the images of `rows` [M], a batch at a time.
 
     A worker's DataError is given as a value: raised there, it would arrive wrapped in a traceback.
@@ -192,11 +181,12 @@ class _Reader(Dataset[Any]):
 
     def __init__(self, images: Images, rows: Tensor, finish: Finish | None = None) -> None:
         self.images, self.rows, self.finish = images, rows, finish
+        self.num_bytes = prod(shape_of(images)) * (finish.views if finish is not None else 1)
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitems__(self, places: Sequence[int]) -> _Read:
+    def read(self, places: Sequence[int]) -> tuple[Tensor | list[Tensor], dict[int, DataError]]:
         """Of those at some places the ones that can be read, and by number what is wrong with the others."""
         read: list[Tensor] = []
         errors = {}
@@ -206,8 +196,7 @@ class _Reader(Dataset[Any]):
                 read += pixels if self.finish is None else self.finish(pixels, place)
             except DataError as error:
                 errors[number] = error
-        # In a worker it stacks them in memory that is shared, from which they need not be copied again.
-        return default_collate(read) if read else torch.empty((0, *shape_of(self.images)), dtype=torch.uint8), errors
+        return read or torch.empty((0, *shape_of(self.images)), dtype=torch.uint8), errors
 
     def pixels(self, row: int, place: int) -> Sequence[Tensor]:  # noqa: ARG002
         """One or more of [H, W, C]."""
@@ -220,64 +209,15 @@ class _WindowReader(_Reader):
     def __init__(self, images: Images, rows: Tensor, ids: Tensor, windows: Windows, finish: Finish | None) -> None:
         super().__init__(images, rows, finish)
         self.ids, self.drawn = ids, windows
+        self.num_bytes = prod(shape_of(images)) * len(windows.views)
 
     def pixels(self, row: int, place: int) -> Sequence[Tensor]:
         number = int(self.ids[place])
         return cast(Sequence[Tensor], cast(Any, self.images).windows(row, partial(self.drawn.boxes, number)))
 
 
-class _Ranges:
-    """Batches of neighbouring places, by their sizes: as many numbers as batches, however many images they have."""
-
-    def __init__(self, sizes: Sequence[int]) -> None:
-        self._sizes = sizes
-
-    def __len__(self) -> int:
-        return len(self._sizes)
-
-    def __iter__(self) -> Iterator[range]:
-        ends = accumulate(self._sizes, initial=0)
-        return (range(*pair) for pair in pairwise(ends))
-
-
-def read_all(images: Streamed, workers: int) -> Iterator[_Read]:
+def read_all(images: Streamed, workers: int) -> Iterator[Read]:
     """All images once, chunk by chunk: those that can be read [M, H, W, C], and row → what is wrong with another."""
+    from kd_cli.data.workers import each_chunk
+
     yield from each_chunk(_Reader(images, torch.arange(len(images))), workers)
-
-
-def each_chunk(reader: Reader, workers: int, chunk: int = _CHUNK) -> Iterator[_Read]:
-    """All that a reader gives, `chunk` at a time, and place → what is wrong with another."""
-    sizes = [min(chunk, len(reader) - first) for first in range(0, len(reader), chunk)]
-    for number, (read, errors) in enumerate(_stream(reader, sizes, workers, pin=False)):
-        yield read, {number * chunk + place: error for place, error in errors.items()}
-
-
-def _stream(reader: Reader, sizes: Sequence[int], workers: int, *, pin: bool) -> Iterator[_Read]:
-    """Reads batches of these sizes in worker processes, never more of them than processors; in order."""
-    if workers:
-        return_freed_memory()
-    loader: DataLoader[Any] = DataLoader(
-        cast(Any, reader),
-        batch_sampler=cast(Any, _Ranges(sizes)),
-        num_workers=min(workers, available_cores()),
-        collate_fn=cast(Any, _as_it_is),  # the reader has made the batch
-        pin_memory=pin,
-        generator=torch.Generator(),  # its own: the default would draw from the global one and change the run
-    )
-    with warnings.catch_warnings():
-        # Python ≥ 3.12 warns of every fork of a process with threads; these workers only decode.
-        warnings.filterwarnings("ignore", category=DeprecationWarning, message=".*fork.*")
-        iterator = iter(loader)
-    try:
-        for _ in sizes[1:]:
-            yield next(iterator)
-        last = next(iterator)
-    finally:
-        # Now, before the last is used: left to the garbage collector, its workers are waited for, five seconds, and a
-        # worker that is forked meanwhile finds them and takes them for its own.
-        del iterator
-    yield last
-
-
-def _as_it_is(read: _Read) -> _Read:
-    return read
