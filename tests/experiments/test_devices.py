@@ -77,6 +77,24 @@ def test_a_comparison_on_two_devices_is_that_of_one(kd: Any) -> None:
 
 
 @pytest.mark.slow
+def test_specialists_are_trained_together_too(kd: Any) -> None:
+    words = ("run", *QUICK, "dataset.num_train=150", "specialists.groups=1", "specialists.classes=4")
+    words = (*words, "dataset.val_fraction=0.3", "trainer.swa_epochs=1")
+    kd(*words, "hydra.run.dir=one")
+    kd(*words, "devices=2", "hydra.run.dir=two")
+    for part in ("teacher", "specialist-1", "baseline", "distilled"):
+        check_like(Path("one") / part, Path("two") / part)
+
+
+@pytest.mark.slow
+def test_points_of_a_sweep_can_have_several_devices(kd: Any) -> None:
+    kd("train-baseline", *QUICK, "-m", "seed=0,1", "devices=2", "hydra.sweep.dir=swept")
+    for seed in (0, 1):
+        kd("train-baseline", *QUICK, f"seed={seed}", f"hydra.run.dir=alone-{seed}")
+        check_like(Path(f"alone-{seed}"), Path(f"swept/seed={seed}"))
+
+
+@pytest.mark.slow
 def test_streamed_photographs_and_a_teacher_that_is_asked_live_are_shared_too(kd: Any) -> None:
     make_photographs(Path("tree"), per_class=12)  # 33 for training: the last batch leaves each rank one
     words = ("run", "dataset=image_folder", "dataset.root=tree", "dataset.in_memory=false", "dataset.image_size=32")

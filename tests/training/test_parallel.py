@@ -17,6 +17,8 @@ from kd_cli.config.recipe import Recipe
 from kd_cli.errors import ConfigError
 from kd_cli.experiments.together import check_together
 from kd_cli.losses.base import LOSSES, build_loss
+from kd_cli.machine import ranks
+from kd_cli.metrics.evaluate import predict
 from kd_cli.teachers import outputs
 from kd_cli.teachers.cache import CachedTeacher
 from kd_cli.teachers.outputs import Entry
@@ -149,6 +151,20 @@ def test_the_teacher_is_asked_by_all_each_about_its_shards_and_says_the_same() -
     assert sum(said["asked"] for said in together) == len(together) + -(-make_data().spec.num_train // 16)
     assert all(said["asked"] > 1 for said in together)
     check_same(alone, together, 1e-10)
+
+
+def predicted() -> list[Tensor]:
+    """In batches of 7, of which each of three processes has one or two; and in one, which one of them has."""
+    data, net = make_data(), make_student()
+    sizes = (7, data.size("val"))
+    return [each for size in sizes for each in predict(net, data, "val", batch_size=size, device=CPU, ranks=ranks())]
+
+
+def test_validation_is_shared_with_the_bits_of_one_process() -> None:
+    alone = predicted()
+    assert len(alone[0]) % 7
+    for said in on_ranks(3, predicted):
+        assert all(map(torch.equal, said, alone))
 
 
 def local() -> Said:
