@@ -69,7 +69,8 @@ def _start(count: int, folder: Path) -> None:
         nproc_per_node=count,
         run_id=folder.name,
         rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
+        rdzv_endpoint=str(folder / "rendezvous"),
+        rdzv_configs={"store_type": "file"},  # a port would be open to the network, and pickles are read from it
         local_addr="localhost",
         max_restarts=0,
     )
