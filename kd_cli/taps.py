@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -12,8 +13,12 @@ from torch import Tensor, nn
 from kd_cli.errors import suggest
 from kd_cli.types import Outputs
 
+_SIDE = re.compile(r"in|last|tokens\d*|")
+
 # Word for all published taps of one kind → those taps' name without their number.
 GROUPS = {"stages": "stage", "preacts": "preact"}
+# Tap → who publishes it, where that takes an option of the network.
+_WHO_HAS = {"distill_logits": "; a transformer with a distillation token has it: student.distilled=true"}
 
 
 class Tapped:
@@ -24,7 +29,9 @@ class Tapped:
     Args:
         module: maps images [B, C, H, W] to logits [B, K].
         taps: names that the module publishes (`module.taps`) or paths of its submodules: `layer2` is the output of
-            that submodule, `fc:in` its input. `stage-1` is the deepest published stage, `stage-2` the one before it;
+            that submodule, `fc:in` its input; `layers.3:last`, an output with its channels last, as a map;
+            `blocks.3:tokens`, a transformer's tokens [B, N, C], as a map without those that stand before the image's
+            (`blocks.3:tokens5`: five of them). `stage-1` is the deepest published stage, `stage-2` the one before it;
             `stages` are all of them, `preacts` all published inputs of their last activations. `final` is the map
             whose average over positions is the embedding: the deepest stage, unless the module publishes another;
             the embedding itself where there are no stages. What a path names is copied, so that it is what the
@@ -55,14 +62,19 @@ class Tapped:
         resolved = _published_path(self.module, tap)
         path, _, side = resolved.partition(":")
         modules = dict(self.module.named_modules())
-        if not path or path not in modules or side not in ("", "in"):
+        if not path or path not in modules or not _SIDE.fullmatch(side):
+            group = f"{tap.rpartition('-')[0]}s"
+            if group in GROUPS and not _numbered(published_taps(self.module), GROUPS[group]):
+                raise _unpublished(self.module, group)
             known = [*published_taps(self.module), *filter(None, modules)]
-            raise ValueError(f"{type(self.module).__name__} has no tap {tap!r}{suggest(tap, known)}")
+            raise ValueError(
+                f"{type(self.module).__name__} has no tap {tap!r}{_WHO_HAS.get(tap) or suggest(tap, known)}"
+            )
         copied = tap == resolved and tap not in published_taps(self.module)
         if side == "in":
             modules[path].register_forward_pre_hook(partial(self._kept.input, tap, copied))
         else:
-            modules[path].register_forward_hook(partial(self._kept.output, tap, copied))
+            modules[path].register_forward_hook(partial(self._kept.output, tap, side, copied))
 
 
 class _Kept:
@@ -79,7 +91,11 @@ class _Kept:
         overwritten = getattr(module, "inplace", False)  # and so would its output be what is kept
         self._keep(tap, inputs[0], copied or overwritten)
 
-    def output(self, tap: str, copied: bool, _module: nn.Module, _inputs: tuple[Any, ...], output: Any) -> None:
+    def output(
+        self, tap: str, side: str, copied: bool, _module: nn.Module, _inputs: tuple[Any, ...], output: Any
+    ) -> None:
+        if self.features is not None and side and isinstance(output, Tensor):
+            output = as_map(output, side, tap)
         self._keep(tap, output, copied)
 
     def _keep(self, tap: str, feature: Any, copied: bool) -> None:
@@ -90,6 +106,29 @@ class _Kept:
                 f"taps: {tap} is a {type(feature).__name__} and no tensor; take a layer inside or behind it"
             )
         self.features[tap] = feature.clone() if copied else feature
+
+
+def as_map(feature: Tensor, side: str, tap: str) -> Tensor:
+    """[B, H, W, C], or tokens [B, N, C] of a square image → [B, C, H, W].
+
+    Args:
+        side: `last`; `tokens`: as few as can be stand before the image's, or `tokens5`: five.
+
+    Raises:
+        ValueError: another number of dimensions, or of tokens.
+    """
+    if feature.dim() != (4 if side == "last" else 3):
+        kind = "[B, H, W, C]" if side == "last" else "tokens [B, N, C]"
+        raise ValueError(f"taps: {tap} is {list(feature.shape)}, no {kind}; name it without :{side}")
+    if side == "last":
+        return feature.permute(0, 3, 1, 2)
+    given = side.removeprefix("tokens")
+    tokens = feature.shape[1]
+    before = int(given) if given else tokens - math.isqrt(tokens) ** 2
+    height = math.isqrt(max(tokens - before, 0))
+    if height < 1 or height**2 != tokens - before:
+        raise ValueError(f"taps: {tap} has {tokens} tokens, and without the first {before} they are no square image")
+    return feature[:, before:].transpose(1, 2).reshape(feature.shape[0], -1, height, height)
 
 
 def published_taps(module: nn.Module) -> Mapping[str, str]:
@@ -114,10 +153,17 @@ def expand(module: nn.Module, tap: str) -> list[str]:
         return [tap]
     found = _numbered(published_taps(module), GROUPS[tap])
     if not found:
-        raise ValueError(
-            f"{type(module).__name__} publishes no {tap}; its taps: {', '.join(published_taps(module)) or 'none'}"
-        )
+        raise _unpublished(module, tap)
     return found
+
+
+def _unpublished(module: nn.Module, group: str) -> ValueError:
+    """No module of it is known to be a stage, say."""
+    taps = ", ".join(published_taps(module)) or "none"
+    return ValueError(
+        f"{type(module).__name__} publishes no {group}; its taps: {taps}. Modules of a network of timm, torchvision or "
+        f"your own can be named: student.taps={{{GROUPS[group]}:blocks.*}} (teacher.taps=… of a teacher)"
+    )
 
 
 def select(features: Mapping[str, Tensor], taps: Sequence[str]) -> list[Tensor]:

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from benchmarks import default_run, script, students
+from benchmarks import default_run, losses, script, students
 from benchmarks.measure import NOTHING, Done, Failed, Measured, Sample, interleave, run
 from benchmarks.page import COLUMNS, Page, machine
 from benchmarks.rows import ROWS, Row
@@ -192,6 +192,28 @@ def test_a_program_of_its_own_reports_its_memory_and_its_failure(tmp_path: Path)
     assert done.peak_mb is None or 200 < done.peak_mb < 400
     with pytest.raises(Failed, match="ended with exit code 3: no such thing"):
         run([sys.executable, "-c", "import sys; print('no such thing', file=sys.stderr); sys.exit(3)"], cache=tmp_path)
+
+
+# --- losses
+
+
+def test_what_losses_cost_is_a_table_of_those_that_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    pair = losses.Pair("resnet14", "resnet8", size=8, batch=4)
+    threads = torch.get_num_threads()
+    try:
+        losses.main(["kd", "vkd", "dml", "--turns", "2", "--steps", "1", "--threads", "1"], pair)
+    finally:
+        torch.set_num_threads(threads)
+    head, _, *rows = capsys.readouterr().out.splitlines()
+    assert head.startswith("| `loss=` | step, beside kd's |")
+    row = re.compile(r"\| `(\w+)` \| \d+\.\d\d \[\d+\.\d\d – \d+\.\d\d\] \| \d+ \| \d+\.\d \| -?\d+ \|")
+    assert {row.fullmatch(line)[1] for line in rows} == {"kd", "vkd", "dml"}
+
+
+def test_a_loss_that_is_none_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        losses.main(["dkdd"])
+    assert "there is no loss 'dkdd'; there are ab, " in capsys.readouterr().err
 
 
 # --- the default of kd run

@@ -237,9 +237,9 @@ def test_a_component_keeps_its_name_its_signature_and_can_be_pickled() -> None:
 
 
 STATED = re.compile(
-    r"^ {4,}(\w+): (?:(?!\n {4,}\w+: ).)*?(≥ 1|≥ 0|> 0|in \[0, 1\)|in \(0, 1\))", re.MULTILINE | re.DOTALL
+    r"^ {4,}(\w+): (?:(?!\n {4,}\w+: ).)*?(≥ 1|≥ 0|> 0|in \[0, 1[)\]]|in \(0, 1\))", re.MULTILINE | re.DOTALL
 )
-BELOW = {"≥ 1": 0, "≥ 0": -1.0, "> 0": 0.0, "in [0, 1)": 1.0, "in (0, 1)": 0.0}
+BELOW = {"≥ 1": 0, "≥ 0": -1.0, "> 0": 0.0, "in [0, 1)": 1.0, "in [0, 1]": 1.5, "in (0, 1)": 0.0}
 
 
 @pytest.mark.parametrize("name", LOSSES.names())

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import points, sweep_overhead
+from benchmarks import points, sweep_files, sweep_overhead
 from benchmarks.measure import Done, Failed
 from benchmarks.sweep_overhead import measure, sides
 
@@ -48,3 +48,29 @@ def test_an_unknown_side_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         sweep_overhead.main(["kd, ry"])
     assert "there is no side 'kd, ry'; there are kd, process" in capsys.readouterr().err
+
+
+def test_what_comes_to_a_file_server_is_counted_by_whose_it_is() -> None:
+    lines = """
+7 openat(AT_FDCWD</home>, "/shared/swept/sweep.json.1", O_WRONLY|O_CREAT|O_EXCL, 0666) = 3</shared/swept/sweep.json.1>
+7 rename("/shared/swept/sweep.json.1", "/shared/swept/sweep.json") = 0
+8 newfstatat(AT_FDCWD</home>, "/shared/swept/sweep.json", {st_mode=S_IFREG|0644}, 0) = 0
+8 openat(9</shared/swept/seed=0>, "run.json", O_RDONLY <unfinished ...>
+8 <... openat resumed>) = -1 ENOENT (No such file or directory)
+8 fsync(5</shared/swept/seed=0/run.json>) = 0
+8 fcntl(5</shared/swept/seed=0/.lock>, F_GETFD) = 0
+8 flock(5</shared/swept/seed=0/.lock>, LOCK_EX|LOCK_NB) = 0
+8 openat(AT_FDCWD</home>, "/shared/cache/answers", O_RDONLY) = 4</shared/cache/answers>
+8 openat(AT_FDCWD</home>, "/usr/lib/libc.so", O_RDONLY) = 4</usr/lib/libc.so>
+8 +++ exited with 0 +++
+"""
+    own, by_points, by_command, cache = sweep_files.OWNERS
+    assert sweep_files.count(lines.splitlines(), "/shared") == {
+        (by_command, "created"): 1,
+        (by_command, "renamed"): 1,
+        (by_points, "looked at"): 1,
+        (own, "opened"): 1,
+        (own, "fsync"): 1,
+        (own, "locked"): 1,
+        (cache, "opened"): 1,
+    }

@@ -208,3 +208,26 @@ def test_of_a_module_that_runs_twice_the_last_call_counts() -> None:
     outputs = Tapped(Twice(), ["relu:in", "relu"])(IMAGES.clone())
     assert torch.equal(outputs.features["relu:in"], IMAGES.flatten(1).relu() - 1)
     assert torch.equal(outputs.features["relu"], outputs.logits)
+
+
+@pytest.mark.parametrize(
+    ("place", "shape", "message"),
+    [
+        ("0:tokens", (2, 3, 16, 16), r"0:tokens is \[2, 3, 16, 16\], no tokens \[B, N, C\]; name it without :tokens"),
+        ("0:last", (2, 17, 5), r"0:last is \[2, 17, 5\], no \[B, H, W, C\]; name it without :last"),
+        ("0:tokens3", (2, 17, 5), "has 17 tokens, and without the first 3 they are no square image"),
+        ("0:tokens17", (2, 17, 5), "has 17 tokens, and without the first 17 they are no square image"),
+        ("0:tokens18", (2, 17, 5), "has 17 tokens, and without the first 18 they are no square image"),
+    ],
+)
+def test_what_is_no_map_in_the_form_that_is_named_is_refused(place: str, shape: tuple[int, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Tapped(nn.Sequential(nn.Identity()), [place])(torch.zeros(shape))
+
+
+def test_maps_with_their_channels_last_and_tokens_become_maps() -> None:
+    last, tokens = torch.randn(2, 3, 4, 5), torch.randn(2, 2 + 9, 5)
+    network = nn.Sequential(nn.Identity())
+    assert torch.equal(Tapped(network, ["0:last"])(last).features["0:last"][1, 2], last[1, :, :, 2])
+    for place in ("0:tokens", "0:tokens2"):  # 11 tokens: 9 are the largest square
+        assert torch.equal(Tapped(network, [place])(tokens).features[place][1, 4, 2], tokens[1, 8:, 4])

@@ -13,7 +13,17 @@ from kd_cli.launch.options import ConfigDir, Device, Json, WhichEpoch, split_tar
 PANEL = "Results"
 
 # The scores in the table, and their decimals.
-_DIGITS = {"top1": 2, "top5": 2, "nll": 4, "brier": 4, "ece": 2, "mce": 2, "agreement": 2, "kl": 4}
+_DIGITS = {
+    "top1": 2,
+    "top5": 2,
+    "nll": 4,
+    "brier": 4,
+    "ece": 2,
+    "mce": 2,
+    "agreement": 2,
+    "agreement_when_wrong": 2,
+    "kl": 4,
+}
 _TEXTS = ("stage", "dataset", "part", "run")
 
 

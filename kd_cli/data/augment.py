@@ -24,7 +24,10 @@ Spec: TypeAlias = Union[str, Sequence[Union[str, Mapping[str, Any]]]]  # noqa: U
 
 
 class Augmentation(Protocol):
-    """One thing that is done to training images. A component of `AUGMENTATIONS` may have `box` or `mix` instead."""
+    """One thing that is done to training images. A component of `AUGMENTATIONS` may have `box` or `mix` instead.
+
+    One whose views differ in kind has `of_view` too: a table and the view's number → the table of that view.
+    """
 
     def draw(self, size: int, shape: Shape, random: torch.Generator) -> Tensor:
         """All that is random about `size` images: [N, columns], float32."""
@@ -90,6 +93,10 @@ class Augment:
     def draw(self, size: int, seed: int, view: int) -> Tensor:
         """The table of a view: a row for each training image, [N, columns], float32."""
         tables = [each.draw(size, self.shape, _stream(seed, view, number)) for number, each in self._numbered]
+        tables = [
+            each.of_view(table, view) if hasattr(each, "of_view") else table
+            for table, (_, each) in zip(tables, self._numbered, strict=True)
+        ]
         return torch.cat([torch.zeros(size, 0), *tables, *self._draw_mixing(size, seed, view)], dim=1)
 
     def _draw_mixing(self, size: int, seed: int, view: int) -> list[Tensor]:

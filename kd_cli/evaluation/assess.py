@@ -14,7 +14,7 @@ from kd_cli.data.base import Data, Part
 from kd_cli.errors import DataError, KDError
 from kd_cli.evaluation.networks import teacher_facts, teacher_of
 from kd_cli.metrics.evaluate import predict
-from kd_cli.metrics.scores import agreement, confusion, judge, only_answer, per_class
+from kd_cli.metrics.scores import AGREEMENT, agreement, confusion, judge, only_answer, per_class
 from kd_cli.models.base import count_parameters
 from kd_cli.saved.network import Saved
 
@@ -73,11 +73,11 @@ class Assessor:
         except ValueError as error:
             raise DataError(f"{pair.saved.path}: {error}; the network is of no use") from error
         if pair.teacher is None:
-            return scores | {"agreement": None, "kl": None}
+            return scores | dict.fromkeys(AGREEMENT)
         key = (pair.taught_by, data.fingerprint, str(data.preprocessing), *view)
         if key not in self._said:
             self._said[key], _ = predict(pair.teacher, data, self.part, batch_size=_BATCH, device=self.device)
-        return scores | agreement(logits, self._said[key])
+        return scores | agreement(logits, self._said[key], labels)
 
     def _corrupted(self, pair: _Pair, data: Data, seed: int) -> Scores:
         """Top-1 over all corruptions and severities, over the severities of each corruption, and all scores of each."""

@@ -90,6 +90,7 @@ def build_task(
             class_weights=class_weights(recipe, data, next(student.parameters()).device),
             ask_in=min(recipe.batch_size, data.spec.num_train) if ranks() is None else 1,
             mixed=data.mixes,
+            views=len(data.views_in(0)),
         )
     except ValueError as error:
         raise ConfigError(f"loss={loss['name']} cannot work on this pair: {error}") from error

@@ -16,6 +16,7 @@ from kd_cli.data.base import Data
 from kd_cli.experiments.build import build_network, build_peer, build_task
 from kd_cli.experiments.preflight import open_data, prepare
 from kd_cli.experiments.setup import Setup, make_setup
+from kd_cli.experiments.stem import note_stem
 from kd_cli.metrics.cost import count_flops
 from kd_cli.models.base import count_parameters
 from kd_cli.runs.records import network_name
@@ -42,6 +43,9 @@ def try_pair(config: Config, _: Launch) -> dict[str, Any]:
     batch = next(iter(data.train_batches(seed=seed, epoch=0, batch_size=size, device=device)))
     student = build_network(setup.student, "student", seed, data, device)
     teacher = _teacher(setup, data)
+    for role, options, network in (("student", setup.student, student), ("teacher", setup.teacher, teacher)):
+        if network is not None:
+            note_stem(role, options, network, batch.images)
     with arithmetic(recipe.precision, recipe.deterministic, device), refusing("a step of this pair", "trainer"):
         baseline_seconds = _step_seconds(Supervised(student), batch)
         task = build_task(setup.loss, student, teacher, data, recipe)

@@ -10,7 +10,8 @@ import os
 import re
 import sys
 from collections.abc import Callable, Mapping
-from functools import partial
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from kd_cli import machine
@@ -26,11 +27,12 @@ _FIRST_PORT, _PORTS = 20_000, 40_000
 _SAME_ON_ALL = (ConfigError, DivergedError, Terminated)  # the first one says it
 
 
-def take_part(job: str, compose: Callable[[Do], Mapping[str, Any]]) -> Mapping[str, Any]:
+def take_part(job: str, compose: Callable[[Do], Mapping[str, Any]], extends: Path | None) -> Mapping[str, Any]:
     """What the job returns, in the first copy; in the others nothing, when it is done.
 
     Args:
         compose: gives what `Do` does with the composed configuration.
+        extends: as of `Launch`.
 
     Raises:
         KDError: what went wrong.
@@ -42,7 +44,7 @@ def take_part(job: str, compose: Callable[[Do], Mapping[str, Any]]) -> Mapping[s
     if rank:
         return _follow(store, job, rank, world)
     try:
-        return compose(partial(_lead, store, world, job))
+        return compose(lambda config, launch: _lead(store, world, job, config, replace(launch, extends=extends)))
     except BaseException:
         store.set(_ASKED, "")  # whoever waits for it waits in vain
         raise

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -28,9 +28,10 @@ from kd_cli.machine import check_single, is_copy
 from kd_cli.storage.files import without_empty_folders
 
 _TRAINS = "kd_cli.experiments.experiment:"  # the jobs that do
+_Do = Callable[[Config, Launch], Mapping[str, Any]]
 
 if TYPE_CHECKING:
-    from kd_cli.sweeps.points import Points
+    from kd_cli.config.alike import Pattern
     from kd_cli.sweeps.summary import Swept
     from kd_cli.sweeps.sweep import Sweep
 
@@ -40,7 +41,13 @@ def is_sweep(arguments: Sequence[str]) -> bool:
     return "--multirun" in arguments or "hydra.mode=MULTIRUN" in arguments
 
 
-def run_once(job: str, command: str, arguments: Sequence[str], extends: Path | None = None) -> Mapping[str, Any]:
+def run_once(
+    job: str,
+    command: str,
+    arguments: Sequence[str],
+    extends: Path | None = None,
+    pattern: Pattern | None = None,
+) -> Mapping[str, Any]:
     """Composes the configuration of one run and does the job.
 
     Args:
@@ -48,6 +55,7 @@ def run_once(job: str, command: str, arguments: Sequence[str], extends: Path | N
         command: `train-teacher`; its primary configuration is `conf/train_teacher.yaml`.
         arguments: Hydra's own command line: flags and overrides.
         extends: as of `Launch`.
+        pattern: what these arguments are alike; None: the configuration is composed.
 
     Returns:
         What the job returned; nothing where Hydra only printed (`--cfg`, `--info`).
@@ -59,42 +67,49 @@ def run_once(job: str, command: str, arguments: Sequence[str], extends: Path | N
     if "--cfg" in arguments or "--info" in arguments:
         check_single()
         return _show(command, arguments)
-    alone = partial(_do, job, extends=extends)
     if job.startswith(_TRAINS) and is_copy() and any(override_key(word) == "devices" for word in arguments):
         from kd_cli.launch.copies import take_part
 
-        return take_part(
-            job, lambda do: _run(command, arguments, lambda config, asked: do(config, replace(asked, extends=extends)))
-        )
+        return take_part(job, partial(_run, command, arguments, pattern), extends)
     check_single()
-    return _run(command, arguments, alone)
+    return _run(command, arguments, pattern, partial(_do, job, extends=extends))
 
 
-def _run(
-    command: str, arguments: Sequence[str], do: Callable[[Config, Launch], Mapping[str, Any]]
-) -> Mapping[str, Any]:
+def _run(command: str, arguments: Sequence[str], pattern: Pattern | None, do: _Do) -> Mapping[str, Any]:
     from hydra.core.utils import env_override
 
     _extend_hydra(arguments)
     with ExitStack() as around:  # the job, too; of Hydra it needs nothing more, and others may compose meanwhile
-        with _explained(arguments), composed(command, arguments) as (loader, config), _as_program(command, arguments):
+        made = composed(command, arguments) if pattern is None else _varied(pattern, arguments)
+        with _explained(arguments), made as (loader, config), _as_program(command, arguments):
             _check_hydra(config.hydra)
             around.enter_context(without_empty_folders(Path(str(config.hydra.run.dir)).absolute()))
-            asked = _asked(command, arguments, loader, config)
+            asked = _asked(command, arguments, loader, config, pattern.yaml if pattern else None)
         around.enter_context(env_override(config.hydra.job.env_set))
         if isinstance(asked, Exception):
             raise asked
         return do(*asked)
 
 
-def _asked(command: str, arguments: Sequence[str], loader: Any, config: Any) -> tuple[Config, Launch] | Exception:
+@contextmanager
+def _varied(pattern: Pattern, arguments: Sequence[str]) -> Iterator[tuple[Any, Any]]:
+    """As `composed`; there is no loader, and nobody needs one."""
+    from hydra.core.utils import setup_globals
+
+    setup_globals()
+    yield None, pattern.config(all_overrides(arguments))
+
+
+def _asked(
+    command: str, arguments: Sequence[str], loader: Any, config: Any, yaml: Config | None
+) -> tuple[Config, Launch] | Exception:
     """What Hydra gives to the job of one run, whose folder it makes, or what is wrong with it."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.core.utils import configure_log, run_job
 
     def look(composed: Any) -> None:
         try:
-            found.append(_prepared(command, arguments, composed, HydraConfig.get()))
+            found.append(_prepared(command, arguments, composed, HydraConfig.get(), yaml))
         except Exception as error:  # Hydra would print lines of its own about it
             found.append(error)
 
@@ -136,7 +151,7 @@ def run_sweep(job: str, command: str, arguments: Sequence[str], *, writes: bool 
         Exception: whatever Hydra raises; nothing was printed.
     """
     from kd_cli.sweeps.launchers import start_sweep
-    from kd_cli.sweeps.points import Points
+    from kd_cli.sweeps.points import Points, recorded
     from kd_cli.sweeps.summary import Swept
 
     check_single()
@@ -149,24 +164,9 @@ def run_sweep(job: str, command: str, arguments: Sequence[str], *, writes: bool 
     words = [*sweep.arguments, "hydra.mode=MULTIRUN"]
     with _explained(words), composed(command, words, sweeps=True) as (loader, config):
         _check_hydra(config.hydra)
-        with _recorded(Path(str(config.hydra.sweep.dir)), points):
+        with recorded(Path(str(config.hydra.sweep.dir)), points):
             start_sweep(_hydra_context(loader), points, config)
     return Swept([*sweep.failures, *points.records], points.found)
-
-
-@contextmanager
-def _recorded(folder: Path, points: Points) -> Iterator[None]:
-    """Records what came of the points at the end; where nothing came of them the sweep's folder is as it was."""
-    listing = folder / "multirun.yaml"  # Hydra's record of a sweep
-    before = listing.read_bytes() if listing.is_file() else None
-    with without_empty_folders(folder):
-        try:
-            yield
-        finally:
-            points.close()
-            if not (points.writes and points.records):
-                with suppress(OSError):
-                    listing.write_bytes(before) if before is not None else listing.unlink()
 
 
 def _extend_hydra(arguments: Sequence[str]) -> None:
@@ -247,7 +247,9 @@ def _do(job: str, config: Config, launch: Launch, extends: Path | None = None) -
     return record
 
 
-def _prepared(command: str, arguments: Sequence[str], composed: Any, hydra: Any) -> tuple[Config, Launch]:
+def _prepared(
+    command: str, arguments: Sequence[str], composed: Any, hydra: Any, yaml: Config | None = None
+) -> tuple[Config, Launch]:
     from hydra.types import RunMode
 
     from kd_cli.plugins import load_plugins
@@ -260,7 +262,7 @@ def _prepared(command: str, arguments: Sequence[str], composed: Any, hydra: Any)
             "hydra.job.chdir: true is not possible, since relative paths are meant from where kd was started; "
             "type hydra.job.chdir=false"
         )
-    check_config(config, reference(hydra))
+    check_config(config, yaml or reference(hydra))
     load_plugins(config["plugins"])
     named = any(override_key(override) == "hydra.run.dir" for override in hydra.overrides.hydra)
     launch = Launch(

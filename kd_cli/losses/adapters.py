@@ -182,3 +182,21 @@ def makes_logits(outputs: Outputs, feature: Tensor) -> bool:
         logits = classifier(vectors)
     # far more than rounding, far less than what another layer would do
     return torch.allclose(logits, wanted, rtol=1e-3, atol=1e-3 * float(wanted.abs().max()))
+
+
+def check_classified(method: Features, student: Outputs, teacher: Outputs) -> None:
+    """Refuses networks that do not end with an average over positions and a linear classifier behind the tapped map.
+
+    Raises:
+        ValueError: more than one tap, or a feature that is not the map whose average the classifier reads.
+    """
+    pairs = method.pairs(student, teacher)
+    if len(pairs) != 1:
+        raise ValueError(f"taps: {list(method.taps)} are {len(pairs)} features; type loss.taps=[final]")
+    for option, outputs, feature in zip(("taps", "teacher_taps"), (student, teacher), pairs[0], strict=True):
+        if feature.ndim != 4 or not makes_logits(outputs, feature):
+            raise ValueError(
+                f"{option}: {list(getattr(method, option))} is not the feature map whose average over positions the "
+                f"{'student' if option == 'taps' else 'teacher'}'s linear classifier reads; if there is one, name "
+                f"it by a module's path: loss.{option}=[pool:in] is what goes into the module `pool`"
+            )

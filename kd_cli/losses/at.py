@@ -34,6 +34,8 @@ def at_loss(student_feature: Tensor, teacher_feature: Tensor, power: float = 2.0
 
 def attention_map(feature: Tensor, power: float) -> Tensor:
     """Sum of |activation|^power over the channels of [B, C, H, W], as vectors [B, H · W] of length 1."""
+    if power == 2:  # the usual one, and a third of the work
+        return unit(feature.square().sum(dim=1).flatten(1))
     magnitudes = feature.abs()
     idle = magnitudes == 0  # below power 1 the slope at 0 is infinite, and behind a ReLU most activations are 0
     powers = torch.where(idle, 0, torch.where(idle, 1, magnitudes).pow(power))

@@ -44,6 +44,7 @@ class Distiller(nn.Module):
         teacher_taps: what it reads from the teacher.
         teacher: whether it asks a frozen teacher, a second network that learns beside the student, or none at all.
         fades: whether it is 0 from some epoch on by a schedule of its own.
+        views: of each image that it needs in a batch, side by side.
         whole_logits: whether it reads the teacher's logits otherwise than as probabilities: each of them counts.
 
     Raises:
@@ -54,6 +55,7 @@ class Distiller(nn.Module):
     teacher_taps: Sequence[str]
     teacher: Literal["frozen", "trained", "none"] = "frozen"
     fades = False
+    views = 1
     whole_logits = False
 
     def __init__(self, taps: Sequence[str] | None = None, teacher_taps: Sequence[str] | None = None) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from torch import Tensor, nn
 
-from kd_cli.losses.adapters import area_mean, check_positions, makes_logits
+from kd_cli.losses.adapters import area_mean, check_classified, check_positions
 from kd_cli.losses.base import LOSSES, Features
 from kd_cli.losses.common import at_least_float32, inner_products, unit
 from kd_cli.ranges import NonNegative, within
@@ -68,17 +68,8 @@ class CATKD(Features):
     taps: Sequence[str] = ("final",)
 
     def bind(self, student: Outputs, teacher: Outputs, data: DataSpec) -> None:  # noqa: ARG002
-        pairs = self.pairs(student, teacher)
-        if len(pairs) != 1:
-            raise ValueError(f"taps: {list(self.taps)} are {len(pairs)} features; type loss.taps=[final]")
-        for option, outputs, feature in zip(("taps", "teacher_taps"), (student, teacher), pairs[0], strict=True):
-            if feature.ndim != 4 or not makes_logits(outputs, feature):
-                raise ValueError(
-                    f"{option}: {list(getattr(self, option))} is not the feature map whose average over positions the "
-                    f"{'student' if option == 'taps' else 'teacher'}'s linear classifier reads; if there is one, name "
-                    f"it by a module's path: loss.{option}=[pool:in] is what goes into the module `pool`"
-                )
-        check_positions(pairs)
+        check_classified(self, student, teacher)
+        check_positions(self.pairs(student, teacher))
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:  # noqa: ARG002
         ((ours, theirs),) = self.pairs(student, teacher)

@@ -41,6 +41,7 @@ class Combined(Distiller):
         self.mixes = [mix for _, mix in built]
         self.taps = tuple(dict.fromkeys(tap for method, _ in built for tap in method.taps))
         self.teacher_taps = tuple(dict.fromkeys(tap for method, _ in built for tap in method.teacher_taps))
+        self.views = max(method.views for method, _ in built)
         self.whole_logits = any(method.whole_logits for method, _ in built)
         self.fades = all(method.fades or mix.decay_epochs is not None for method, mix in built)
         self.teacher = _one_teacher({method.teacher for method, _ in built} - {"none"})

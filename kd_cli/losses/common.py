@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import nullcontext
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -26,7 +28,7 @@ def unit(vectors: Tensor, dim: int = -1) -> Tensor:
     """
     squares = vectors.square().sum(dim, keepdim=True)
     empty = squares == 0  # and not the opposite of > 0, which would make zeros of NaN
-    return torch.where(empty, 0, vectors / torch.where(empty, 1, squares).sqrt())
+    return vectors / torch.where(empty, math.inf, torch.where(empty, 1, squares).sqrt())
 
 
 def inner_products(one: Tensor, other: Tensor) -> Tensor:
@@ -34,6 +36,15 @@ def inner_products(one: Tensor, other: Tensor) -> Tensor:
     kind = one.device.type
     with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():
         return at_least_float32(one) @ at_least_float32(other).mT
+
+
+def self_products(rows: Tensor) -> Tensor:
+    """`inner_products` of the rows of [..., N, D] with themselves, for losses that treat (i, j) and (j, i) alike.
+
+    Then both factors have the same gradient, and one product makes it.
+    """
+    products = inner_products(rows, rows.detach())
+    return 2 * products - products.detach()
 
 
 def check_logits(student_logits: Tensor, teacher_logits: Tensor) -> None:
@@ -56,6 +67,18 @@ def of_label(values: Tensor, labels: Tensor) -> Tensor:
     """Of each row of [B, K] the value of its label, [B]; gathered as little as in `other_logits`."""
     own = torch.arange(values.shape[1], device=values.device) == labels[:, None]
     return torch.where(own, values, 0).sum(dim=1)
+
+
+def log_binary(logits: Tensor, labels: Tensor, temperature: float) -> Tensor:
+    """log (p of the label, p of all others together), [B, 2]."""
+    softened = at_least_float32(logits) / temperature
+    gap = of_label(softened, labels) - other_logits(softened, labels).logsumexp(dim=1)
+    return torch.stack([F.logsigmoid(gap), F.logsigmoid(-gap)], dim=1)
+
+
+def divergence(student: Tensor, teacher: Tensor) -> Tensor:
+    """KL(teacher ‖ student) of log-probabilities [B, K], mean over the batch."""
+    return F.kl_div(student, teacher, reduction="batchmean", log_target=True)
 
 
 def standardized(rows: Tensor) -> Tensor:

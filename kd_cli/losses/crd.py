@@ -31,9 +31,16 @@ def crd_scores(
     Returns:
         [B, 1 + M], the positive first; −∞ where a negative is excluded.
     """
-    own = (anchors * positives).sum(dim=1, keepdim=True) / temperature
-    others = inner_products(anchors, negatives) / temperature
-    return torch.cat([own, others.masked_fill(excluded, -math.inf)], dim=1)
+    own, others = _similarities(anchors, positives, negatives, excluded, temperature)
+    return torch.cat([own[:, None], others], dim=1)
+
+
+def _similarities(
+    anchors: Tensor, positives: Tensor, negatives: Tensor, excluded: Tensor, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """`crd_scores` in two parts, [B] and [B, M]: joined they would be copied, and their gradients again."""
+    anchors = anchors / temperature
+    return (anchors * positives).sum(dim=1), inner_products(anchors, negatives).masked_fill_(excluded, -math.inf)
 
 
 def log_normalizer(scores: Tensor) -> Tensor:
@@ -54,11 +61,21 @@ def crd_loss(scores: Tensor, log_z: Tensor) -> Tensor:
         scores: [B, 1 + M], the positive first; −∞ where a negative is excluded.
         log_z: scalar, log Z.
     """
-    num_negatives = scores.shape[1] - 1
-    logits = scores - log_z - math.log(num_negatives)
-    counted = logits[:, 1:].isfinite().sum(dim=1).clamp(min=1)
-    of_negatives = F.softplus(logits[:, 1:]).sum(dim=1) * num_negatives / counted
-    return (F.softplus(-logits[:, 0]) + of_negatives).mean()
+    counted = (scores[:, 1:] != -math.inf).sum(dim=1)
+    return _contrast(scores[:, 0], scores[:, 1:], counted, log_z)
+
+
+def _contrast(own: Tensor, others: Tensor, counted: Tensor, log_z: Tensor) -> Tensor:
+    """`crd_loss` of scores [B] and [B, M], of which so many count for each image, [B]."""
+    shift = log_z + math.log(others.shape[1])
+    # log(1 − h) is the log-sigmoid of what h is the sigmoid of, turned round; unlike softplus it keeps its powers.
+    of_negatives = F.logsigmoid(shift - others).sum(dim=1) * (others.shape[1] / counted.clamp(min=1))
+    return -(F.logsigmoid(own - shift) + of_negatives).mean()
+
+
+def _begin_again(method: CRD, _: object) -> None:
+    """A state that was loaded may be that of a beginning."""
+    method.begun = False
 
 
 @LOSSES.register("crd")
@@ -96,6 +113,7 @@ class CRD(Features):
     teacher_memory: Tensor = field(init=False)  # [N, dim]
     labels: Tensor = field(init=False)  # [N], −1 until an image was seen
     log_z: Tensor = field(init=False)  # [2], of student's and teacher's anchors; −∞ until the first batch
+    begun: bool = field(init=False, default=False)  # both are known, and need not be looked at on the device
 
     dim: Count = 128
     negatives: Count = 16384
@@ -123,6 +141,7 @@ class CRD(Features):
         self.register_buffer("teacher_memory", unit(torch.randn(size, self.dim)))
         self.register_buffer("labels", torch.full((size,), -1))
         self.register_buffer("log_z", torch.full((2,), -math.inf))
+        self.register_load_state_dict_post_hook(_begin_again)  # type: ignore[no-untyped-call] # PyTorch's is not typed
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         ours, theirs = self._pair(student, teacher)
@@ -130,12 +149,14 @@ class CRD(Features):
         of_teacher = unit(at_least_float32(self.teacher_layer(theirs.detach())))
         drawn = torch.randperm(len(self.labels), device=self.labels.device)[: self.negatives]
         excluded = (drawn == batch.ids[:, None]) | (self.labels[drawn] == batch.labels[:, None])  # [B, M]
-        loss = self._contrast(0, of_student, self.teacher_memory, drawn, excluded, batch.ids)
-        loss = loss + self._contrast(1, of_teacher, self.student_memory, drawn, excluded, batch.ids)
+        among = drawn, excluded, (~excluded).sum(dim=1)
+        loss = self._side(0, of_student, self.teacher_memory, batch.ids, *among)
+        loss = loss + self._side(1, of_teacher, self.student_memory, batch.ids, *among)
         if self.training:
             self.labels[batch.ids] = batch.labels
             self._remember(self.student_memory, of_student, batch.ids)
             self._remember(self.teacher_memory, of_teacher, batch.ids)
+            self.begun = True
         return self.crd_weight * loss
 
     def _pair(self, student: Outputs, teacher: Outputs) -> tuple[Tensor, Tensor]:
@@ -146,15 +167,18 @@ class CRD(Features):
         ours, theirs = pairs[0]
         return at_least_float32(ours).flatten(1), at_least_float32(theirs).flatten(1)
 
-    def _contrast(
-        self, side: int, anchors: Tensor, memory: Tensor, drawn: Tensor, excluded: Tensor, ids: Tensor
+    def _side(
+        self, side: int, anchors: Tensor, memory: Tensor, ids: Tensor, drawn: Tensor, excluded: Tensor, counted: Tensor
     ) -> Tensor:
-        positives, negatives = memory[ids].to(anchors.dtype), memory[drawn].to(anchors.dtype)
-        scores = crd_scores(anchors, positives, negatives, excluded, self.temperature)
-        log_z = torch.where(self.log_z[side].isneginf(), log_normalizer(scores), self.log_z[side])
+        positives, negatives = (memory.index_select(0, rows).to(anchors.dtype) for rows in (ids, drawn))
+        own, others = _similarities(anchors, positives, negatives, excluded, self.temperature)
+        if self.begun:
+            return _contrast(own, others, counted, self.log_z[side])
+        first = log_normalizer(torch.cat([own[:, None], others], dim=1))
+        log_z = torch.where(self.log_z[side].isneginf(), first, self.log_z[side])
         if self.training:
             self.log_z[side] = log_z
-        return crd_loss(scores, log_z)
+        return _contrast(own, others, counted, log_z)
 
     @torch.no_grad()
     def _remember(self, memory: Tensor, vectors: Tensor, ids: Tensor) -> None:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from kd_cli.losses.base import LOSSES, Method
-from kd_cli.losses.common import at_least_float32, check_logits, log_probabilities, of_label, other_logits
+from kd_cli.losses.common import check_logits, divergence, log_binary, log_probabilities, other_logits
 from kd_cli.ranges import NonNegative, Positive
 from kd_cli.types import Batch, DataSpec, Outputs
 
@@ -40,20 +38,9 @@ def dkd_loss(
     check_logits(student_logits, teacher_logits)
     _check_classes(student_logits.shape[1])
     both = student_logits, teacher_logits.detach()
-    target = _divergence(*(_log_binary(logits, labels, temperature) for logits in both))
-    others = _divergence(*(log_probabilities(other_logits(logits, labels), temperature) for logits in both))
+    target = divergence(*(log_binary(logits, labels, temperature) for logits in both))
+    others = divergence(*(log_probabilities(other_logits(logits, labels), temperature) for logits in both))
     return (target_weight * target + nontarget_weight * others) * temperature**2
-
-
-def _log_binary(logits: Tensor, labels: Tensor, temperature: float) -> Tensor:
-    """log (p of the label, p of all others together), [B, 2]."""
-    softened = at_least_float32(logits) / temperature
-    gap = of_label(softened, labels) - other_logits(softened, labels).logsumexp(dim=1)
-    return torch.stack([F.logsigmoid(gap), F.logsigmoid(-gap)], dim=1)
-
-
-def _divergence(student: Tensor, teacher: Tensor) -> Tensor:
-    return F.kl_div(student, teacher, reduction="batchmean", log_target=True)
 
 
 def _check_classes(num_classes: int) -> None:

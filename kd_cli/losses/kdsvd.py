@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kd_cli.losses.adapters import Stages, check_channels
 from kd_cli.losses.base import LOSSES
-from kd_cli.losses.common import at_least_float32, inner_products, unit
+from kd_cli.losses.common import at_least_float32, inner_products, self_products, unit
 from kd_cli.ranges import Count, NonNegative
 from kd_cli.types import Batch, Outputs
 
@@ -50,7 +50,8 @@ def kdsvd_loss(student_maps: Sequence[Tensor], teacher_maps: Sequence[Tensor], k
 
 def radial_basis(shallow: Tensor, deep: Tensor) -> Tensor:
     """exp(−(v_m − v_n)² / β) of the entries of vectors [B, k, M] and [B, k, N]: [B, k, M, N]."""
-    return torch.exp(-(shallow[..., :, None] - deep[..., None, :]).square() / BANDWIDTH)
+    first, second = (vectors / BANDWIDTH**0.5 for vectors in (shallow, deep))
+    return torch.exp(-(first[..., :, None] - second[..., None, :]).square())
 
 
 def aligned_vectors(student_map: Tensor, teacher_map: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -75,17 +76,25 @@ def singular_vectors(maps: Tensor, count: int) -> tuple[Tensor, Tensor]:
         Values [B, count], of maps scaled to length 1 and without gradient, and vectors [B, count, C]. Beyond the rank
         of a map both are 0.
     """
-    channels = unit(at_least_float32(maps).flatten(1)).reshape(*maps.shape[:2], -1)
+    channels = at_least_float32(maps).flatten(2)
     if channels.shape[1] <= channels.shape[2]:
-        squares, vectors = eigenvectors(inner_products(channels, channels), count)
+        squares, vectors = eigenvectors(gram(channels), count)
     else:
-        squares, left = eigenvectors(inner_products(channels.mT, channels.mT), count)
+        squares, left = eigenvectors(gram(channels.mT), count)
         vectors = unit(inner_products(left, channels))
     # By a product, and not by a choice, so that a map that is not finite gives a loss that is not finite either.
     exist = squares > min(channels.shape[1:]) * torch.finfo(squares.dtype).eps
     values, vectors = squares.clamp(min=0).sqrt() * exist, vectors * exist[..., None]
     missing = count - values.shape[1]
     return F.pad(values, (0, missing)), F.pad(vectors, (0, 0, 0, missing))
+
+
+def gram(rows: Tensor) -> Tensor:
+    """Inner products [B, N, N] of rows [B, N, D] that are scaled to have a length of 1 together; zeros stay zeros."""
+    products = self_products(rows)
+    products = (products + products.mT) / 2  # what is made of them need not treat (i, j) and (j, i) alike
+    total = products.diagonal(dim1=1, dim2=2).sum(dim=1)[:, None, None]
+    return products * torch.where(total == 0, 0, 1 / torch.where(total == 0, 1, total))
 
 
 def eigenvectors(matrices: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -43,7 +43,7 @@ class LogitStandardization(Distiller):
         if shared:
             raise ValueError(f"around: {shared[0]} belongs to the whole; type loss.{shared[0]}=…")
         self.method = LOSSES.build(around, where="loss.around")
-        self.fades = self.method.fades
+        self.fades, self.views = self.method.fades, self.method.views
         if self.method.teacher != "frozen" or self.method.taps or self.method.teacher_taps:
             does = "reads features" if self.method.taps or self.method.teacher_taps else "asks no frozen teacher"
             raise ValueError(f"around: {around['name']} {does}; it must be one of {', '.join(_losses_of_logits())}")

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from kd_cli.losses.base import LOSSES, Method
-from kd_cli.losses.common import check_logits, inner_products, log_probabilities
-from kd_cli.losses.kd import kd_loss
+from kd_cli.losses.common import at_least_float32, check_logits, inner_products, self_products
 from kd_cli.ranges import NonNegative, Positive
 from kd_cli.types import Batch, Outputs
 
@@ -35,18 +34,29 @@ def mlkd_loss(
         batch_weight: of the Gram matrices [B, B] of images.
         class_weight: of the Gram matrices [K, K] of classes.
     """
+    return mlkd_losses(student_logits, teacher_logits, (temperature,), instance_weight, batch_weight, class_weight)
+
+
+def mlkd_losses(
+    student_logits: Tensor, teacher_logits: Tensor, temperatures: Sequence[float], *weights: float
+) -> Tensor:
+    """The sum of `mlkd_loss` over several temperatures, of which none is computed by itself: scalar."""
     check_logits(student_logits, teacher_logits)
-    teacher_logits = teacher_logits.detach()
-    instances = kd_loss(student_logits, teacher_logits, temperature)
-    student, teacher = (log_probabilities(logits, temperature).exp() for logits in (student_logits, teacher_logits))
-    images = gram_distance(student, teacher)
-    classes = gram_distance(student.T, teacher.T)
+    student, teacher = (
+        torch.stack([at_least_float32(logits) / t for t in temperatures]).log_softmax(dim=2)
+        for logits in (student_logits, teacher_logits.detach())
+    )  # [T, B, K]
+    beliefs = student.exp(), teacher.exp()
+    divergences = (beliefs[1] * (teacher - student)).sum(dim=(1, 2)) / student.shape[1]
+    instances = torch.stack([t**2 * each for t, each in zip(temperatures, divergences.unbind(), strict=True)]).sum()
+    images, classes = gram_distance(*beliefs), gram_distance(*(belief.mT for belief in beliefs))
+    instance_weight, batch_weight, class_weight = weights
     return instance_weight * instances + batch_weight * images + class_weight * classes
 
 
 def gram_distance(one: Tensor, other: Tensor) -> Tensor:
-    """Squared distance of the Gram matrices of rows [R, N], divided by R."""
-    return (inner_products(one, one) - inner_products(other, other)).square().sum() / len(one)
+    """Squared distance of the Gram matrices of rows [..., R, N], divided by R."""
+    return (self_products(one) - inner_products(other, other)).square().sum() / one.shape[-2]
 
 
 @LOSSES.register("mlkd")
@@ -78,5 +88,4 @@ class MLKD(Method):
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:  # noqa: ARG002
         weights = self.instance_weight, self.batch_weight, self.class_weight
-        terms = [mlkd_loss(student.logits, teacher.logits, t, *weights) for t in self.temperatures]
-        return torch.stack(terms).sum()
+        return mlkd_losses(student.logits, teacher.logits, self.temperatures, *weights)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from kd_cli.losses.adapters import check_maps, check_positions, same_size
 from kd_cli.losses.base import LOSSES, Features
-from kd_cli.losses.common import at_least_float32, inner_products, unit
+from kd_cli.losses.common import at_least_float32, inner_products, self_products, unit
 from kd_cli.ranges import NonNegative
 from kd_cli.types import Batch, DataSpec, Outputs
 
@@ -21,17 +21,30 @@ def nst_loss(student_feature: Tensor, teacher_feature: Tensor) -> Tensor:
 
     Args:
         student_feature: [B, C_s, H_s, W_s].
-        teacher_feature: [B, C_t, H_t, W_t]; no gradient flows into it. The matrices take B · C_t² numbers.
+        teacher_feature: [B, C_t, H_t, W_t]; no gradient flows into it. The matrices take at most B · C_t² numbers.
     """
     check_maps(student_feature, teacher_feature)
     maps = same_size(at_least_float32(student_feature), at_least_float32(teacher_feature.detach()))
     student, teacher = (unit(feature.flatten(2)) for feature in maps)
-    return kernel_mean(teacher, teacher) + kernel_mean(student, student) - 2 * kernel_mean(student, teacher)
+    ours, theirs, positions = student.shape[1], teacher.shape[1], student.shape[2]
+    if positions * (ours + theirs) < ours**2 + theirs**2 + ours * theirs:  # numbers of the one way and of the other
+        return (position_products(student) - position_products(teacher)).square().sum(dim=(1, 2)).mean()
+    between = inner_products(student, teacher).square().mean()
+    return kernel_mean(teacher) + kernel_mean(student) - 2 * between
 
 
-def kernel_mean(one: Tensor, other: Tensor) -> Tensor:
-    """Mean of the polynomial kernel (x·y)² over all pairs of channels and the batch: [B, M, P], [B, N, P] → scalar."""
-    return inner_products(one, other).square().mean()
+def kernel_mean(channels: Tensor) -> Tensor:
+    """Mean of the polynomial kernel (x·y)² over all pairs of channels and the batch: [B, C, P] → scalar."""
+    return self_products(channels).square().mean()
+
+
+def position_products(channels: Tensor) -> Tensor:
+    """Mean over channels of x xᵀ, [B, C, P] → [B, P, P].
+
+    The sum of the entries of two such matrices, multiplied one by one, is the mean of (x·y)² over all pairs of channels
+    x and y: where there are more channels than positions, that is the smaller matrix.
+    """
+    return self_products(channels.mT) / channels.shape[1]
 
 
 @LOSSES.register("nst")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd_cli.losses.adapters import Norm, area_mean, as_maps
@@ -56,10 +57,20 @@ class Fusion(nn.Module):
         of the given size, is compared with."""
         fused = self.enter(maps)
         if self.attention is not None and deeper is not None:
-            deeper = resized(deeper, fused.shape[2:])
-            own, other = self.attention(torch.cat([fused, deeper], dim=1)).sigmoid().chunk(2, dim=1)
-            fused = own * fused + other * deeper
+            own, other = self._attend(fused, deeper).sigmoid().chunk(2, dim=1)
+            fused = own * fused + other * resized(deeper, fused.shape[2:])
         return fused, self.leave(resized(fused, size))
+
+    def _attend(self, fused: Tensor, deeper: Tensor) -> Tensor:
+        """The attention's layer on both features side by side, [B, 2, H, W].
+
+        Each has weights of its own there: the deeper one's word is resized, and not the feature, which has more
+        channels and need not be copied beside the other.
+        """
+        assert self.attention is not None
+        for_fused, for_deeper = self.attention.weight.chunk(2, dim=1)
+        said = resized(F.conv2d(deeper, for_deeper), fused.shape[2:])
+        return F.conv2d(fused, for_fused, self.attention.bias) + said
 
 
 def resized(maps: Tensor, size: torch.Size) -> Tensor:

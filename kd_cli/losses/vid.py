@@ -36,9 +36,10 @@ def vid_loss(mean: Tensor, variance: Tensor, teacher_feature: Tensor) -> Tensor:
     if mean.shape != teacher_feature.shape:
         shapes = f"{list(mean.shape)} and {list(teacher_feature.shape)}"
         raise ValueError(f"taps: the predicted mean and the teacher's feature must have one shape, not {shapes}")
-    spread = at_least_float32(variance).reshape(-1, *(1 for _ in mean.shape[2:]))
+    spread = at_least_float32(variance)
     squares = (at_least_float32(teacher_feature.detach()) - at_least_float32(mean)).square()
-    return (squares / spread + spread.log()).mean() / 2
+    errors = squares.mean(dim=[axis for axis in range(squares.ndim) if axis != 1])  # of each channel, [C]
+    return (errors / spread + spread.log()).mean() / 2
 
 
 class Gaussian(nn.Module):

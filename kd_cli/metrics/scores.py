@@ -131,21 +131,31 @@ def per_class(counts: Tensor, class_names: Sequence[str]) -> list[dict[str, Any]
     ]
 
 
-def agreement(student_logits: Tensor, teacher_logits: Tensor) -> dict[str, float]:
-    """How close a student is to its teacher, whatever the labels say.
+def agreement(student_logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> dict[str, float | None]:
+    """How close a student is to its teacher, on all images and on those on which the teacher is wrong.
 
     Args:
         student_logits: [N, K], N > 0.
         teacher_logits: [N, K].
+        labels: [N].
 
     Returns:
-        `agreement`, the share of images with the same first choice, and `kl`, the mean of KL(teacher ‖ student) at
-        temperature 1 in nats.
+        `agreement`, the share of images with the same first choice; `agreement_when_wrong`, that share of the images
+        on which the teacher's is not the label, None where there are none; and `kl`, the mean of
+        KL(teacher ‖ student) at temperature 1 in nats.
     """
     same = student_logits.argmax(dim=1) == teacher_logits.argmax(dim=1)
     student, teacher = (logits.double().log_softmax(dim=1) for logits in (student_logits, teacher_logits))
     divergence = F.kl_div(student, teacher, log_target=True, reduction="batchmean")
-    return {"agreement": round(100 * float(same.double().mean()), 2), "kl": round(float(divergence), 6)}
+    shared = same[teacher_logits.argmax(dim=1) != labels].double()
+    return {
+        "agreement": round(100 * float(same.double().mean()), 2),
+        "agreement_when_wrong": round(100 * float(shared.mean()), 2) if len(shared) else None,
+        "kl": round(float(divergence), 6),
+    }
+
+
+AGREEMENT = ("agreement", "agreement_when_wrong", "kl")  # what `agreement` gives
 
 
 def only_answer(logits: Tensor, labels: Tensor, class_names: Sequence[str]) -> str | None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -13,12 +14,12 @@ from torch import nn
 
 from kd_cli.errors import suggest
 from kd_cli.models.base import MODELS
+from kd_cli.models.found_taps import Watch
 from kd_cli.models.imported import check_arguments, find_callable, look_here_if_unreachable
 from kd_cli.models.pretrained import load_pretrained
 from kd_cli.taps import GROUPS
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
-_Seen = tuple[Any, int | None]  # what a module gave, and how often that had been overwritten by then
 
 
 @MODELS.register("external")
@@ -133,75 +134,33 @@ def named_taps(network: nn.Module, taps: Mapping[str, str]) -> dict[str, str]:
 
 def _published(network: nn.Module, what: str, num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
     """`network` with taps, after it was seen to classify a batch of 2."""
-    images = torch.zeros(2, *image_shape)
-    candidates = _stage_candidates(network)
-    activations = [path for path, module in network.named_modules() if isinstance(module, nn.ReLU | nn.ReLU6)]
-    seen: dict[str, _Seen] = {}
+    pixels = math.prod(image_shape)
+    images = (torch.arange(2 * pixels) * 0.618 % 1).reshape(2, *image_shape)  # no two alike, and nothing is drawn
+    watch = Watch(network, num_classes)
     try:
-        logits = _tried(network, images, dict.fromkeys([*candidates, *activations]), seen)
+        logits = _tried(network, images)
     except Exception as error:  # foreign code: anything can happen in it
         own = getattr(network, "image_size", None) or getattr(network, "default_cfg", {}).get("input_size", [0])[-1]
         typed = f"; type dataset.image_size={own}" if own and own != image_shape[-1] else ""
         reason = f"{type(error).__name__}: {error}{typed}"
         raise ValueError(f"{what} cannot take images {list(images.shape)}: {reason}") from error
+    finally:
+        for handle in watch.handles:
+            handle.remove()
     shape = list(getattr(logits, "shape", [])) or type(logits).__name__
     if shape != [2, num_classes]:
         raise ValueError(f"{what} gave {shape} for images {list(images.shape)}, not logits {[2, num_classes]}")
     if not hasattr(network, "taps"):
-        stages = _stages({path: output for path, (output, _) in seen.items() if path in candidates})
-        taps = stages | _preacts(stages, activations, seen) | _embedding(network, num_classes)
-        network.taps = taps  # type: ignore[assignment]
+        network.taps = watch.taps()  # type: ignore[assignment]
     return network
 
 
-def _tried(network: nn.Module, images: torch.Tensor, paths: Iterable[str], seen: dict[str, _Seen]) -> Any:
-    """The output for `images` in eval mode; notes what the modules at `paths` gave when they last ran."""
-
-    def note(path: str) -> Callable[..., None]:
-        return lambda _module, _inputs, output: seen.update({path: (output, getattr(output, "_version", None))})
-
+def _tried(network: nn.Module, images: torch.Tensor) -> Any:
+    """The output for `images` in eval mode."""
     modes = [(module, module.training) for module in network.modules()]
-    handles = [network.get_submodule(path).register_forward_hook(note(path)) for path in paths]
     try:
         with torch.no_grad():
             return network.eval()(images)
     finally:
-        for handle in handles:
-            handle.remove()
         for module, training in modes:
             module.training = training
-
-
-def _stage_candidates(network: nn.Module) -> list[str]:
-    children = dict(network.named_children())
-    layers = [name for name in children if name in ("layer1", "layer2", "layer3", "layer4")]
-    if layers or "features" not in children:
-        return layers
-    return [f"features.{name}" for name, _ in children["features"].named_children()]
-
-
-def _stages(outputs: Mapping[str, Any]) -> dict[str, str]:
-    """Every `layer…`; of the many `features.…` the last one at each size."""
-    last: dict[object, str] = {}
-    for path, output in outputs.items():
-        shape = getattr(output, "shape", torch.Size())
-        if len(shape) == 4 and shape[2] == shape[3]:  # a transformer's [B, H, W, C] is no feature map
-            last[tuple(shape[2:]) if path.startswith("features.") else path] = path
-    return {f"stage{i}": path for i, path in enumerate(last.values(), start=1)}
-
-
-def _preacts(stages: Mapping[str, str], activations: Iterable[str], seen: Mapping[str, _Seen]) -> dict[str, str]:
-    """The input of a ReLU inside a stage that last ran to make the stage's output: the same tensor, untouched since."""
-    found = {}
-    for stage, path in stages.items():
-        inside = (name for name in activations if name == path or name.startswith(f"{path}."))
-        for name in inside:
-            if name in seen and seen[name][0] is seen[path][0] and seen[name][1] == seen[path][1]:
-                found[stage.replace("stage", "preact")] = f"{name}:in"
-    return found
-
-
-def _embedding(network: nn.Module, num_classes: int) -> dict[str, str]:
-    linear = [path for path, module in network.named_modules() if isinstance(module, nn.Linear)]
-    is_classifier = linear and getattr(network.get_submodule(linear[-1]), "out_features", 0) == num_classes
-    return {"embedding": f"{linear[-1]}:in"} if is_classifier else {}

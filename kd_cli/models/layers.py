@@ -1,13 +1,14 @@
-"""What several families share: convolution with BatchNorm, hidden layers, initialisation, registration by size."""
+"""What several families share: convolution with BatchNorm, perceptrons, patches, first weights, names by size."""
 
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
-from torch import nn
+from torch import Tensor, nn
 
 from kd_cli.models.base import MODELS
 
@@ -91,3 +92,44 @@ def _sized(network: Callable[..., nn.Module], qualname: str, size: Mapping[str, 
     # the registry tells two components of one name apart by these
     build.__module__, build.__qualname__ = network.__module__, qualname
     return build
+
+
+class MLP(nn.Sequential):
+    """Two layers and a GELU between them: [*, D] → [*, D]."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        named = {"fc1": nn.Linear(width, hidden), "act": nn.GELU(), "fc2": nn.Linear(hidden, width)}
+        super().__init__(OrderedDict(named))
+
+
+class Patches(nn.Module):
+    """One token for each square of pixels: [B, C, H, W] → [B, N, D]."""
+
+    def __init__(self, in_channels: int, width: int, size: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(in_channels, width, size, size)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return cast(Tensor, self.proj(images).flatten(2).transpose(1, 2))
+
+
+def patches_of(image_size: int, in_channels: int, width: int, size: int | None, *, small: int) -> tuple[Patches, int]:
+    """The layer that makes an image D = `width` numbers for each of its N patches, and N. As `patch_size_for`."""
+    size = patch_size_for(image_size, size, large=16, small=small)
+    return Patches(in_channels, width, size), (image_size // size) ** 2
+
+
+def patch_size_for(image_size: int, size: int | None, *, large: int, small: int) -> int:
+    """Pixels of a patch's side: `size`; where none is given, `large` for images of 128 pixels and more, else `small`.
+
+    Raises:
+        ValueError: the image is no whole number of patches.
+    """
+    size = size or (large if image_size >= 128 else small)
+    if image_size % size:
+        other = max(each for each in range(1, min(size, image_size) + 1) if image_size % each == 0)
+        raise ValueError(
+            f"patch_size: images of {image_size} pixels are no whole number of patches of {size}; type "
+            f"student.patch_size={other} (teacher.patch_size={other} for a teacher)"
+        )
+    return size

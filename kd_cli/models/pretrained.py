@@ -63,7 +63,7 @@ def read_for(network: nn.Module, path: Path) -> Tensors:
     """
     tensors, own = read_state_dict(path), network.state_dict()
     tensors = _plainly_named(tensors, own)
-    steps = () if _fits(tensors, own) else (_renamed, _by_timm, _resampled, _without_heads)
+    steps = () if _fits(tensors, own) else (_renamed, _by_timm, _resampled, _without_heads, _classifier_renamed)
     notes = []
     for step in steps:
         tensors, note = step(network, tensors, own)
@@ -87,6 +87,21 @@ def _renamed(network: nn.Module, tensors: Tensors, own: Mapping[str, Tensor]) ->
     new = {name: to for name, to in new.items() if to in own}
     note = f"{len(new)} names of an older version were renamed (such as {min(new)})" if new else ""
     return {new.get(name, name): tensor for name, tensor in tensors.items()}, note
+
+
+def _classifier_renamed(network: nn.Module, tensors: Tensors, own: Mapping[str, Tensor]) -> tuple[Tensors, str]:
+    """Where nothing but one linear layer at the top has another name there than here."""
+    there, here = tensors.keys() - own.keys(), own.keys() - tensors.keys()
+    old, new = ({_module(name) for name in names if not name.endswith(_COUNTER)} for names in (there, here))
+    layer = dict(network.named_children()).get("".join(new))
+    if len(old) != 1 or not isinstance(layer, nn.Linear):
+        return tensors, ""
+    (before,), (after,) = old, new
+    renamed = {name: f"{after}{name.removeprefix(before)}" for name in there}
+    if set(renamed.values()) != {name for name in here if not name.endswith(_COUNTER)}:
+        return tensors, ""
+    note = f"the classifier is called {after} here, and {before} there"
+    return {renamed.get(name, name): tensor for name, tensor in tensors.items()}, note
 
 
 def _by_timm(network: nn.Module, tensors: Tensors, own: Mapping[str, Tensor]) -> tuple[Tensors, str]:

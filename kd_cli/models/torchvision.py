@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -20,6 +20,7 @@ def torchvision(
     image_size: int,
     *,
     model: str = "resnet18",
+    stem: Literal["imagenet", "cifar"] = "imagenet",
     kwargs: Mapping[str, Any] = NOTHING,
     pretrained: str | None = None,
     taps: Mapping[str, str] | None = None,
@@ -32,6 +33,8 @@ def torchvision(
 
     Args:
         model: a name of `torchvision.models.list_models(module=torchvision.models)`.
+        stem: `cifar`: a residual network's first convolution is 3×3 at stride 1 and nothing is pooled behind it, so
+            that images of 32 pixels reach the last stage with 4 and not with 1.
         kwargs: more arguments for its constructor.
         pretrained: a file of weights to start from, as torchvision's site has them.
         taps: more names, as `named_taps` takes them.
@@ -48,6 +51,8 @@ def torchvision(
     if getattr(network, "aux_logits", False):
         raise ValueError(f"kwargs: {model} gives more than one output in training; add aux_logits: false")
     _take_channels(network, in_channels)
+    if stem == "cifar":
+        _take_small_images(network, model)
     return ready(network, model, num_classes, (in_channels, image_size, image_size), pretrained, taps)
 
 
@@ -58,3 +63,15 @@ def _take_channels(network: nn.Module, in_channels: int) -> None:
     first.in_channels = in_channels
     first.weight = nn.Parameter(torch.empty(first.out_channels, in_channels // first.groups, *first.kernel_size))
     first.reset_parameters()
+
+
+def _take_small_images(network: nn.Module, model: str) -> None:
+    from torchvision.models import ResNet
+
+    if not isinstance(network, ResNet):
+        raise ValueError(
+            f"stem: {model} has no stem for small images, residual networks have; type student.stem=imagenet"
+        )
+    first = nn.Conv2d(network.conv1.in_channels, network.conv1.out_channels, 3, padding=1, bias=False)
+    nn.init.kaiming_normal_(first.weight, mode="fan_out", nonlinearity="relu")  # as torchvision does
+    network.conv1, network.maxpool = first, nn.Identity()

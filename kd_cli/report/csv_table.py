@@ -12,7 +12,7 @@ _COLUMNS = (
     *("test_top1", "test_top1_last", "val_top1", "test_nll", "best_epoch", "epochs", "parameters", "train_seconds"),
 )
 _CHOSEN = ("select_by", "val_balanced_accuracy", "val_macro_f1", "val_loss")  # where top-1 does not choose the epoch
-_SCORES = ("top5", "brier", "ece", "mce", "agreement", "kl")
+_SCORES = ("top5", "brier", "ece", "mce", "agreement", "agreement_when_wrong", "kl")
 _SPEED = ("flops_per_image", "latency_ms", "images_per_second", "bytes")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 

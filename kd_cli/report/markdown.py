@@ -38,7 +38,7 @@ def _body(results: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _scores(results: Mapping[str, Any]) -> Table:
-    names = ("top1", "top5", "nll", "brier", "ece", "mce", "agreement", "kl")
+    names = ("top1", "top5", "nll", "brier", "ece", "mce", "agreement", "agreement_when_wrong", "kl")
     judged = [run for run in results["runs"] if run["scores"]]
     digits = {"nll": 4, "brier": 4, "kl": 4}
     rows = [[run["name"], *(_digits(run["scores"].get(name), digits.get(name, 2)) for name in names)] for run in judged]

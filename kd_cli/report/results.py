@@ -15,6 +15,7 @@ from kd_cli.report.compare import Comparison, acts_as, comparisons, parts_of_com
 from kd_cli.report.groups import ROLES, Group, compared_keys, groups, spread, summary
 from kd_cli.report.records import Run, mapping, plain
 from kd_cli.report.rows import curves, differences, not_done, run_row, study_of, swept_keys, title, transfer_of
+from kd_cli.report.tables import KINDS
 from kd_cli.report.warnings import flags
 from kd_cli.runs.folder import now
 from kd_cli.runs.predictions import FILE
@@ -122,7 +123,7 @@ def _group(group: Group, compared: Sequence[Comparison]) -> dict[str, Any]:
         "recovered": share and {key: each and round(each, 2) for key, each in vars(share).items()},
         "confusion": None,
         "per_class_gain": None,
-        "agreement": {"baseline": None, "distilled": None},
+        **{kind: {"baseline": None, "distilled": None} for kind in KINDS},
     }
 
 
@@ -145,6 +146,7 @@ def add_details(
         done = sum(run.done for run in runs)
         results["warnings"] += [f"none of the {done:,} tested runs has predictions.safetensors"] if done else []
         return
+    from kd_cli.metrics.scores import AGREEMENT
     from kd_cli.report.examples import examples
     from kd_cli.report.scores import Judge, trim, with_teachers
 
@@ -156,7 +158,7 @@ def add_details(
     for row, run in zip(results["runs"], runs, strict=True):
         row |= judged.get(run.path, {})
         if row["scores"] is not None:
-            row["scores"] |= {"agreement": None, "kl": None} | (agreed.get(run.path) or {})
+            row["scores"] |= agreed.get(run.path) or dict.fromkeys(AGREEMENT)
     results |= examples(together, judge)
     results["warnings"] += [*judge.warnings, *([too_large] if too_large else [])]
     known = [[row["class"] for row in each["per_class"]] for each in judged.values()]
@@ -167,9 +169,10 @@ def add_details(
 def _add_group_details(row: dict[str, Any], group: Group, judged: Mapping[Path, dict[str, Any]], judge: Any) -> None:
     for role in ("baseline", "distilled"):
         pairs = [(getattr(each, role), each.teacher) for each in group.comparisons]
-        found = [agreed["agreement"] for pair in pairs if (agreed := judge.agreement(*pair)) is not None]
-        mean = spread(found)
-        row["agreement"][role] = mean["mean"] if mean else None
+        found = [agreed for pair in pairs if (agreed := judge.agreement(*pair)) is not None]
+        for kind in KINDS:
+            mean = spread([agreed[kind] for agreed in found if agreed[kind] is not None])
+            row[kind][role] = mean["mean"] if mean else None
     folders = [[each.baseline.path, each.distilled.path] for each in group.comparisons if each.baseline is not None]
     both = [[judged[path] for path in pair] for pair in folders if judged.keys() >= {*pair}]
     sizes = {len(each["confusion"]) for pair in both for each in pair}

@@ -36,7 +36,7 @@ class Judge:
         wanted = [run.path for each in reversed(compared) for run in each.runs] + [run.path for run in reversed(runs)]
         known = {run.path for run in there}
         self._there = set([path for path in dict.fromkeys(wanted) if path in known][:_MOST_RUNS])
-        self._agreed: dict[tuple[Path, Path], dict[str, float] | None] = {}
+        self._agreed: dict[tuple[Path, Path], dict[str, float | None] | None] = {}
         if len(there) < len(done):
             without = f"{len(done) - len(there):,} of {len(done):,} tested runs have no {FILE}"
             self.warnings.append(f"{without}: nothing is said of their calibration, classes and agreement")
@@ -49,7 +49,7 @@ class Judge:
         """For each run that can be judged `scores`, `reliability`, `per_class`, `confusion` (None if too large), …"""
         return {run.path: found for run in runs if (found := self._judged(run)) is not None}
 
-    def agreement(self, student: Run | None, teacher: Run | None) -> dict[str, float] | None:
+    def agreement(self, student: Run | None, teacher: Run | None) -> dict[str, float | None] | None:
         """As `scores.agreement`; None where one of them has no predictions of the same images."""
         if student is None or teacher is None:
             return None
@@ -58,11 +58,12 @@ class Judge:
             self._agreed[pair] = self._agreement(student, teacher)
         return self._agreed[pair]
 
-    def _agreement(self, student: Run, teacher: Run) -> dict[str, float] | None:
+    def _agreement(self, student: Run, teacher: Run) -> dict[str, float | None] | None:
         one, other = self.predictions(student), self.predictions(teacher)
         if one is None or other is None or one.logits.shape != other.logits.shape:
             return None
-        return scores.agreement(one.logits, other.logits) if one.labels.equal(other.labels) else None
+        alike = one.labels.equal(other.labels)
+        return scores.agreement(one.logits, other.logits, one.labels) if alike else None
 
     def predictions(self, run: Run | None) -> Predictions | None:
         """What a run said, if that is on record and whole."""
@@ -103,7 +104,7 @@ def class_names(run: Run, classes: int) -> list[str]:
     return [str(name) for name in known]
 
 
-def with_teachers(judge: Judge, comparisons: Sequence[Comparison]) -> dict[Path, dict[str, float] | None]:
+def with_teachers(judge: Judge, comparisons: Sequence[Comparison]) -> dict[Path, dict[str, float | None] | None]:
     """Each student's agreement with the teacher of its comparisons; None where it has different teachers in them."""
     teachers: dict[Path, dict[Path, Run]] = {}
     students: dict[Path, Run] = {}

@@ -10,6 +10,7 @@ from kd_cli.config.recipe import chosen_by
 from kd_cli.metrics.significance import PairedGain, p_text
 
 STAGES = ("teacher", "baseline", "distilled")
+KINDS = ("agreement", "agreement_when_wrong")  # on all images, and on those on which the teacher is wrong
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ def tables(results: Mapping[str, Any]) -> Iterator[Table]:
     """Those that a reader wants to see first; a table without rows is left out."""
     made = (
         groups_table(results),
+        agreement_table(results),
         cost_table(results),
         transfer_table(results),
         loose_table(results),
@@ -57,6 +59,17 @@ def groups_table(results: Mapping[str, Any]) -> Table:
         for group in results["groups"]
     ]
     return Table("Test top-1 in percent (mean ± std over seeds)", columns, rows, ("", "verdict"))
+
+
+def agreement_table(results: Mapping[str, Any]) -> Table:
+    """What the students have in common with the teacher, untaught and taught: its answers, and its errors."""
+    columns = ("", "baseline", "distilled", "baseline, teacher wrong", "distilled, teacher wrong")
+    rows = [
+        [group["name"], *(_number(group[kind][role]) for kind in KINDS for role in ("baseline", "distilled"))]
+        for group in results["groups"]
+        if any(group[kind][role] is not None for kind in KINDS for role in ("baseline", "distilled"))
+    ]
+    return Table("Same first choice as the teacher, percent of test images", columns, rows, ("",))
 
 
 def cost_table(results: Mapping[str, Any]) -> Table:

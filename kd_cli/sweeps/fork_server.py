@@ -16,7 +16,8 @@ from types import FrameType, ModuleType
 from typing import Any
 
 # All that training needs.
-_PRELOAD = ["kd_cli.cli", "kd_cli.launch.hydra_app", "kd_cli.experiments.check", "hydra", "kd_cli.sweeps.warm"]
+_PRELOAD = ["kd_cli.cli", "kd_cli.launch.hydra_app", "kd_cli.experiments.check", "kd_cli.experiments.experiment"]
+_PRELOAD += ["kd_cli.runs.predictions", "hydra", "rich.console", "kd_cli.sweeps.warm"]
 
 STOP = {signal.SIGINT, signal.SIGTERM}  # blocked in every process of the server, until it can deal with them
 # Some clusters tell every process of a job that its time is over; one of them has to know, and the others would die.

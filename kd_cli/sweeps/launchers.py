@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing, nullcontext
 from functools import partial
 from importlib.util import find_spec
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -16,8 +16,11 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus, configure_log, run_job, setup_globals
 from hydra.plugins.launcher import Launcher
+from hydra.types import RunMode
 from omegaconf import OmegaConf, open_dict
 
+from kd_cli.config.alike import Alike, Pattern, Patterns
+from kd_cli.config.compose import reference
 from kd_cli.config.hydra_checks import check_hydra
 from kd_cli.config.search_path import SUBMITIT
 from kd_cli.errors import ConfigError, suggest
@@ -25,6 +28,7 @@ from kd_cli.machine import available_cores, given_threads, has_cuda_driver
 from kd_cli.storage.files import without_empty_folders
 from kd_cli.sweeps.fork_server import start_server
 from kd_cli.sweeps.jobs import run_jobs
+from kd_cli.sweeps.points import Place, Run, place_of
 from kd_cli.sweeps.processes import run_points
 from kd_cli.sweeps.search.sweeper import OptunaSweeper
 from kd_cli.sweeps.share import Share, ask_devices, check_n_jobs, divide
@@ -48,19 +52,17 @@ class ProcessLauncher(Launcher):
     def setup(self, *, hydra_context: Any, task_function: Any, config: Any) -> None:
         """Raises a ConfigError if `n_jobs` is not possible."""
         check_n_jobs(self.n_jobs)
-        self.context, self.task, self.config = hydra_context, task_function, config
+        self.config, self.batches = config, Batches(hydra_context, task_function, config)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Hydra gets no results: what came of the points is with the task."""
-        setup_globals()
-        if self.task.writes and len(job_overrides) > 1 and self.n_jobs != 1:
+        """See Batches."""
+        if self.batches.task.writes and len(job_overrides) > 1 and self.n_jobs != 1:
             start_server()
-        points = _compose(self.context, self.config, job_overrides, initial_job_idx)
-        share = self._divide(len(points)) if self.task.writes else None
-        if share is None or share.here:
-            return [_run_here(self.context, self.task, point) for point in points]
-        self.task.run_apart(points, lambda works, first: run_points(works, share, first))
-        return [JobReturn(status=JobStatus.COMPLETED) for _ in points]
+        return self.batches.launch(job_overrides, initial_job_idx, self._apart)
+
+    def _apart(self, points: Sequence[Place]) -> Run | None:
+        share = self._divide(len(points))
+        return None if share.here else lambda works, first: run_points(works, share, first)
 
     def at_once(self, points: int) -> int:
         """How many of so many points run at the same time."""
@@ -88,17 +90,15 @@ class SubmititLauncher(Launcher):
     def setup(self, *, hydra_context: Any, task_function: Any, config: Any) -> None:
         """Raises a ConfigError if the options are not possible."""
         self.submitit = Submitit(config.hydra.runtime.choices["hydra/launcher"], self.options)
-        self.context, self.task, self.config = hydra_context, task_function, config
+        self.batches = Batches(hydra_context, task_function, config, send_patterns=False)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Hydra gets no results: what came of the points is with the task."""
-        setup_globals()
-        points = _compose(self.context, self.config, job_overrides, initial_job_idx)
-        if not self.task.writes:
-            return [_run_here(self.context, self.task, point) for point in points]
-        folder = self.task.open(points[0].hydra)
-        self.task.run_apart(points, partial(run_jobs, self.submitit, folder, detach=self.task.detach))
-        return [JobReturn(status=JobStatus.COMPLETED) for _ in points]
+        """See Batches."""
+        return self.batches.launch(job_overrides, initial_job_idx, self._apart)
+
+    def _apart(self, points: Sequence[Place]) -> Run:
+        task = self.batches.task
+        return partial(run_jobs, self.submitit, task.open(points[0].sweep), detach=task.detach)
 
     def at_once(self, points: int) -> int:
         """How many of so many points a search asks for together: a queue takes any number, and would learn nothing."""
@@ -122,19 +122,17 @@ class RayLauncher(Launcher):
         from kd_cli.sweeps.ray_cluster import Cluster
 
         self.cluster = Cluster(self.options)
-        self.context, self.task, self.config = hydra_context, task_function, config
+        self.batches = Batches(hydra_context, task_function, config)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Hydra gets no results: what came of the points is with the task."""
+        """See Batches."""
+        return self.batches.launch(job_overrides, initial_job_idx, self._apart)
+
+    def _apart(self, points: Sequence[Place]) -> Run:
         from kd_cli.sweeps.ray import run_on_ray
 
-        setup_globals()
-        points = _compose(self.context, self.config, job_overrides, initial_job_idx)
-        if not self.task.writes:
-            return [_run_here(self.context, self.task, point) for point in points]
-        self.cluster.open(Path(str(points[0].hydra.sweep.dir)).absolute())
-        self.task.run_apart(points, partial(run_on_ray, self.cluster))
-        return [JobReturn(status=JobStatus.COMPLETED) for _ in points]
+        self.cluster.open(points[0].sweep)
+        return partial(run_on_ray, self.cluster)
 
     def at_once(self, points: int) -> int:
         """How many of so many points run at the same time."""
@@ -149,18 +147,66 @@ def _plain(value: Any) -> Any:
     return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
 
 
-def _compose(context: Any, config: Any, job_overrides: Sequence[Sequence[str]], first: int) -> list[Any]:
-    points = [context.config_loader.load_sweep_config(config, list(overrides)) for overrides in job_overrides]
-    for number, point in enumerate(points, first):
-        check_hydra(point.hydra)
+class Batches:
+    """Composes the points of a sweep, batch by batch, and has them run; what comes of them is with the task.
+
+    Args:
+        task: a Points.
+        send_patterns: whether a point that runs apart is given what its command line is alike.
+    """
+
+    def __init__(self, context: Any, task: Any, config: Any, *, send_patterns: bool = True) -> None:
+        loader, name = context.config_loader, config.hydra.job.config_name
+        self.task, self._context = task, context
+        self._composed = Alike(loader, partial(loader.load_sweep_config, config))
+        alone = partial(loader.load_configuration, name, run_mode=RunMode.RUN)
+        patterns = Patterns(loader, lambda words: alone(overrides=words), reference)
+        self._pattern: Callable[[Sequence[str]], Pattern | None] = patterns if send_patterns else lambda _: None
+
+    def launch(
+        self, job_overrides: Sequence[Sequence[str]], first: int, apart: Callable[[Sequence[Place]], Run | None]
+    ) -> list[JobReturn]:
+        """Looks at all points of a batch, and runs them if nothing is wrong.
+
+        Args:
+            first: how many points earlier batches had.
+            apart: gives what runs them in processes of their own; None: they run here, one after the other.
+
+        Returns:
+            What Hydra wants to have; no results.
+
+        Raises:
+            Exception: whatever Hydra raises of a wrong one.
+        """
+        setup_globals()
+        points = self._look(job_overrides, first)
+        run = apart(points) if self.task.writes else None
+        if run is None:
+            return self._run_here(job_overrides, first)
+        self.task.run_apart(points, run, self._pattern)
+        return [JobReturn(status=JobStatus.COMPLETED) for _ in points]
+
+    def _look(self, job_overrides: Sequence[Sequence[str]], first: int) -> list[Place]:
+        found = []
+        for number, words in enumerate(job_overrides, first):
+            point = self._compose(words, number)
+            check_hydra(point.hydra)
+            found.append(place_of(point.hydra))
+        return found
+
+    def _run_here(self, job_overrides: Sequence[Sequence[str]], first: int) -> list[JobReturn]:
+        done = []
+        for number, words in enumerate(job_overrides, first):
+            point = copy.deepcopy(self._compose(words, number))  # Hydra writes into it
+            with without_empty_folders(place_of(point.hydra).folder):
+                done.append(run_job(self.task, point, "hydra.sweep.dir", "hydra.sweep.subdir", self._context))
+        return done
+
+    def _compose(self, words: Sequence[str], number: int) -> Any:
+        point = self._composed(words)
         with open_dict(point):
             point.hydra.job.id = point.hydra.job.num = number
-    return points
-
-
-def _run_here(context: Any, task: Any, point: Any) -> JobReturn:
-    with without_empty_folders(Path(str(point.hydra.sweep.dir), str(point.hydra.sweep.subdir)).absolute()):
-        return run_job(task, point, "hydra.sweep.dir", "hydra.sweep.subdir", context)
+        return point
 
 
 def start_sweep(context: Any, task: Any, config: Any) -> None:
@@ -172,6 +218,7 @@ def start_sweep(context: Any, task: Any, config: Any) -> None:
     if task.detach:
         _check_detached(config.hydra)
     sweeper = Plugins.instance().instantiate_sweeper(hydra_context=context, task_function=task, config=config)
+    vars(sweeper)["validate_batch_is_legal"] = lambda _: None  # it composes every point; so do our launchers, first
     words = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)  # a key that varies is each point's own
     assert isinstance(words, list)
     launcher: Any = sweeper.launcher

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from kd_cli import console
+from kd_cli.config.alike import Pattern
 from kd_cli.errors import ConfigError, KDError, Terminated, offer
 from kd_cli.machine import available_cores, given_threads
 from kd_cli.storage.files import without_empty_folders
-from kd_cli.sweeps.ray_node import Place, RayPoint, look, run_point
+from kd_cli.sweeps.ray_node import Place, RayPoint, look, received, run_point
 
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -58,6 +59,7 @@ class Cluster:
         self._nodes: list[Mapping[str, Any]] = []  # that can take a point
         self._before: dict[str, str | None] = {}
         self._files: Path | None = None  # of Ray itself
+        self._sent: dict[int, tuple[Pattern, Any]] = {}  # to the cluster, once for all tasks that have it
 
     @property
     def at_once(self) -> int:
@@ -106,7 +108,7 @@ class Cluster:
         for name, value in self._before.items():
             os.environ.pop(name, None)
             os.environ.update({name: value} if value is not None else {})
-        self._before, self._files, self._nodes = {}, None, []
+        self._before, self._files, self._nodes, self._sent = {}, None, [], {}
 
     def connect(self) -> None:
         """Starts or finds the cluster.
@@ -150,6 +152,14 @@ class Cluster:
             raise
         finally:
             signal.signal(signal.SIGTERM, handler)
+        ray.util.register_serializer(Pattern, serializer=self._send, deserializer=received)
+
+    def _send(self, pattern: Pattern) -> Any:
+        import ray
+
+        if id(pattern) not in self._sent:
+            self._sent[id(pattern)] = pattern, ray.put(vars(pattern))
+        return self._sent[id(pattern)][1]
 
     def _unreachable(self, error: Exception) -> ConfigError:
         text = " ".join((str(error).strip() or type(error).__name__).split())

@@ -11,8 +11,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from kd_cli import __version__
+from kd_cli.config.alike import Pattern
 from kd_cli.errors import ConfigError
 from kd_cli.storage.locks import is_held
 from kd_cli.sweeps.point import Point, failed
@@ -82,6 +84,13 @@ class RayPoint:
 def look(place: Place) -> str | None:
     """As `Place.problem`, on the node of a task."""
     return place.problem()
+
+
+def received(reference: Any) -> Pattern:
+    """A Pattern that was sent to the cluster."""
+    import ray
+
+    return Pattern(**ray.get(reference))
 
 
 def run_point(task: RayPoint) -> Point:

@@ -94,12 +94,13 @@ class Distillation(Task):
         label_smoothing: ε of the cross-entropy with the labels.
         class_weights: as of `cross_entropy`.
         mixed: whether images are made of two, and have the labels of both.
+        views: of each image in a batch; None: as many as the method needs.
         ask_in: images per forward pass of a frozen teacher. A smaller batch is filled up: another number of images
             may be given to other kernels, which round otherwise, and the cache's answers would not be the same bits.
 
     Raises:
-        ValueError: if the method cannot work on this pair, misses a teacher, or reads the label of an image that has
-            two.
+        ValueError: if the method cannot work on this pair, misses a teacher or a view, or reads the label of an image
+            that has two.
     """
 
     def __init__(
@@ -115,10 +116,16 @@ class Distillation(Task):
         class_weights: Tensor | None = None,
         ask_in: int = 1,
         mixed: bool = False,
+        views: int | None = None,
     ) -> None:
         super().__init__()
         if teacher is None and mix.weight and method.teacher != "none":
             raise ValueError(f"{name} asks a teacher, and there is none")
+        if mix.weight and views is not None and method.views not in (1, views):
+            raise ValueError(
+                f"it compares {method.views} views of each image, and a batch has {views}; type "
+                f"dataset.repeats={method.views} dataset.augment=weak_strong"
+            )
         self.network = student
         self.method = method
         self.mix = mix

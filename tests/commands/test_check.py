@@ -72,3 +72,10 @@ def test_checks_are_made_anew_and_are_nothing_to_search_with(kd) -> None:
 
 def test_a_loss_without_a_teacher_is_checked_without_one(kd) -> None:
     assert set(kd("check", *SMALL, "loss=label_smoothing", "--json").json["networks"]) == {"student"}
+
+
+def test_a_stem_for_large_images_is_told(kd) -> None:
+    shown = kd("check", *SMALL, "dataset.image_size=32", "teacher=torchvision", "student=resnet18", "loss=kd")
+    assert "teacher=torchvision is made for larger images" in shown.err
+    assert "teacher.stem=cifar" in shown.err
+    assert "student=resnet18 is" not in shown.err

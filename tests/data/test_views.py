@@ -60,6 +60,24 @@ def test_repeats_show_in_r_epochs_the_views_that_r_epochs_show_without_them(augm
         assert torch.equal(image, one_by_one[place][number, 0])
 
 
+@pytest.mark.parametrize("options", [{}, {"views": 4}, {"in_memory": False, "workers": 0}])
+def test_a_batch_of_weak_and_strong_views_has_the_pixels_of_crop_flip_and_of_strong(options: dict[str, Any]) -> None:
+    both = epoch_of(make(augment="weak_strong", repeats=2, **options), epoch=3)
+    for place, augment in enumerate(("crop_flip", "strong")):
+        alone = epoch_of(make(augment=augment, repeats=2, **options), epoch=3)
+        for batch, expected in zip(both, alone, strict=True):
+            assert torch.equal(batch.images[place::2], expected.images[place::2])
+            assert batch.repeat is not None
+            assert set(batch.repeat[place::2].tolist()) == {place}
+
+
+def test_without_repeats_weak_and_strong_views_take_turns() -> None:
+    turns = [epoch_of(make(augment="weak_strong"), epoch) for epoch in (4, 5)]
+    for batches, epoch, augment in ((turns[0], 4, "crop_flip"), (turns[1], 5, "strong")):
+        alone = epoch_of(make(augment=augment), epoch)
+        assert all(torch.equal(one.images, other.images) for one, other in zip(batches, alone, strict=True))
+
+
 def test_a_cycle_of_views_shows_the_same_views_again() -> None:
     data = make(augment="strong", views=2)
     first, second, third = (shown(epoch_of(data, epoch)) for epoch in range(3))

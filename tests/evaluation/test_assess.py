@@ -16,13 +16,13 @@ from kd_cli.cli import main
 from kd_cli.data import corruptions as corrupt
 from kd_cli.errors import ConfigError
 from kd_cli.metrics.evaluate import predict
-from kd_cli.metrics.scores import agreement, judge, only_answer
+from kd_cli.metrics.scores import AGREEMENT, agreement, judge, only_answer
 from kd_cli.saved.network import Saved
 from tests.conftest import SMALL
 from tests.support.small import CPU
 
 RUN = (*SMALL, "teacher.hidden=[16]", "trainer.epochs=1", "hydra.run.dir=there")
-SCORES = {"top1", "top5", "nll", "brier", "ece", "mce", "agreement", "kl"}
+SCORES = {"top1", "top5", "nll", "brier", "ece", "mce", *AGREEMENT}
 
 
 @pytest.fixture(scope="module")
@@ -49,10 +49,8 @@ def test_several_networks_make_one_table_and_agree_with_the_teacher_of_their_com
     for row in rows:
         logits, labels = said[row["stage"]]
         assert judge(logits, labels).items() <= row.items()
-        known = agreement(logits, said["teacher"][0])
-        assert {key: row[key] for key in known} == (
-            known if row["stage"] != "teacher" else {"agreement": None, "kl": None}
-        )
+        known = agreement(logits, said["teacher"][0], labels)
+        assert {key: row[key] for key in known} == (known if row["stage"] != "teacher" else dict.fromkeys(AGREEMENT))
         line = next(line for line in shown.out.splitlines() if line.rstrip().endswith(row["run"]))
         assert f"{row['top1']:.2f}" in line
         assert f"{row['brier']:.4f}" in line
@@ -129,8 +127,9 @@ def test_an_ensemble_of_teachers_is_asked_as_one(kd) -> None:
     kd("run", *RUN, "ensemble.size=2", "ensemble.weights=[3,1]")
     (row,) = evaluated(kd, "there/distilled")
     assert len(row["teacher"]) == 2
-    logits = [predict(*opened(f"there/{name}"), **TEST)[0] for name in ("distilled", "teacher", "teacher-2")]
-    known = agreement(logits[0], 0.75 * logits[1] + 0.25 * logits[2])
+    said = [predict(*opened(f"there/{name}"), **TEST) for name in ("distilled", "teacher", "teacher-2")]
+    logits = [each for each, _ in said]
+    known = agreement(logits[0], 0.75 * logits[1] + 0.25 * logits[2], said[0][1])
     assert row["agreement"] == known["agreement"]
     assert row["kl"] == pytest.approx(known["kl"], abs=1e-5)
 
@@ -149,7 +148,7 @@ def test_corrupted_images_have_all_scores_and_their_means(kd, made: Path) -> Non
     corrupted = data.seen_through(corrupt.corruption("gaussian_noise", 5, 0))
     logits, labels = predict(network, corrupted, "test", batch_size=33, device=CPU)
     teacher, _ = predict(opened(made / "teacher")[0], corrupted, "test", batch_size=33, device=CPU)
-    expected = judge(logits, labels) | agreement(logits, teacher)
+    expected = judge(logits, labels) | agreement(logits, teacher, labels)
     assert expected.items() <= first[1]["corrupted"]["corruptions"]["gaussian_noise"]["severities"][4].items()
     other = evaluated(kd, f"{made}/distilled", "--corruptions", "--seed", "1")[0]["corrupted"]["corruptions"]
     assert other["gaussian_noise"] != first[1]["corrupted"]["corruptions"]["gaussian_noise"]

@@ -55,7 +55,7 @@ def test_cases_worked_by_hand() -> None:
     assert vid_loss(torch.ones(1, 1), variance, 3 * torch.ones(1, 1)).item() == pytest.approx(math.log(2) + 0.5)
 
 
-@cases("vid")
+@cases("vid", "vkd")
 def test_a_student_that_equals_its_teacher_has_nothing_to_learn_and_any_other_has(case: Case) -> None:
     ours, theirs = case.shapes[0]
     student = draw(ours)
@@ -93,7 +93,7 @@ def test_repeating_a_batch_changes_nothing_but_halves_a_mean_over_pairs(case: Ca
     torch.testing.assert_close(case.loss(*twice), share * case.loss(student, teacher))
 
 
-@cases("fitnet", "fsp", "vid")
+@cases("encoder", "fitnet", "fsp", "vid", "vkd", "wkd_f")
 def test_the_scale_of_the_features_does_not_matter(case: Case) -> None:
     student, teacher = (draw(shapes, seed) for seed, shapes in enumerate(case.shapes[0]))
     larger = case.loss([7 * feature for feature in student], [0.1 * feature for feature in teacher])

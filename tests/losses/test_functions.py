@@ -34,6 +34,7 @@ def test_every_method_of_logits_is_a_function_of_logits(name: str) -> None:
     required = [p.name for p in inspect.signature(function).parameters.values() if p.default is p.empty]
     assert required[0].endswith("logits")
     given = {"labels": torch.arange(6) % 5, "temperature": torch.tensor(4.0)}
+    given |= {"cost": 1 - torch.eye(5), "noise": torch.zeros(2, 6, 5)}
     loss = function(*(draw(6, 5, seed=len(word)) if word.endswith("logits") else given[word] for word in required))
     loss.backward()
     assert loss.shape == ()

@@ -11,16 +11,22 @@ import pytest
 import torch
 
 from kd_cli.errors import ConfigError
+from kd_cli.losses.abkd import abkd_loss
 from kd_cli.losses.base import build_loss
 from kd_cli.losses.ctkd import ctkd_loss
 from kd_cli.losses.dist import dist_loss
 from kd_cli.losses.dkd import dkd_loss
 from kd_cli.losses.mlkd import mlkd_loss
 from kd_cli.losses.nkd import nkd_loss
+from kd_cli.losses.rld import rld_loss
 from kd_cli.losses.tfkd import tfkd_loss
+from kd_cli.losses.ttm import ttm_loss
+from kd_cli.losses.wkd_l import wkd_l_loss
 from kd_cli.losses.wsld import wsld_loss
+from kd_cli.losses.wttm import wttm_loss
 from tests.losses.references import basic as references
 from tests.losses.references import logits as reference
+from tests.losses.references import recent_logits as recent
 from tests.support.logits import Loss, arrays, draw, gradient
 from tests.support.small import logits_only, loss_options
 
@@ -50,6 +56,20 @@ PAIRS: dict[str, tuple[Loss, Reference]] = {
     "wsld, T = 5": (partial(wsld_loss, temperature=5.0), lambda s, t, y: reference.wsld(s, t, y, 5.0)),
     "tfkd": (lambda s, t, y: tfkd_loss(s, y), lambda s, t, y: reference.tfkd(s, y, 0.99, 20.0)),
     "tfkd, T = 2": (lambda s, t, y: tfkd_loss(s, y, 0.9, 2.0), lambda s, t, y: reference.tfkd(s, y, 0.9, 2.0)),
+    "rld": (rld_loss, lambda s, t, y: recent.rld(s, t, y, 1.0, 8.0, 1.0, 4.0)),
+    "rld, other T": (
+        partial(rld_loss, confidence_weight=0.5, confidence_temperature=3.0, temperature=1.5),
+        lambda s, t, y: recent.rld(s, t, y, 0.5, 8.0, 3.0, 1.5),
+    ),
+    "ttm": (lambda s, t, y: ttm_loss(s, t), lambda s, t, y: recent.ttm(s, t, 0.1)),
+    "ttm, T = 0.5": (lambda s, t, y: ttm_loss(s, t, 0.5), lambda s, t, y: recent.ttm(s, t, 2.0)),
+    "wttm": (lambda s, t, y: wttm_loss(s, t), lambda s, t, y: recent.ttm(s, t, 0.2, weighted=True)),
+    "abkd": (lambda s, t, y: abkd_loss(s, t), lambda s, t, y: recent.abkd(s, t, 0.8, 0.3, 4.0)),
+    "abkd, T = 1": (lambda s, t, y: abkd_loss(s, t, 0.5, 2.0, 1.0), lambda s, t, y: recent.abkd(s, t, 0.5, 2.0, 1.0)),
+    "wkd_l": (
+        lambda s, t, y: wkd_l_loss(s, t, y, (1 - torch.eye(s.shape[1])) / 2, transport_weight=5.0),
+        lambda s, t, y: recent.wkd_l(s, t, y, (1 - np.eye(s.shape[1])) / 2, (1.0, 5.0), 8.0, 0.05, 10),
+    ),
 }
 # name → the reference with the options of conf/loss/<name>.yaml
 CLASSES: dict[str, Reference] = {
@@ -60,10 +80,16 @@ CLASSES: dict[str, Reference] = {
     "ctkd": lambda s, t, y: 0.9 * references.kd(s, t, 1 + 20 / (1 + math.exp(-1))),
     "wsld": lambda s, t, y: 2.5 * reference.wsld(s, t, y, 2.0),
     "tfkd": lambda s, t, y: 0.1 * reference.tfkd(s, y, 0.99, 20.0),
+    "rld": lambda s, t, y: recent.rld(s, t, y, 1.0, 8.0, 1.0, 4.0),
+    "ttm": lambda s, t, y: 45.0 * recent.ttm(s, t, 0.1),
+    "wttm": lambda s, t, y: 4.0 * recent.ttm(s, t, 0.2, weighted=True),
+    "abkd": lambda s, t, y: 32.0 * recent.abkd(s, t, 0.8, 0.3, 4.0),
     "logit_standardization": lambda s, t, y: 9.0 * references.kd(reference.z_scores(s), reference.z_scores(t), 2.0),
 }
+# Above 0 where student and teacher agree.
+NO_DISTANCES = ("nkd", "tfkd", "rld", "ttm", "wttm", "wkd_l")
 every_loss = pytest.mark.parametrize("loss", [ours for ours, _ in PAIRS.values()], ids=PAIRS)
-DISTANCES = {name: ours for name, (ours, _) in PAIRS.items() if not name.startswith(("nkd", "tfkd"))}
+DISTANCES = {name: ours for name, (ours, _) in PAIRS.items() if not name.startswith(NO_DISTANCES)}
 every_distance = pytest.mark.parametrize("loss", DISTANCES.values(), ids=DISTANCES)
 
 
@@ -174,14 +200,21 @@ def test_networks_of_different_classes_are_refused(loss: Loss) -> None:
     [
         *(
             (name, "temperature", value, "it must be > 0")
-            for name in ("dkd", "dist", "nkd", "wsld", "tfkd")
+            for name in ("dkd", "dist", "nkd", "wsld", "tfkd", "rld", "ttm", "wttm", "abkd", "wkd_l", "tekap")
             for value in (0.0, -1.0, math.inf, math.nan)
         ),
         *((name, "target_weight", -1.0, "it must be ≥ 0") for name in ("dkd", "nkd")),
         *((name, "nontarget_weight", -1.0, "it must be ≥ 0") for name in ("dkd", "nkd")),
         *(("dist", f"{term}_weight", -1.0, "it must be ≥ 0") for term in ("inter", "intra")),
         *(("mlkd", f"{term}_weight", -1.0, "it must be ≥ 0") for term in ("instance", "batch", "class")),
-        *((name, "kl_weight", -1.0, "it must be ≥ 0") for name in ("wsld", "tfkd", "ctkd")),
+        *((name, "kl_weight", -1.0, "it must be ≥ 0") for name in ("wsld", "tfkd", "ctkd", "ttm", "wttm", "tekap")),
+        *(("rld", f"{term}_weight", -1.0, "it must be ≥ 0") for term in ("confidence", "correlation")),
+        ("rld", "confidence_temperature", 0.0, "it must be > 0"),
+        *(("abkd", option, -0.1, "it must be ≥ 0") for option in ("alpha", "beta", "divergence_weight")),
+        *(("wkd_l", option, -0.1, "it must be ≥ 0") for option in ("target_weight", "transport_weight")),
+        ("wkd_l", "regularization", 0.01, "it must be ≥ 0.02"),
+        *((name, option, 0, "it must be ≥ 1") for name, option in (("wkd_l", "iterations"), ("tekap", "teachers"))),
+        ("tekap", "noise_share", 1.5, "it must be ≥ 0 and ≤ 1"),
         *(("ctkd", key, 0.0, "it must be > 0") for key in ("min_temperature", "temperature_range", "ramp_epochs")),
         *(("tfkd", "label_probability", value, r"it must be in \(0, 1\)") for value in (0.0, 1.0, -0.5, math.nan)),
     ],

@@ -104,18 +104,25 @@ def test_confusion_and_the_accuracy_of_a_class_count_by_hand(images: int, classe
 
 @pytest.mark.parametrize(("images", "classes"), SHAPES)
 def test_agreement_and_divergence_equal_slow_references(images: int, classes: int) -> None:
-    (student, _), (teacher, _) = drawn(images, classes), drawn(images, classes, seed=1)
+    (student, labels), (teacher, _) = drawn(images, classes), drawn(images, classes, seed=1)
     ours, theirs = softmax(student), softmax(teacher)
-    found = agreement(student, teacher)
+    found = agreement(student, teacher, labels)
     assert found["agreement"] == pytest.approx(100 * np.mean(ours.argmax(axis=1) == theirs.argmax(axis=1)), abs=0.005)
     assert found["kl"] == pytest.approx((theirs * np.log(theirs / ours)).sum(axis=1).mean(), abs=1e-6)
-    assert agreement(teacher, teacher) == {"agreement": 100, "kl": 0}
+    wrong = [image for image in range(images) if theirs[image].argmax() != labels[image]]
+    copied = [ours[image].argmax() == theirs[image].argmax() for image in wrong]
+    expected = 100 * np.mean(copied) if wrong else None
+    assert found["agreement_when_wrong"] == (None if expected is None else pytest.approx(expected, abs=0.005))
+    right = teacher.argmax(dim=1)
+    assert agreement(teacher, teacher, right) == {"agreement": 100, "agreement_when_wrong": None, "kl": 0}
+    assert agreement(teacher, teacher, (right + 1) % classes)["agreement_when_wrong"] == 100
 
 
 def test_the_divergence_is_finite_where_a_probability_is_zero_and_is_from_teacher_to_student() -> None:
     certain, even = torch.tensor([[2000.0, 0.0]]), torch.zeros(1, 2)
-    assert agreement(even, certain)["kl"] == pytest.approx(math.log(2), abs=1e-6)
-    assert agreement(certain, even)["kl"] == pytest.approx(1000 - math.log(2), abs=1e-3)
+    label = torch.zeros(1, dtype=torch.long)
+    assert agreement(even, certain, label)["kl"] == pytest.approx(math.log(2), abs=1e-6)
+    assert agreement(certain, even, label)["kl"] == pytest.approx(1000 - math.log(2), abs=1e-3)
 
 
 def test_the_scores_of_a_training_are_among_those_of_an_evaluation() -> None:

@@ -76,6 +76,97 @@ def test_a_foreign_stage_publishes_what_surely_is_before_its_last_activation(end
     assert network.taps == {"stage1": "layer1", **taps, "embedding": "fc:in"}
 
 
+def small_swin(num_classes: int) -> nn.Module:
+    from torchvision.models import SwinTransformer
+
+    return SwinTransformer([2, 2], 8, [1, 1, 1], [2, 2, 2], [4, 4], num_classes=num_classes)
+
+
+def small_vit(num_classes: int) -> nn.Module:
+    from torchvision.models import VisionTransformer
+
+    return VisionTransformer(32, 8, 8, 2, 16, 32, num_classes=num_classes)
+
+
+TRANSFORMERS = {
+    "small_swin": ([(8, 16), (16, 8), (32, 4)], {"stage3": "features.5:last", "final": "avgpool:in"}),
+    "small_vit": ([(16, 4)] * 4, {"stage1": "encoder.layers.encoder_layer_1:tokens1", "embedding": "heads.head:in"}),
+}
+
+
+@pytest.mark.parametrize("name", TRANSFORMERS)
+def test_what_a_transformer_gives_is_published_as_maps(name: str) -> None:
+    expected, places = TRANSFORMERS[name]
+    network = build({"name": "external", "callable": f"{__name__}.{name}"}).eval()
+    assert places.items() <= network.taps.items()
+    with torch.no_grad():
+        said = Tapped(network, ["stages", "final", "embedding"])(images(2))
+    shapes = [tuple(said.features[f"stage{i + 1}"].shape) for i in range(len(expected))]
+    assert shapes == [(2, channels, side, side) for channels, side in expected]
+    if name == "small_swin":
+        torch.testing.assert_close(said.features["final"].mean((2, 3)), said.features["embedding"])
+    assert torch.equal(network.get_submodule(network.taps["embedding"][:-3])(said.features["embedding"]), said.logits)
+
+
+TIMM = {
+    "test_vit": {"img_size": 32, "patch_size": 8},
+    "test_convnext": {},
+    "test_efficientnet": {},
+    "test_resnet": {},
+}
+
+
+@pytest.mark.parametrize("model", TIMM)
+def test_the_stages_of_timms_networks_are_the_maps_that_timm_gives(model: str) -> None:
+    pytest.importorskip("timm")
+    given = {"name": "external", "callable": "timm.create_model", "kwargs": {"model_name": model, **TIMM[model]}}
+    network = build(given).eval()
+    with torch.no_grad():
+        said = Tapped(network, ["stages", "final", "embedding"])(images(2))
+        theirs = network.forward_intermediates(images(2), intermediates_only=True)
+    stages = [feature for tap, feature in said.features.items() if tap.startswith("stage")]
+    assert len(stages) >= 4
+    for stage in stages:
+        assert any(stage.shape == each.shape and torch.allclose(stage, each, atol=1e-6) for each in theirs)
+    assert torch.equal(network.get_classifier()(said.features["embedding"]), said.logits)
+    if model == "test_efficientnet":  # a convolution stands between the deepest stage and the average
+        assert network.taps["final"] == "global_pool:in"
+        torch.testing.assert_close(said.features["final"].mean((2, 3)), said.features["embedding"])
+
+
+def test_of_a_distilled_transformer_the_class_tokens_head_is_the_classifier() -> None:
+    pytest.importorskip("timm")
+    kwargs = {"model_name": "deit_tiny_distilled_patch16_224", "img_size": 32, "depth": 4}
+    network = build({"name": "external", "callable": "timm.create_model", "kwargs": kwargs})
+    assert network.taps["embedding"] == "head:in"
+    assert network.taps["stage4"] == "blocks.3:tokens2"
+
+
+class Reordered(nn.Module):
+    """Its tokens are in another order than rows and columns, as timm's Hiera has them."""
+
+    def __init__(self, num_classes: int, in_channels: int, order: str) -> None:
+        super().__init__()
+        setattr(self, order, nn.Identity())
+        self.blocks = nn.Sequential(nn.Linear(in_channels, 4))
+        self.fc = nn.Linear(4, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.blocks(x.flatten(2).transpose(1, 2)).mean(1))
+
+
+def test_tokens_in_another_order_are_no_map_and_modules_can_be_named() -> None:
+    given = {"name": "external", "callable": f"{__name__}.Reordered", "kwargs": {"order": "unroll"}}
+    network = build(given)
+    assert network.taps == {"embedding": "fc:in"}
+    for tap in ("stages", "stage-1"):
+        with pytest.raises(ValueError, match=r"Reordered publishes no stages.*student\.taps={stage:blocks\.\*}"):
+            Tapped(network, [tap])
+    assert build({**given, "kwargs": {"order": "plain"}}).taps["stage1"] == "blocks.0:tokens0"
+    named = build({**given, "taps": {"stage": "blocks.*:tokens"}})
+    assert Tapped(named, ["stage1"])(images(2)).features["stage1"].shape == (2, 4, 32, 32)
+
+
 class Ending(nn.Module):
     """One stage, which ends in several ways."""
 

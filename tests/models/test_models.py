@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Iterator, Mapping
+from itertools import product
 from typing import Any
 
 import pytest
@@ -14,7 +15,9 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from torch import nn
 
+from kd_cli.errors import ConfigError
 from kd_cli.models.base import MODELS, count_parameters
+from kd_cli.taps import Tapped, classifier_of
 from tests.support.networks import CIFAR, CONF, INJECTED, MNIST, OURS, STUDENTS, build, built, images, options, tapped
 
 # parameters at 100 classes in the tables and logs of the CIFAR-100 distillation literature (arXiv:1910.10699)
@@ -26,6 +29,9 @@ PUBLISHED = {
     "resnet110": 1_736_564,
     "resnet8x4": 1_233_540,
     "resnet32x4": 7_433_860,
+    "resnet18": 11_220_132,  # 11.22, 21.33 and 23.71 M: github.com/weiaicunzai/pytorch-cifar100
+    "resnet34": 21_328_292,
+    "resnet50": 23_705_252,
     "wrn_16_2": 703_284,
     "wrn_40_1": 569_780,
     "wrn_40_2": 2_255_156,
@@ -35,18 +41,34 @@ PUBLISHED = {
     "shufflenetv1": 949_258,
     "shufflenetv2": 1_355_528,
 }
+# at 10 classes, as their author counts them (github.com/akamaster/pytorch_resnet_cifar10)
+PUBLISHED_AT_10 = {"resnet20_a": 0.27, "resnet32_a": 0.46, "resnet44_a": 0.66, "resnet56_a": 0.85, "resnet110_a": 1.7}
+# at 224 pixels and 1000 classes: DeiT's table 1, Mixer's table 1, and timm's of femto (5.7, 22, 19 and 5.2 M)
+PUBLISHED_AT_224 = {
+    "vit_tiny": ({}, 5_717_416),
+    "vit_tiny distilled": ({"distilled": True}, 5_910_800),
+    "vit_small": ({}, 22_050_664),
+    "vit_small distilled": ({"distilled": True}, 22_436_432),
+    "mixer": ({"width": 512}, 18_528_264),
+    "convnext_femto": ({}, 5_217_784),
+}
 PUBLISHED_ROUNDED = {"resnet8": 0.08, "resnet14": 0.18, "wrn_16_1": 0.18, "vgg11": 9.28}  # millions
 
 # channels and size of every stage and the embedding's dimension at 3×32×32
 SHAPES = {
     "resnet20": ([(16, 32), (32, 16), (64, 8)], 64),
     "resnet8x4": ([(64, 32), (128, 16), (256, 8)], 256),
+    "resnet18": ([(64, 32), (128, 16), (256, 8), (512, 4)], 512),
     "wrn_40_2": ([(32, 32), (64, 16), (128, 8)], 128),
     "vgg8": ([(64, 32), (128, 16), (256, 8), (512, 4), (512, 4)], 512),
     "vgg13": ([(64, 32), (128, 16), (256, 8), (512, 4), (512, 4)], 512),
     "mobilenetv2": ([(12, 16), (16, 8), (48, 4), (160, 2)], 1280),
     "shufflenetv1": ([(240, 16), (480, 8), (960, 4)], 960),
     "shufflenetv2": ([(116, 16), (232, 8), (464, 4)], 1024),
+    "vit_tiny": ([(192, 8)] * 4, 192),
+    "vit_small": ([(384, 8)] * 4, 384),
+    "mixer": ([(256, 8)] * 4, 256),
+    "convnext_femto": ([(48, 16), (96, 8), (192, 4), (384, 2)], 384),
     "cifar10_kl_teacher": ([(64, 16), (32, 8)], 512),
     "cifar10_kl_student": ([(16, 16), (16, 8)], 256),
     "mnist_mlp_teacher": ([], 1200),
@@ -192,7 +214,7 @@ def test_the_embedding_makes_the_logits_and_no_activation_overwrites_a_tap(stude
     network = built(student)
     with torch.no_grad():
         logits = network(images(2))
-        assert torch.equal(network.fc(tapped(network, images(2))["embedding"]), logits)
+        assert torch.equal(classifier_of(network)(tapped(network, images(2))["embedding"]), logits)
     assert not any(getattr(module, "inplace", False) for module in network.modules())
 
 
@@ -211,9 +233,23 @@ def test_parameters_round_to_the_published_ones(name: str, millions: float) -> N
         assert round(count_parameters(build({"name": name}, num_classes=100)) / 1e6, 2) == millions
 
 
+@pytest.mark.parametrize(("name", "millions"), PUBLISHED_AT_10.items())
+def test_networks_without_shortcut_parameters_have_the_published_number(name: str, millions: float) -> None:
+    with torch.device("meta"):
+        assert round(count_parameters(build({"name": name})) / 1e6, 1 if name == "resnet110_a" else 2) == millions
+
+
 @pytest.mark.parametrize("name", [name for name in OURS if name not in ("mlp", "cnn")])
 def test_the_literatures_networks_are_parameter_checked(name: str) -> None:
-    assert name in PUBLISHED | PUBLISHED_ROUNDED
+    assert name in PUBLISHED | PUBLISHED_ROUNDED | PUBLISHED_AT_10 | PUBLISHED_AT_224
+
+
+@pytest.mark.parametrize("name", PUBLISHED_AT_224)
+def test_networks_of_imagenet_have_the_published_parameters_there(name: str) -> None:
+    given, expected = PUBLISHED_AT_224[name]
+    with torch.device("meta"):
+        network = build({"name": name.partition(" ")[0], **given}, (3, 224, 224), num_classes=1000)
+    assert count_parameters(network) == expected
 
 
 @pytest.mark.parametrize("name", ["resnet56", "wrn_40_2", "vgg8", "mobilenetv2"])
@@ -238,6 +274,96 @@ def test_a_residual_block_starts_its_shortcut_where_the_paper_does() -> None:
         assert same.shape == (2, 64, 8, 8)
     assert network.block2[1].shortcut is None
     assert [len(built("resnet20").get_submodule(f"layer{i}.0.downsample")) for i in (1, 2, 3)] == [0, 2, 2]
+
+
+def test_a_shortcut_without_parameters_takes_every_second_pixel_between_channels_of_zeros() -> None:
+    shortcut = built("resnet20_a").layer2[0].downsample
+    features = images(2, (16, 5, 5))
+    expected = torch.zeros(2, 32, 3, 3)
+    for row, column in product(range(3), repeat=2):
+        expected[:, 8:24, row, column] = features[:, :, 2 * row, 2 * column]
+    assert torch.equal(shortcut(features), expected)
+    assert [len(built("resnet20_a").get_submodule(f"layer{i}.0.downsample")) for i in (1, 2, 3)] == [0, 1, 1]
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50"])
+def test_with_imagenets_stem_a_residual_network_is_torchvisions(name: str) -> None:
+    options = {"name": "torchvision", "model": name}
+    theirs, ours = build(options), build({"name": name, "stem": "imagenet"})
+    assert all(torch.equal(value, ours.state_dict()[key]) for key, value in theirs.state_dict().items())
+    small, same = built(name), build({**options, "stem": "cifar"}).eval()
+    with torch.no_grad():
+        assert torch.equal(small(images(2)), same(images(2)))
+    assert small.taps == theirs.taps == ours.taps
+    with pytest.raises(ConfigError, match=r"stem: vgg11 has no stem .* type student\.stem=imagenet"):
+        build({"name": "torchvision", "model": "vgg11", "stem": "cifar"})
+
+
+TIMMS: dict[str, tuple[str, dict[str, Any], dict[str, str]]] = {
+    "vit_tiny": ("deit_tiny_patch16_224", {}, {"fc": "head"}),
+    "vit_tiny distilled": (
+        "deit_tiny_distilled_patch16_224",
+        {"distilled": True},
+        {"fc.head": "head", "fc.distilled": "head_dist"},
+    ),
+    "mixer": ("mixer_s16_224", {"width": 512}, {"patch_embed": "stem", "fc": "head"}),
+}
+
+
+@pytest.mark.parametrize("name", TIMMS)
+def test_with_the_same_weights_a_network_says_what_timms_says(name: str) -> None:
+    timm = pytest.importorskip("timm")
+    model, given, renamed = TIMMS[name]
+    shape = (3, 64, 64)
+    ours = build({"name": name.partition(" ")[0], "patch_size": 16, **given}, shape).eval()
+    state = {}
+    for key, value in ours.state_dict().items():
+        before = next((before for before in renamed if key.startswith(f"{before}.")), None)
+        state[key if before is None else renamed[before] + key.removeprefix(before)] = value
+    theirs = timm.create_model(model, num_classes=10, img_size=64).eval()
+    theirs.load_state_dict(state)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(images(2, shape)), theirs(images(2, shape)), rtol=1e-4, atol=1e-5)
+
+
+def test_the_heads_of_two_tokens_vote_together_unless_a_loss_teaches_the_second_one_apart() -> None:
+    network = build({"name": "vit_tiny", "distilled": True, "patch_size": 16})
+    own, second = network.fc.head, network.fc.distilled
+    with torch.no_grad():
+        tokens = torch.randn(2, 2 * 192)
+        apart = own(tokens[:, :192]), second(tokens[:, 192:])
+        for mode in (True, False):
+            assert torch.equal(network.train(mode).fc(tokens), (apart[0] + apart[1]) / 2)
+        said = Tapped(network.train(), ["distill_logits", "embedding"])(images(2))
+        assert torch.equal(said.logits, own(said.features["embedding"][:, :192]))
+        assert torch.equal(said.features["distill_logits"], second(said.features["embedding"][:, 192:]))
+        said = Tapped(network.eval(), ["distill_logits"])(images(2))
+        assert not torch.equal(said.logits, said.features["distill_logits"])
+
+
+@pytest.mark.parametrize("name", ["vit_tiny", "mixer", "convnext_femto", "resnet18", "resnet20_a"])
+def test_an_exported_network_takes_any_number_of_images(name: str) -> None:
+    given = {"name": name, **({"patch_size": 8, "distilled": True} if name == "vit_tiny" else {})}
+    network = build(given).eval()
+    batch = torch.export.Dim("batch", min=1)
+    program = torch.export.export(network, (images(2),), dynamic_shapes=({0: batch},)).module()
+    with torch.no_grad():
+        torch.testing.assert_close(program(images(3)), network(images(3)), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("given", "size", "message"),
+    [
+        ({"name": "vit_tiny"}, 30, r"images of 30 pixels are no whole .* of 4; type student\.patch_size=3 "),
+        ({"name": "mixer", "patch_size": 7}, 32, r"patches of 7; type student\.patch_size=4 "),
+        ({"name": "mixer", "depth": 3}, 32, "depth: 3 is not possible"),
+        ({"name": "convnext_femto", "patch_size": 8}, 32, r"have 4 patches of 8 on a side.*type student\.patch_size=1"),
+    ],
+)
+def test_patches_that_cannot_be_are_refused(given: dict[str, Any], size: int, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build(given, (3, size, size))
+    build({**given, "patch_size": 1} if size < 32 else {"name": given["name"]}, (3, size, size))
 
 
 def test_shuffling_interleaves_the_groups() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
 from kd_cli.errors import ConfigError, DataError
 from kd_cli.models.pretrained import read_for
@@ -212,46 +212,24 @@ PUBLISHED = ROOT.parent / "shared" / "data" / "pretrained"
 
 @pytest.mark.data
 @pytest.mark.parametrize("file", ["resnet20-12fca82f.th", "resnet56-4bfd9763.th"])
-def test_published_cifar_networks_are_read_as_far_as_their_architecture(file: str) -> None:
+def test_published_cifar_networks_are_read_by_name(file: str, caplog: pytest.LogCaptureFixture) -> None:
     if not (PUBLISHED / file).exists():
         pytest.skip(f"needs {PUBLISHED / file}")
-    trust(__name__)
-    depth = int(file.partition("-")[0].removeprefix("resnet"))
-    network = build({"name": "external", "callable": f"{__name__}.published_cifar", "kwargs": {"depth": depth}})
+    name = file.partition("-")[0]
+    network = build({"name": f"{name}_a"})
     network.load_state_dict(read_for(network, PUBLISHED / file))  # nothing is missing, nothing is left over
-    assert network(torch.zeros(2, *CIFAR)).shape == (2, 10)
-    ours = build({"name": f"resnet{depth}"})
+    assert "the classifier is called fc here, and linear there" in caplog.text
+    ours = build({"name": name})
     with pytest.raises(DataError, match=r"it has no fc\.bias, fc\.weight, layer2.*has not, linear\.bias, linear\.w"):
         check_names(read_for(ours, PUBLISHED / file), ours.state_dict(), Path(file))
 
 
-def published_cifar(num_classes: int, in_channels: int, depth: int) -> nn.Module:
-    """A residual network for CIFAR with shortcuts that have no parameters."""
-    network = build({"name": f"resnet{depth}"}, num_classes=num_classes)
-    for name, module in list(network.named_modules()):
-        if name.endswith("downsample") and len(module):
-            network.set_submodule(name, Padded())
-    network.add_module("linear", network.fc)
-    network.fc = nn.Identity()
-    network.pool = nn.Sequential(network.pool, nn.Flatten(), Last(network.linear))
-    network.taps = {}
-    return network
-
-
-class Padded(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return nn.functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, x.shape[1] // 2, x.shape[1] // 2))
-
-
-class Last(nn.Module):
-    """Calls a layer that is another module's."""
-
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        self.layer = (layer,)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.layer[0](x)
+@pytest.mark.parametrize(("renamed", "read"), [("fc", True), ("conv1", False), ("layer1.0.conv1", False)])
+def test_only_a_classifier_may_have_another_name(tmp_path: Path, renamed: str, read: bool) -> None:
+    network = build({"name": "resnet8"})
+    state = {re.sub(f"^{re.escape(renamed)}[.]", "own.", name): value for name, value in network.state_dict().items()}
+    torch.save(state, tmp_path / "w.pth")
+    assert (read_for(network, tmp_path / "w.pth").keys() == network.state_dict().keys()) is read
 
 
 def other_network(path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from kd_cli.report.tables import agreement_table
 from tests.support.records import (
     report,
     three_seeds,
@@ -293,6 +294,9 @@ def test_predictions_are_judged(tmp_path: Path) -> None:
     assert group["confusion"]["distilled"] == [[1, 1, 0], [0, 2, 0], [0, 0, 2]]
     assert [each["gain"] for each in group["per_class_gain"]] == [-50.0, 50.0, 50.0]
     assert group["agreement"] == {"baseline": 100.0, "distilled": 50.0}
+    assert group["agreement_when_wrong"] == {"baseline": 100.0, "distilled": 0.0}
+    row = agreement_table(results).rows[0]
+    assert row[1:] == ["100.00", "50.00", "100.00", "0.00"]
     assert student["scores"]["top1"] == pytest.approx(100 * 5 / 6, abs=0.01)
     assert student["scores"]["agreement"] == 50.0
     assert student["confusion"] == group["confusion"]["distilled"]

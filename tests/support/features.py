@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from kd_cli.losses.at import at_loss
+from kd_cli.losses.encoder import encoder_loss
 from kd_cli.losses.fitnet import fitnet_loss
 from kd_cli.losses.fsp import fsp_loss
 from kd_cli.losses.kdsvd import kdsvd_loss
@@ -17,7 +18,10 @@ from kd_cli.losses.nst import nst_loss
 from kd_cli.losses.pkt import pkt_loss
 from kd_cli.losses.sp import sp_loss
 from kd_cli.losses.vid import vid_loss
+from kd_cli.losses.vkd import vkd_loss
+from kd_cli.losses.wkd_f import wkd_f_loss
 from tests.losses.references import features as references
+from tests.losses.references import recent
 
 Shapes = Sequence[tuple[int, ...]]
 Features = Sequence[Tensor]
@@ -71,6 +75,25 @@ CASES: dict[str, Case] = {
         lambda s, t: references.vid(s[0], abs(s[1]) + 0.1, t[0]),
         [([shape, (shape[1],)], [shape]) for shape in ((5, 3, 4, 2), (5, 7), (5, 1, 1, 1))],
     ),
+    **{
+        f"wkd_f, grid = {n}": Case(
+            lambda s, t, n=n: wkd_f_loss(s[0], t[0], 0.5, 0.25, n),
+            lambda s, t, n=n: recent.wkd_f(s[0], t[0], 0.5, 0.25, n),
+            [([(5, 3, 4, 4)], [(5, 3, 6, 5)]), ([(5, 2, 3, 7)],) * 2, ([(5, 1, 1, 1)],) * 2],
+        )
+        for n in (1, 2)
+    },
+    "vkd": Case(
+        lambda s, t: vkd_loss(s[0], t[0]), lambda s, t: recent.vkd(s[0], t[0]), [([(5, 6)],) * 2, ([(5, 2)],) * 2]
+    ),
+    **{
+        f"encoder, {d}": Case(
+            lambda s, t, d=d: encoder_loss(s[0], t[0], d),
+            lambda s, t, d=d: recent.encoder(s[0], t[0], d),
+            [([(5, 3, 4, 2)],) * 2, ([(5, 6)],) * 2, ([(5, 1)],) * 2],
+        )
+        for d in ("cosine", "mse")
+    },
     **{
         f"kdsvd, k = {k}": Case(
             lambda s, t, k=k: kdsvd_loss(s, t, k), lambda s, t, k=k: references.kdsvd(s, t, k), STAGES

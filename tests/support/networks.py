@@ -51,16 +51,27 @@ def tapped(network: nn.Module, batch: Tensor) -> dict[str, Tensor]:
     handles = []
     for tap, place in network.taps.items():
         path, _, side = place.partition(":")
-        assert side in ("", "in")
         module = network.get_submodule(path)
-        if side:
+        if side == "in":
             handles.append(module.register_forward_pre_hook(lambda _, x, tap=tap: seen.update({tap: x[0].clone()})))
+        elif side:
+            own = int(side.removeprefix("tokens"))
+            handles.append(
+                module.register_forward_hook(lambda _, __, y, tap=tap, n=own: seen.update({tap: square(y, n)}))
+            )
         else:
             handles.append(module.register_forward_hook(lambda _, __, y, tap=tap: seen.update({tap: y})))
     network(batch)
     for handle in handles:
         handle.remove()
     return seen
+
+
+def square(tokens: Tensor, own: int) -> Tensor:
+    """[B, own + S², C] → [B, C, S, S], token by token."""
+    side = round((tokens.shape[1] - own) ** 0.5)
+    rows = [torch.stack([tokens[:, own + side * y + x] for x in range(side)], dim=2) for y in range(side)]
+    return torch.stack(rows, dim=2)
 
 
 def tiny(num_classes: int, in_channels: int) -> nn.Module:

@@ -8,6 +8,8 @@ import struct
 import zlib
 from typing import Any
 
+from kd_cli.report.tables import KINDS
+
 HOSTILE = (
     "<script>window.hacked=1</script><img src=x onerror='window.hacked=1'>\x1b[31m\u202e'\"&</script><!--\u2028]]>"
 )
@@ -83,7 +85,7 @@ def unknown(found: dict[str, Any]) -> dict[str, Any]:
     found["runs"][2]["curves"] = {key: [] for key in found["runs"][2]["curves"]}
     found["runs"][3] |= {"test_top1": nan, "parameters": None, "provenance": {}, "settings": {}}
     found["groups"][0] |= {"teacher": None, "gain": None, "recovered": None, "confusion": None, "per_class_gain": None}
-    found["groups"][0] |= {"agreement": {"baseline": None, "distilled": None}}
+    found["groups"][0] |= {**{kind: {"baseline": None, "distilled": None} for kind in KINDS}}
     found["groups"][1]["distilled"]["test_top1"] = {"mean": nan, "std": None, "n": 1}
     found["groups"][2]["gain"] |= {"std": None, "low": None, "high": None, "p_value": None}
     found["classes"] = None
@@ -141,7 +143,16 @@ class _Maker:
                 "val_top1": [top1 - 42 / epoch + self.chance.random() for epoch in epochs],
                 "lr": [0.1 * (1 - epoch / (self.epochs + 1)) for epoch in epochs],
             },
-            "scores": {"top1": top1, "nll": 0.2, "brier": 0.1, "ece": 2.5, "mce": 9.0, "agreement": 95.0, "kl": 0.1},
+            "scores": {
+                "top1": top1,
+                "nll": 0.2,
+                "brier": 0.1,
+                "ece": 2.5,
+                "mce": 9.0,
+                "agreement": 95.0,
+                "agreement_when_wrong": 40.0,
+                "kl": 0.1,
+            },
             "reliability": [self._bin(index) for index in range(15)],
             "per_class": [
                 {"class": self.found["classes"][index], "images": sum(row), "top1": 100 * row[index] / sum(row)}
@@ -224,6 +235,7 @@ class _Maker:
             "confusion": confusion,
             "per_class_gain": per_class,
             "agreement": {"baseline": 93.0, "distilled": 95.0 + len(self.found["groups"]) % 7 * 0.3},
+            "agreement_when_wrong": {"baseline": 31.0, "distilled": 40.0},
         }
 
     def _matrix(self, level: float) -> list[list[int]]:

@@ -30,6 +30,7 @@ class SmallNet(nn.Module):
         **{f"stage{i}": f"stage{i}" for i in (1, 2, 3)},
         **{f"preact{i}": f"stage{i}.2:in" for i in (1, 2, 3)},
         "embedding": "classifier:in",
+        "distill_logits": "classifier",  # in place of a second head's
     }
 
     def __init__(self, channels: tuple[int, int, int], first_stride: int, dropout: float) -> None:

@@ -103,6 +103,14 @@ def test_a_point_is_the_same_in_its_own_process_and_one_after_the_other_and_by_i
         assert first["pid"] != second["pid"]
 
 
+def test_a_point_leaves_few_files_however_long_it_was_and_its_sweep_three(kd) -> None:
+    kd(*BASELINE, "trainer.epochs=1,4", TWO, "hydra.sweep.dir=swept")
+    assert {file.name for file in Path("swept").iterdir() if file.is_file()} == {".lock", "multirun.yaml", "sweep.json"}
+    for epochs, most in (1, 12), (4, 16):  # of its two last epochs it keeps what it needs to go on
+        files = [file for file in Path(f"swept/trainer.epochs={epochs}").rglob("*") if file.is_file()]
+        assert len(files) <= most, files
+
+
 def test_a_sweep_that_is_started_again_skips_what_is_complete_whatever_launched_it(kd) -> None:
     kd(*BASELINE, "seed=0,1", TWO, "hydra.sweep.dir=swept")
     weights = read("swept/seed=1/result.json")["weights_sha256"]

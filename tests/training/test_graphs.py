@@ -27,7 +27,7 @@ from tests.support.small import CPU, SPEC, loss_options, make_data, make_student
 from tests.support.tape import TapeRecorder
 
 READS_THE_HOST = {"kdsvd": "aten._linalg_eigh"}  # loss → what makes the program wait for the device
-RAMPS = {"ctkd", "dkd", "reviewkd"}  # whose weights rise over the first epochs
+RAMPS = {"ctkd", "dkd", "reviewkd", "rld"}  # whose weights rise over the first epochs
 RECIPE = {"epochs": 3, "batch_size": 32, "lr": 0.01, "cuda_graphs": True}
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -16,6 +15,7 @@ from kd_cli.config.overrides import override_key
 from kd_cli.errors import ConfigError
 from kd_cli.seeds import derive_seed
 from kd_cli.sweeps.point import Point
+from kd_cli.sweeps.points import sweep_folder
 from kd_cli.sweeps.search.options import Options
 from kd_cli.training.trial_pruner import check_installed, opened_study
 
@@ -63,8 +63,8 @@ class OptunaSweeper(Sweeper):
             raise ConfigError(point["error"])
         axes, fixed = self._read(arguments)
         self._check(axes, fixed)
-        self.task.open(self.config.hydra)
-        folder = Path(str(self.config.hydra.sweep.dir)).absolute()
+        folder = sweep_folder(self.config.hydra)
+        self.task.open(folder)
         storage = self.options.storage or f"sqlite:///{folder / 'optuna.db'}"
         name = self.options.study_name or default_name(axes, fixed)
         with opened_study(storage, name) as study:
