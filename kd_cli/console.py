@@ -40,6 +40,11 @@ def setup(*, as_json: bool) -> None:
     logger.handlers = [_Notices()]
 
 
+def as_json() -> bool:
+    """Whether standard output is left to one JSON object."""
+    return _json
+
+
 @contextmanager
 def in_program(*, quiet: bool) -> Iterator[None]:
     """While kd works for a program of somebody's: all is said on its standard output, and its logging is as it was.

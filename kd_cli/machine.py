@@ -13,6 +13,26 @@ from kd_cli.errors import ConfigError
 if TYPE_CHECKING:
     import torch
 
+    from kd_cli.training.parallel import Ranks
+
+_ranks: Ranks | None = None
+
+
+def ranks() -> Ranks | None:
+    """The processes that train together and of which this is one; None where it trains alone."""
+    return _ranks
+
+
+def shard() -> tuple[int, int]:
+    """Which of how many processes that train together this one is: (0, 1) where it trains alone."""
+    return (0, 1) if _ranks is None else (_ranks.rank, _ranks.world)
+
+
+def train_together(those: Ranks | None) -> None:
+    """Says with whom this process trains."""
+    global _ranks
+    _ranks = those
+
 
 def available_cores() -> int:
     """How many cores this process may use."""
@@ -35,6 +55,13 @@ _COPIES = {
 }
 
 
+def is_copy() -> bool:
+    """Whether torchrun or srun has started several copies of kd, and this is one of them."""
+    names = ("WORLD_SIZE", "RANK", "MASTER_ADDR") if "RANK" in os.environ else ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID")
+    found = [os.environ.get(name, "") for name in names]
+    return all(found) and found[0] != "1" and "SLURM_PTY_PORT" not in os.environ
+
+
 def check_single() -> None:
     """Raises a ConfigError in one of several copies of kd: each would train the same, in a folder of its own."""
     for size, rank in _COPIES.items():
@@ -44,7 +71,8 @@ def check_single() -> None:
             raise ConfigError(
                 f"this is one of {count} copies of kd ({size}={count}, {rank}={os.environ[rank]}), and each would "
                 "train the same: kd trains in one process. Type the command without torchrun or mpirun, behind srun "
-                "with --ntasks=1; several GPUs are used by the points of a sweep: kd … -m seed=0,1"
+                "with --ntasks=1; several GPUs are used by the points of a sweep: kd … -m seed=0,1. "
+                f"With devices={count} the copies of torchrun or srun train one network together"
             )
 
 
@@ -96,7 +124,7 @@ def pick_device(name: str) -> torch.device:
         from kd_cli.arithmetic import start_cuda
 
         start_cuda()
-    return device
+    return device if _ranks is None else _ranks.device
 
 
 def _find_device(name: str) -> torch.device:

@@ -75,6 +75,10 @@ class Batch:
         """
         return schedule(self.epoch)
 
+    def shown(self, network: Callable[[Tensor], T]) -> T:
+        """What a network says of its images; where several processes share a batch, of all of them."""
+        return network(self.images)
+
 
 @dataclass(frozen=True)
 class Outputs:

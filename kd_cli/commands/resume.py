@@ -32,7 +32,7 @@ def command(
         Words,
         typer.Argument(
             metavar="OVERRIDE",
-            help="trainer.epochs=N: a finished run goes on to epoch N; plugins=… and the like, again as they were.",
+            help="trainer.epochs=N: a finished run goes on to epoch N; devices=N; plugins=…, as they were.",
             show_default=False,
         ),
     ] = None,
@@ -46,7 +46,10 @@ def command(
     options = [word for folder in config_dir or [] for word in ("--config-dir", str(Path(folder).resolve()))]
     options += ["--config-name", config_name] if config_name else []
     more = [word for word in typed or [] if override_key(word) in _EPOCHS]
-    name, arguments = saved_command(run, [*options, *(word for word in typed or [] if word not in more)])
+    others = [word for word in typed or [] if override_key(word) == "devices"]
+    name, arguments = saved_command(run, [*options, *(word for word in typed or [] if word not in [*more, *others])])
+    if others:
+        arguments = [*(word for word in arguments if override_key(word) != "devices"), *others]
     module = importlib.import_module(f"kd_cli.commands.{name.replace('-', '_')}")
     if more:
         _extend(run, name, arguments, more[-1], module.JOB)

@@ -95,9 +95,17 @@ def _problems(config: Mapping[str, Any], reference: Mapping[str, Any], prefix: s
             found.append(f"{full}: {owner} has no option {key!r}{suggest(str(key), reference)}")
         elif isinstance(reference[key], Mapping) and isinstance(value, Mapping):
             found += _problems(value, reference[key], f"{full}.") if reference[key] and key != OPEN else []
+        elif full == "devices":
+            found += _devices_problem(value)
         elif value != reference[key] or type(value) is not type(reference[key]):
             found += _type_problem(value, reference[key], full, strict=not prefix)
     return found
+
+
+def _devices_problem(value: Any) -> list[str]:
+    if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
+        return []
+    return [f"devices: {value!r} is not possible; type devices=N with a number ≥ 1, or devices=auto"]
 
 
 def _type_problem(value: Any, example: Any, key: str, *, strict: bool) -> list[str]:

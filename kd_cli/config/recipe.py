@@ -65,6 +65,8 @@ class Recipe:
         accumulate: batches whose gradients make one update, ≥ 1; the update then sees batch_size × accumulate images.
         precision: fp32, tf32 (CUDA only), or mixed precision with bf16 or (CUDA only) fp16.
         deterministic: the same command gives the same bits; on a CUDA device that refuses some operations.
+        batch_norm: of a training on several devices: `sync`, over the global batch, as on one; `local`, each device's
+            over its own images, and the running statistics are the first one's.
         compile: torch.compile the network.
         cuda_graphs: record an update as a CUDA graph and replay it; `auto`: where it can be done, and true refuses
             where it cannot. The bits are the same.
@@ -108,6 +110,7 @@ class Recipe:
     accumulate: _Count = 1
     precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
     deterministic: bool = True
+    batch_norm: Literal["sync", "local"] = "sync"
     compile: bool = False
     cuda_graphs: Literal["auto", True, False] = "auto"
     ema_decay: Inside | None = None

@@ -273,10 +273,17 @@ class Data:
         pairing = self._order(seed, batch_size or self._repeats, self.steps(batch_size) if batch_size else 0)
         return in_view(self._parts["train"], self._prepare, pairing, ids, view, device)
 
-    def eval_batches(self, part: Part, *, batch_size: int, device: torch.device) -> Iterator[Batch]:
-        """All images of a part in their fixed order, normalised, not augmented; ids are positions in that part."""
+    def eval_batches(
+        self, part: Part, *, batch_size: int, device: torch.device, shard: tuple[int, int] = (0, 1)
+    ) -> Iterator[Batch]:
+        """All images of a part in their fixed order, normalised, not augmented; ids are positions in that part.
+
+        Args:
+            shard: (rank, world): of all batches the rank-th of so many parts of about the same length.
+        """
         ids = list(torch.arange(self.size(part)).split(batch_size)) if self.size(part) else []
-        for batch in self.pixels(part, ids, device):
+        first, end = (len(ids) * place // shard[1] for place in (shard[0], shard[0] + 1))
+        for batch in self.pixels(part, ids[first:end], device):
             pixels = batch.images if self._view is None else self._view(batch.images, batch.ids)
             yield Batch(self._prepare.normalise(pixels), batch.labels, batch.ids)
 

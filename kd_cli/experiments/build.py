@@ -16,6 +16,7 @@ from kd_cli.data.base import Data
 from kd_cli.errors import ConfigError, listed, offer
 from kd_cli.experiments.setup import Setup
 from kd_cli.losses.base import build_loss
+from kd_cli.machine import ranks
 from kd_cli.metrics.evaluate import check_takes
 from kd_cli.models.base import build_model
 from kd_cli.out_of_memory import countable, needing_memory
@@ -87,7 +88,7 @@ def build_task(
             name=loss["name"],
             label_smoothing=recipe.label_smoothing,
             class_weights=class_weights(recipe, data, next(student.parameters()).device),
-            ask_in=min(recipe.batch_size, data.spec.num_train),
+            ask_in=min(recipe.batch_size, data.spec.num_train) if ranks() is None else 1,
             mixed=data.mixes,
             views=len(data.views_in(0)),
         )

@@ -82,5 +82,5 @@ def _untrained(setup: Setup, seed: int, data: Data) -> nn.Module:
     network = build_network(options, "teacher", seed, data, setup.device)
     size, device = setup.recipes["distilled"].batch_size, setup.device
     batches = data.train_batches(epoch=1, seed=seed, batch_size=size, device=device, limit=_BATCHES)
-    measure_norms(network, (batch.images for batch in batches))
+    measure_norms(network, batches)
     return network

@@ -36,7 +36,8 @@ def dry_run(config: Config, launch: Launch) -> dict[str, Any]:
         return {"status": "completed", **place, "trainings": []}
     trainings = [_described(setup, launch, training, ready.data) for training in setup.trainings]
     data = {"name": ready.data.name, **{part: ready.data.size(part) for part in get_args(Part)}}
-    return {"status": "ready", **place, "data": data, **_teacher(ready), "trainings": trainings}
+    devices = {"devices": setup.devices} if setup.devices > 1 else {}
+    return {"status": "ready", **place, **devices, "data": data, **_teacher(ready), "trainings": trainings}
 
 
 def _teacher(ready: Ready) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ from kd_cli.experiments.build import (
 )
 from kd_cli.experiments.preflight import Ready, check_unchanged, get_ready
 from kd_cli.experiments.setup import Setup, make_setup
+from kd_cli.machine import ranks
 from kd_cli.metrics.evaluate import confusion_matrix
 from kd_cli.runs.folder import RunDir
 from kd_cli.runs.provenance import arithmetic, provenance
@@ -58,7 +60,7 @@ def _train_one(config: Config, launch: Launch, stage: Stage) -> Result:
     with _opened(setup, launch) as (run, identity):
         if ready is None or run.result is not None:
             return _already(run)
-        if launch.extends is not None:
+        if launch.extends is not None and not run.follows:
             from kd_cli.experiments.extension import take_over
 
             take_over(launch.extends, run, identity)
@@ -156,6 +158,8 @@ def _specialist(setup: Setup, training: Training, run: RunDir, data: Data, gener
     if classes is None:
         confusion = confusion_matrix(teacher, data, "val", batch_size=size, device=device)
         classes = confusable_groups(confusion, setup.groups, setup.group_size)[training.group or 0]
+        if (others := ranks()) is not None:
+            classes = json.loads(others.told(json.dumps(classes)))
     console.say(f"{training.name} tells apart {', '.join(data.spec.class_names[label] for label in classes)}")
     run.note(specialist=classes)
     narrowed = data.narrowed(classes)

@@ -119,6 +119,10 @@ def prepare(setup: Setup, data: Data, teachers: Sequence[Known]) -> Ready:
         networks[training.name] = network
         _check_parts(training, network, setup.recipes[training.stage], data)
         _check_batch_of_one(training, network, setup.recipes[training.stage], data)
+        if setup.devices > 1:
+            from kd_cli.experiments.together import check_together
+
+            check_together(training, network, setup.recipes[training.stage], data, setup.devices)
         if training.stage == "distilled":
             teaching: nn.Module | None = None
             if setup.kind == "frozen" and not training.teachers:
@@ -129,13 +133,8 @@ def prepare(setup: Setup, data: Data, teachers: Sequence[Known]) -> Ready:
             tasks[training.name] = _bound(setup, training, network, teaching, data)
             networks[training.name] = tasks[training.name].deployed
     final = {training.name for training in setup.trainings if not training.teachers} - stand_ins
-    return Ready(
-        data,
-        teachers,
-        teacher,
-        {name: networks[name] for name in final - set(tasks)},
-        {name: tasks[name] for name in final & set(tasks)},
-    )
+    own = {name: networks[name] for name in final - set(tasks)}
+    return Ready(data, teachers, teacher, own, {name: tasks[name] for name in final & set(tasks)})
 
 
 def _check_parts(training: Training, network: nn.Module, recipe: Recipe, data: Data) -> None:

@@ -25,7 +25,7 @@ from kd_cli.config.recipe import Recipe
 from kd_cli.data.base import check_dataset
 from kd_cli.errors import ConfigError
 from kd_cli.losses.base import build_loss
-from kd_cli.machine import pick_device
+from kd_cli.machine import pick_device, ranks
 from kd_cli.models.base import MODELS, check_model
 from kd_cli.storage.cache import is_untouched
 from kd_cli.teachers.load import Known
@@ -46,6 +46,7 @@ class Setup:
         control: what has the distillation's place; `none`: the distillation itself.
         seed: of the command; each training has its own.
         device: where everything is trained.
+        devices: how many processes train it together.
         recipes: how each stage is trained.
         dataset, loss, logger, teacher, student: each component's name and options.
         kind: what the loss asks of a teacher: a `frozen` one, one that is `trained` beside the student, or `none`.
@@ -67,6 +68,7 @@ class Setup:
     control: str
     seed: int
     device: torch.device
+    devices: int
     recipes: Mapping[Stage, Recipe]
     dataset: Mapping[str, Any]
     loss: Mapping[str, Any]
@@ -117,6 +119,7 @@ def make_setup(config: Config, stage: Stage | None) -> Setup:
         control=control,
         seed=config["seed"],
         device=device,
+        devices=_devices(config),
         recipes=stage_recipes(config),
         dataset=config["dataset"],
         loss=config["loss"],
@@ -147,6 +150,14 @@ def _controlled(config: Config, stage: Stage | None) -> tuple[Config, str]:
     from kd_cli.config.controls import controlled
 
     return controlled(config), control
+
+
+def _devices(config: Config) -> int:
+    if (others := ranks()) is not None or config["devices"] == 1:
+        return 1 if others is None else others.world
+    from kd_cli.config.devices import count_devices
+
+    return count_devices(config)
 
 
 def _given(config: Config, teacher: Mapping[str, Any]) -> list[Known]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,11 +24,14 @@ from kd_cli.config.overrides import (
     typed_overrides,
 )
 from kd_cli.errors import ConfigError, KDError
+from kd_cli.machine import check_single, is_copy
 from kd_cli.storage.files import without_empty_folders
+
+_TRAINS = "kd_cli.experiments.experiment:"  # the jobs that do
+_Do = Callable[[Config, Launch], Mapping[str, Any]]
 
 if TYPE_CHECKING:
     from kd_cli.config.alike import Pattern
-    from kd_cli.sweeps.points import Points
     from kd_cli.sweeps.summary import Swept
     from kd_cli.sweeps.sweep import Sweep
 
@@ -62,7 +65,17 @@ def run_once(
         Exception: whatever Hydra raises; nothing was printed.
     """
     if "--cfg" in arguments or "--info" in arguments:
+        check_single()
         return _show(command, arguments)
+    if job.startswith(_TRAINS) and is_copy() and any(override_key(word) == "devices" for word in arguments):
+        from kd_cli.launch.copies import take_part
+
+        return take_part(job, partial(_run, command, arguments, pattern), extends)
+    check_single()
+    return _run(command, arguments, pattern, partial(_do, job, extends=extends))
+
+
+def _run(command: str, arguments: Sequence[str], pattern: Pattern | None, do: _Do) -> Mapping[str, Any]:
     from hydra.core.utils import env_override
 
     _extend_hydra(arguments)
@@ -75,7 +88,7 @@ def run_once(
         around.enter_context(env_override(config.hydra.job.env_set))
         if isinstance(asked, Exception):
             raise asked
-        return _do(job, *asked, extends)
+        return do(*asked)
 
 
 @contextmanager
@@ -138,9 +151,10 @@ def run_sweep(job: str, command: str, arguments: Sequence[str], *, writes: bool 
         Exception: whatever Hydra raises; nothing was printed.
     """
     from kd_cli.sweeps.launchers import start_sweep
-    from kd_cli.sweeps.points import Points
+    from kd_cli.sweeps.points import Points, recorded
     from kd_cli.sweeps.summary import Swept
 
+    check_single()
     _extend_hydra(arguments)
     with _explained(arguments):
         sweep, study = _make_sweep(command, arguments)
@@ -150,31 +164,13 @@ def run_sweep(job: str, command: str, arguments: Sequence[str], *, writes: bool 
     words = [*sweep.arguments, "hydra.mode=MULTIRUN"]
     with _explained(words), composed(command, words, sweeps=True) as (loader, config):
         _check_hydra(config.hydra)
-        with _recorded(Path(str(config.hydra.sweep.dir)), points):
+        with recorded(Path(str(config.hydra.sweep.dir)), points):
             start_sweep(_hydra_context(loader), points, config)
     return Swept([*sweep.failures, *points.records], points.found)
 
 
-@contextmanager
-def _recorded(folder: Path, points: Points) -> Iterator[None]:
-    """Records what came of the points at the end; where nothing came of them the sweep's folder is as it was."""
-    listing = folder / "multirun.yaml"  # Hydra's record of a sweep
-    before = listing.read_bytes() if listing.is_file() else None
-    with without_empty_folders(folder):
-        try:
-            yield
-        finally:
-            points.close()
-            if not (points.writes and points.records):
-                with suppress(OSError):
-                    listing.write_bytes(before) if before is not None else listing.unlink()
-
-
 def _extend_hydra(arguments: Sequence[str]) -> None:
     from kd_cli.config.search_path import install_search_path
-    from kd_cli.machine import check_single
-
-    check_single()
 
     install_search_path(option_values(arguments, "--config-dir"))
     _name_folders("sweep", lambda: "point")  # until a sweep is known, which names them
@@ -242,7 +238,12 @@ def _start(job: str, command: str, arguments: Sequence[str], composed: Any) -> M
 
 
 def _do(job: str, config: Config, launch: Launch, extends: Path | None = None) -> Mapping[str, Any]:
-    record: Mapping[str, Any] = resolve_name(job)(config, replace(launch, extends=extends))
+    launch = replace(launch, extends=extends)
+    if config.get("devices", 1) != 1 and job.startswith(_TRAINS):
+        from kd_cli.launch.train_on import train_on
+
+        return train_on(job, config, launch)
+    record: Mapping[str, Any] = resolve_name(job)(config, launch)
     return record
 
 

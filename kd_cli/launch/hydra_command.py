@@ -181,6 +181,8 @@ def present_dry_run(result: Mapping[str, Any]) -> None:
         console.say(f"teacher    {', '.join(map(console.short_path, result['teachers']))}{accuracy}")
     for training in result["trainings"]:
         console.say(f"{training['name']:<10} {_work(training)}")
+    if "devices" in result:
+        console.say(f"devices    {result['devices']} processes, each with its share of every batch; as one would")
     place = console.short_path(result["run"]) if result["run"] else f"a new folder in {result['outputs']}"
     console.say(
         f"Nothing speaks against it. It would go into {place}; nothing was trained, no run was written.", style="bold"

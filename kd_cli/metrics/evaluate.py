@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,9 @@ from kd_cli.errors import ConfigError
 from kd_cli.metrics.scores import accuracy, confusion
 from kd_cli.turns import let_finish
 from kd_cli.types import DataSpec
+
+if TYPE_CHECKING:
+    from kd_cli.training.parallel import Ranks
 
 
 def evaluate(network: nn.Module, data: Data, part: Part, *, batch_size: int, device: torch.device) -> dict[str, Any]:
@@ -33,18 +36,25 @@ def evaluate(network: nn.Module, data: Data, part: Part, *, batch_size: int, dev
 
 
 def predict(
-    network: nn.Module, data: Data, part: Part, *, batch_size: int, device: torch.device
+    network: nn.Module, data: Data, part: Part, *, batch_size: int, device: torch.device, ranks: Ranks | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Logits [N, K] in float32 and labels [N] of a whole part, in its order, on the CPU."""
+    """Logits [N, K] in float32 and labels [N] of a whole part, in its order, on the CPU.
+
+    Args:
+        ranks: that share the work. Each has whole batches, so that the bits are those of one process.
+    """
     logits, labels = [], []
+    shard = (0, 1) if ranks is None else (ranks.rank, ranks.world)
     with evaluating(network):
-        for batch in data.eval_batches(part, batch_size=batch_size, device=device):
+        for batch in data.eval_batches(part, batch_size=batch_size, device=device, shard=shard):
             logits.append(network(batch.images).float())
             labels.append(batch.labels)
-    if not labels:
-        return torch.zeros(0, data.spec.num_classes), torch.zeros(0, dtype=torch.int64)
+        none = torch.zeros(0, data.spec.num_classes), torch.zeros(0, dtype=torch.int64)
+        said, known = (torch.cat(logits), torch.cat(labels)) if labels else (each.to(device) for each in none)
+        if ranks is not None:
+            said, known = ranks.joined(said), ranks.joined(known)
     let_finish(device)
-    return torch.cat(logits).cpu(), torch.cat(labels).cpu()
+    return said.cpu(), known.cpu()
 
 
 def confusion_matrix(network: nn.Module, data: Data, part: Part, *, batch_size: int, device: torch.device) -> Tensor:

@@ -23,6 +23,7 @@ from types import TracebackType
 from typing import Any
 
 from kd_cli.errors import ConfigError, DiskError, status_after
+from kd_cli.machine import ranks
 from kd_cli.runs.checkpoint import Checkpoints, owner
 from kd_cli.runs.identity import check_same, config_digest, in_use
 from kd_cli.runs.metrics import write_metrics
@@ -43,13 +44,17 @@ class RunDir:
 
     Attributes:
         record: run.json as it stands.
+        remedy: what to type to go on.
+        follows: another process owns the folder.
     """
+
+    follows = False
 
     def __init__(self, path: Path, lock: Lock) -> None:
         self.path = path
         self.record: dict[str, Any] = {}  # run.json, which nobody else writes while the lock is held
         self._lock = lock
-        self._remedy = ""  # what to type where the disk was full
+        self.remedy = ""
 
     @classmethod
     def open(
@@ -66,6 +71,16 @@ class RunDir:
             ConfigError: the folder is in use, holds another run, or cannot be written.
             DiskError: the disk is full.
         """
+        if (others := ranks()) is None:
+            return cls._open(path, identity, config, exact=exact, wait=wait)
+        from kd_cli.runs.following import opened
+
+        return opened(others, lambda: cls._open(path, identity, config, exact=exact, wait=wait))
+
+    @classmethod
+    def _open(
+        cls, path: Path, identity: Mapping[str, Any], config: Mapping[str, Any], *, exact: bool, wait: bool
+    ) -> RunDir:
         for attempt in range(1, 1000):
             candidate = path if attempt == 1 else path.with_name(f"{path.name}-{attempt}")
             lock = take(candidate, rerun_line(identity), wait=wait, patient=exact)
@@ -89,7 +104,7 @@ class RunDir:
         Raises:
             DiskError: it is not, or cannot be written; what to type once it can.
         """
-        with guard_disk(self.path, go_on=self._remedy):
+        with guard_disk(self.path, go_on=self.remedy):
             self._lock.check()
             yield
 
@@ -111,6 +126,11 @@ class RunDir:
         """Writes result.json: from now on the run is complete."""
         with self.there():
             write_json(self.path / "result.json", result)
+        self._wait_for_others()
+
+    def _wait_for_others(self) -> None:
+        if (others := ranks()) is not None:
+            others.wait()
 
     @property
     def checkpoints(self) -> Checkpoints:
@@ -138,7 +158,7 @@ class RunDir:
     def _begun(self, identity: Mapping[str, Any], config: Mapping[str, Any]) -> RunDir:
         try:
             remove_unfinished(self.path)
-            self._remedy = resume_line(self.path, identity)
+            self.remedy = resume_line(self.path, identity)
             self._begin(identity, config)
         except BaseException:
             self._lock.close()
@@ -165,7 +185,7 @@ class RunDir:
             write_text(self.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(dict(config))))
             self.record = {**facts, "config_digest": digest, "started": now(), **running}
             write_json(self.path / "run.json", self.record)
-        self._remedy = resume_line(self.path, identity)
+        self.remedy = resume_line(self.path, identity)
 
     def _whole_record(self) -> dict[str, Any]:
         """run.json, or nothing where there is none yet."""

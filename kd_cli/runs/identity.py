@@ -62,8 +62,8 @@ def check_same(path: Path, record: Mapping[str, Any] | None, config: Mapping[str
 
 
 def config_digest(config: Mapping[str, Any]) -> str:
-    """SHA-256 of a configuration, whatever the order of its keys and wherever its run is logged."""
-    config = {key: value for key, value in config.items() if key != "logger"}
+    """SHA-256 of a configuration, whatever the order of its keys; wherever, and on how many devices, it runs."""
+    config = {key: value for key, value in config.items() if key not in ("logger", "devices")}
     return hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest()
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -16,6 +17,7 @@ from kd_cli.config.overrides import flags, hydra_quote, override_key, without_ad
 from kd_cli.runs.identity import check_free
 from kd_cli.runs.provenance import provenance, rerun_line
 from kd_cli.runs.sweep_folder import SweepDir
+from kd_cli.storage.files import without_empty_folders
 from kd_cli.sweeps.point import LOG, Point, is_fine, not_started
 from kd_cli.sweeps.sweep import Sweep
 from kd_cli.sweeps.worker import Work
@@ -163,3 +165,18 @@ def _alone(arguments: Sequence[str], point: Place, folder: str) -> list[str]:
     of_hydra = [word for word in point.hydra if not override_key(word).startswith((*whole, search))]
     place = f"hydra.run.dir={hydra_quote(folder)}"
     return [*flags(arguments), *without_added(arguments, point.task), *of_hydra, place]
+
+
+@contextmanager
+def recorded(folder: Path, points: Points) -> Iterator[None]:
+    """Records what came of the points at the end; where nothing came of them the sweep's folder is as it was."""
+    listing = folder / "multirun.yaml"  # Hydra's record of a sweep
+    before = listing.read_bytes() if listing.is_file() else None
+    with without_empty_folders(folder):
+        try:
+            yield
+        finally:
+            points.close()
+            if not (points.writes and points.records):
+                with suppress(OSError):
+                    listing.write_bytes(before) if before is not None else listing.unlink()

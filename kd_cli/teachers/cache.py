@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from kd_cli import console
 from kd_cli.data.base import Data
 from kd_cli.data.sampling import generator, permutation
+from kd_cli.machine import ranks
 from kd_cli.metrics.evaluate import evaluating, predict
 from kd_cli.storage.cache import Shards, make_room, read_cached, write_cached
 from kd_cli.storage.tensors import digest_tensors
@@ -66,18 +67,16 @@ class CachedTeacher:
     ) -> None:
         self._used = used if data.augmented else None  # the same answers in all epochs otherwise
         self._place: Tensor | None = None  # [N], the row of each image, on the device, where not all have one
-        self._fixed, self._version = fixed, 0
+        self._fixed, self._version, self._resident = fixed, 0, resident
         self._ask, self._data, self._entry = ask, data, entry
         self._seed, self._batch_size, self._device = seed, batch_size, device
         self._views = partial(data.views, seed=seed, device=device, batch_size=batch_size)
-        self._resident = resident
         self._classifier: nn.Module | None = None
         self._layout: Layout | None = None
         self._names: list[str] = []
         self._rows = data.spec.num_train  # of a view
         self._answers: Resident | Mapped | None = None
-        self._live = live
-        self._announced = False
+        self._live, self._announced = live, False
 
     def begin(self, epoch: int) -> None:
         """Finds the answers for an epoch, or asks for them."""
@@ -93,6 +92,7 @@ class CachedTeacher:
         for view, name in zip(views, names, strict=True):
             found = None if self._live else self._find(name, ids, view)
             maps += [] if found is None else [found]
+        self._live = self._live if (others := ranks()) is None else others.any(self._live)
         self._keep(None if self._live else Mapped(maps, self._device), names)
         self._names = names
 
@@ -104,7 +104,7 @@ class CachedTeacher:
         """What the teacher says of a batch of training images."""
         batch.at(self._arranged)
         if self._answers is None:
-            said = self._ask(batch.images)
+            said = batch.shown(self._ask)
             return self._laid_out(said).through(said) if self._entry.kept else said
         assert self._layout is not None
         row = self._row(batch.ids)

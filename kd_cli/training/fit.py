@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
@@ -18,7 +19,7 @@ from kd_cli.config.recipe import Recipe, Score, check_possible, chosen_by, score
 from kd_cli.console import Watcher
 from kd_cli.data.base import Data, Part
 from kd_cli.errors import DataError, Terminated
-from kd_cli.machine import own_stream
+from kd_cli.machine import own_stream, ranks
 from kd_cli.metrics.evaluate import predict
 from kd_cli.metrics.scores import accuracy, hits, only_answer
 from kd_cli.models.base import count_parameters
@@ -36,6 +37,18 @@ from kd_cli.training.trainer import Trainer
 Result = dict[str, Any]
 
 
+@contextmanager
+def _among_others() -> Iterator[None]:
+    """Raises Terminated where another process of the training has ended."""
+    try:
+        yield
+    except RuntimeError as error:
+        if (others := ranks()) is not None and others.lost(error):
+            raise Terminated("another process of this training has ended") from error
+        raise
+
+
+@_among_others()
 def fit(
     task: Task,
     data: Data,
@@ -66,7 +79,7 @@ def fit(
     if recipe.compile:
         task.deployed.compile()
     where = recipe_key(run.record.get("stage"), run.record.get("arguments", ()))
-    state = _resume(run, stage, recipe)
+    state = _agreed(run, stage, recipe)
     records = state.plain["records"] if state else []
     run.log(records)
     computed = arithmetic(recipe.precision, recipe.deterministic, device)
@@ -81,6 +94,9 @@ def fit(
                 records = trainer.records
                 if device.type == "cuda":
                     run.note(cuda_graphs=trainer.not_recorded or recipe.cuda_graphs is not False)
+        if run.follows:
+            run.finish({})
+            return run.result or {}
         with evaluation_memory(recipe, where):
             result = _judge(task, data, run, recipe, device, records, where) | facts
         run.finish(result)
@@ -129,6 +145,18 @@ def best_epoch(records: Sequence[Record], select_by: Score = "top1") -> int:
         return int(records[-1]["epoch"])
     sound = [row for row in records if math.isfinite(row["val_loss"])] or records[:1]
     return int(max(sound, key=lambda row: (score_of(row, select_by), -row["val_loss"], -row["epoch"]))["epoch"])
+
+
+def _agreed(run: RunDir, stage: str, recipe: Recipe) -> TrainState | None:
+    """Where all processes that train together go on."""
+    if (others := ranks()) is None:
+        return _resume(run, stage, recipe)
+    others.wait()
+    state = _resume(run, stage, recipe)
+    places = others.numbers([-1, -1] if state is None else [state.epoch, state.step])
+    if (places != places[0]).any():
+        raise DataError(f"the processes of this training see different checkpoints in {run.path}; it must be shared")
+    return state
 
 
 def _resume(run: RunDir, stage: str, recipe: Recipe) -> TrainState | None:
@@ -184,6 +212,8 @@ def _train(
 
 def save_checkpoint(run: RunDir, trainer: Trainer) -> None:
     """Writes where a training stands into its run's folder."""
+    if run.follows:
+        return
     state = trainer.state()
     tensors = {"model": trainer.deployed.state_dict(), "training": state.tensors}
     records = state.plain["records"]

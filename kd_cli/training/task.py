@@ -76,7 +76,7 @@ class Supervised(Task):
         return self.network
 
     def forward(self, batch: Batch) -> Step:
-        logits = self.network(batch.images)
+        logits: Tensor = batch.shown(self.network)
         loss = label_loss(logits, batch, self.label_smoothing, self.class_weights)
         return Step(loss, logits, {"ce": loss.detach()})
 
@@ -169,14 +169,14 @@ class Distillation(Task):
                 self.cache.begin(epoch)
 
     def forward(self, batch: Batch) -> Step:
-        student = self._student(batch.images)
+        student = batch.shown(self._student)
         weight = batch.at(self.mix.weight_at)
         terms: dict[str, Tensor] = {}
         if self.mix.ce_weight:
             ce = label_loss(student.logits, batch, self.label_smoothing, self.class_weights)
             terms["ce"] = self.mix.ce_weight * ce
         if weight:
-            teacher = self.ask(batch.images) if self.cache is None else self.cache(batch)
+            teacher = batch.shown(self.ask) if self.cache is None else self.cache(batch)
             said = self.method.named_terms(student, teacher, batch)
             terms |= {f"{self.name}_{name}".rstrip("_"): weight * term for name, term in said.items()}
         loss = sum(terms.values(), start=torch.zeros((), device=student.logits.device))

@@ -14,7 +14,7 @@ from torch import nn
 from kd_cli.config.recipe import Recipe, check_possible
 from kd_cli.data.base import Data
 from kd_cli.errors import ConfigError
-from kd_cli.metrics.evaluate import predict
+from kd_cli.machine import shard
 from kd_cli.metrics.scores import accuracy, selection
 from kd_cli.seeds import derive_seed, seed_dropout
 from kd_cli.signals import patiently
@@ -121,11 +121,12 @@ class Trainer:
 
     def _prepare(self, task: Task, data: Data) -> None:
         recipe, self.task, self.data = self.recipe, task, data
-        limit, behind = recipe.limit_train_batches, self.device.type == "cuda" or self._recorder is not None
-        self.batches = data.steps(recipe.batch_size, limit)
+        size, limit, place = recipe.batch_size, recipe.limit_train_batches, shard()
+        behind = (self.device.type == "cuda" or self._recorder is not None) and place == (0, 1)
+        self.batches = data.steps(size, limit)
         self.updates = -(-self.batches // recipe.accumulate)
         self.updater = Updater(task, recipe, self.device, updates=self.updates, behind=behind, where=self.where)
-        self.feed = data.feed(seed=self.seed, batch_size=recipe.batch_size, device=self.device, limit=limit)
+        self.feed = data.feed(seed=self.seed, batch_size=size, device=self.device, limit=limit, shard=place)
         self.records: list[Record] = []
         self._begin_epoch(0)
         self._update = _Update(self)
@@ -160,7 +161,7 @@ class Trainer:
         record: Record = {"epoch": self.epoch + 1, "lr": self._rate(self.updates - 1), **means, **self._validate()}
         record["seconds"] = round(time.perf_counter() - self._start, 3)
         record["images_per_second"] = round(self.updater.totals.seen / train_seconds, 1)
-        return record
+        return self.updater.agreed(record)
 
     def _train(self) -> None:
         """What is left of one pass over the training images."""
@@ -198,12 +199,12 @@ class Trainer:
                 self._tell(self._graphs.reason)
         else:
             self._update.plainly()
-        seen = sum(map(self.feed.size, numbers))
+        seen = self.updater.of_all(sum(map(self.feed.size, numbers)))
         self.updater.totals.seen += seen
         self.images += seen
         if self.watch is not None:
-            glimpse = self.updater.totals.glimpse
-            self.watch(Progress(self.epoch + 1, numbers[-1] + 1, self.batches, self.images, glimpse))
+            place = (self.epoch + 1, numbers[-1] + 1, self.batches)
+            self.watch(Progress(*place, self.images, self.updater.totals.glimpse))
 
     def _tell(self, reason: str) -> None:
         """Says why updates are not recorded."""
@@ -220,8 +221,7 @@ class Trainer:
         Raises:
             DivergedError: a loss or a gradient was not.
         """
-        first = self.updater.guard.first_bad()
-        if first is None:
+        if (first := self.updater.guard.first_bad()) is None:
             return
         self._go_to(first - 1)
         self.updater.begin(self.step, self._rate(self.step))
@@ -249,7 +249,7 @@ class Trainer:
         if not self.data.size("val"):
             return {}
         with evaluation_memory(self.recipe, self.where):
-            said = predict(self.deployed, self.data, "val", batch_size=self.recipe.eval_batch_size, device=self.device)
+            said = self.updater.predict(self.data, "val")
         scores = accuracy(*said)
         check_score(scores, "validation", self.updater.guard.advice)
         return {"val_top1": scores["top1"], "val_loss": scores["nll"], **selection(self.recipe.select_by, *said)}
@@ -263,7 +263,7 @@ class Trainer:
                 self.updater.average_epoch(count)
                 self.between_steps = True
             self.feed.begin(self.epoch)
-            self.updater.measure_norms(self.feed.batch(number).images for number in range(self.batches))
+            self.updater.measure_norms(self.feed.batch(number) for number in range(self.batches))
 
 
 class _Update:

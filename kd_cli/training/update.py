@@ -10,12 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from kd_cli.config.recipe import Recipe
+from kd_cli.data.base import Data, Part
+from kd_cli.errors import ConfigError
+from kd_cli.machine import ranks
+from kd_cli.metrics.evaluate import predict
 from kd_cli.runs.checkpoint import load_state
 from kd_cli.training.guard import LossGuard, can_wait
 from kd_cli.training.optim import MovingAverage, make_optimizer
 from kd_cli.training.state import TrainState, parameters_of, put_slots, split_slots
 from kd_cli.training.task import Task
-from kd_cli.training.totals import Totals
+from kd_cli.training.totals import Record, Totals
 from kd_cli.types import Batch, Step
 
 _UNFUSED = ("lamb", "muon")
@@ -50,6 +54,10 @@ def _make_optimizers(
     return make_unfused(groups, recipe, device, task.network)
 
 
+def _buffers(task: Task) -> list[Tensor]:
+    return [buffer for buffer in task.buffers() if buffer.is_floating_point()]
+
+
 class Updater:
     """What learns, what moves it, and what is counted of it.
 
@@ -66,7 +74,7 @@ class Updater:
     def __init__(
         self, task: Task, recipe: Recipe, device: torch.device, *, updates: int, behind: bool, where: str
     ) -> None:
-        self.task, self.recipe, self.device = task, recipe, device
+        self.task, self.recipe, self.device, self.ranks = task, recipe, device, ranks()
         self._frozen = _freeze(task, recipe)
         others = task.optimizers()
         elsewhere = {id(parameter) for optimizer in others for parameter in parameters_of(optimizer)}
@@ -131,11 +139,17 @@ class Updater:
         """
         for rate, rates in zip(self._rate.values(), self._rates, strict=False):
             rate.copy_(rates.index_select(0, self.done)[0])
+        if self.ranks is not None:
+            group = [self.ranks.whole(batch, sync=self.recipe.batch_norm == "sync") for batch in group]
         images = sum(len(batch.labels) for batch in group)
         for batch in group:
             step = self._backward(batch, len(batch.labels) / images)
             self.totals.add(step, batch.labels)
+        if self.ranks is not None:
+            self.ranks.average(self.task.parameters())
         self._move()
+        if self.ranks is not None and self.recipe.batch_norm == "local":
+            self.ranks.copy_first(_buffers(self.task))
         self.done += 1
 
     def _backward(self, batch: Batch, share: float) -> Step:
@@ -160,17 +174,43 @@ class Updater:
         if self.average is not None and self.recipe.ema_decay is not None:
             self.average.update_parameters(self.task.deployed)
 
+    def of_all(self, images: int) -> int:
+        """Images of the global batches of which this process has so many."""
+        return images if self.ranks is None else int(self.ranks.numbers([images]).sum())
+
+    def predict(self, data: Data, part: Part) -> tuple[Tensor, Tensor]:
+        """As `evaluate.predict`, of the deployed network, which all processes ask together."""
+        size = self.recipe.eval_batch_size
+        return predict(self.deployed, data, part, batch_size=size, device=self.device, ranks=self.ranks)
+
+    def agreed(self, record: Record) -> Record:
+        """An epoch's record, the same for all processes that train together.
+
+        Raises:
+            ConfigError: their networks are not the same.
+        """
+        if self.ranks is None:
+            return record
+        if not self.ranks.same([*self.task.parameters(), *_buffers(self.task)]):
+            raise ConfigError(
+                "devices: the network keeps numbers of the images that one process sees, otherwise than batch "
+                "normalisation does, so that the processes no longer have the same network; type devices=1"
+            )
+        return self.ranks.agreed(record)
+
     def average_epoch(self, count: int) -> None:
         """The weights at the end of an epoch join the average, as number `count` (1, 2, …); once."""
         assert self.average is not None
         if int(self.average.n_averaged) < count:
             self.average.update_parameters(self.task.deployed)
 
-    def measure_norms(self, batches: Iterable[Tensor]) -> None:
+    def measure_norms(self, batches: Iterable[Batch]) -> None:
         """As `swa.measure_norms`, of the average."""
         from kd_cli.training.swa import measure_norms
 
         assert self.average is not None
+        if self.ranks is not None:
+            batches = map(self.ranks.whole, batches)  # also with batch_norm=local: a last batch may be of few images
         measure_norms(self.average.module, batches)
 
     def forget_gradients(self) -> None:

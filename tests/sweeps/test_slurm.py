@@ -8,6 +8,7 @@ import re
 import shlex
 import signal
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -17,6 +18,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import HERE, ROOT, SMALL, started, wait_for
+from tests.experiments.test_devices import check_like, typed
 from tests.support.interrupted import everything
 from tests.support.slurm import ask, cluster, missing, processes
 
@@ -134,6 +136,45 @@ def test_a_preempted_point_goes_on_with_the_same_bits(kd, slurm) -> None:
     assert point["status"] == "completed"
     assert len(json.loads(Path("swept/point/run.json").read_text())["resumed"]) == 1
     assert everything(Path("swept/point")) == alone(kd, *words)
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_two_tasks_of_a_step_train_one_network(kd, conf: Path, killed: bool) -> None:
+    (line,) = typed("scaling.md", "One network on several devices", "srun")
+    assert line[1:] == ["kd", "run", "devices=auto"]
+    words = ("train-baseline", *SMALL, f"trainer.epochs={40 if killed else 2}")
+    kd_here = [sys.executable, "-m", "kd_cli"]
+    step = ["srun", line[0], *kd_here, *words, line[-1], "hydra.run.dir=both"]
+    with subprocess.Popen(step, stdout=-1, stderr=-1, text=True) as process:
+        if killed:
+            wait_for(process, "both/checkpoints/epoch-0003*")
+            os.kill(task(conf, 1), signal.SIGKILL)
+        printed, said = process.communicate(timeout=100)
+    assert (process.returncode == 0, printed.count("of the test images")) == ((False, 0) if killed else (True, 1)), said
+    if killed:
+        assert "kd resume both" in said
+        assert json.loads(Path("both/run.json").read_text())["status"] == "interrupted"
+        kd("resume", "both", "devices=1")
+    kd(*words, "hydra.run.dir=one")
+    check_like(Path("one"), Path("both"))
+
+
+def task(conf: Path, number: int) -> int:
+    """The process of `kd` that is this task of a step."""
+    (found,) = [
+        each
+        for each in processes(conf)
+        if f"SLURM_PROCID={number}".encode() in Path(f"/proc/{each}/environ").read_bytes().split(b"\0")
+        and b"kd_cli" in Path(f"/proc/{each}/cmdline").read_bytes()
+    ]
+    return found
+
+
+def test_a_point_can_have_several_devices(kd) -> None:
+    (point,) = swept(*BASELINE, "seed=0", "devices=2", "hydra.launcher.cpus_per_task=2")
+    assert point["status"] == "completed"
+    kd("train-baseline", *SMALL, "seed=0", "hydra.run.dir=one")
+    check_like(Path("one"), Path(point["folder"]))
 
 
 def test_a_cancelled_point_is_told_and_the_same_command_finishes_it(kd, slurm) -> None:

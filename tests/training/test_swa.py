@@ -17,6 +17,7 @@ from kd_cli.training import swa
 from kd_cli.training.state import TrainState
 from kd_cli.training.task import Supervised
 from kd_cli.training.trainer import Trainer
+from kd_cli.types import Batch
 from tests.support.small import CPU, SmallNet, make_data, make_student, same_tensors
 
 RECIPE = {"epochs": 4, "batch_size": 32, "lr": 0.02, "swa_epochs": 3}
@@ -50,9 +51,9 @@ def test_it_is_torchs_average_of_the_last_epochs_with_its_statistics() -> None:
 
 def test_dropout_has_no_part_in_the_statistics_and_the_modes_stay() -> None:
     network = nn.Sequential(nn.Dropout(0.5), nn.BatchNorm1d(3)).train()
-    batch = torch.randn(50, 3) + 4
-    swa.measure_norms(network, [batch, batch])
-    torch.testing.assert_close(network[1].running_mean, batch.mean(dim=0))
+    images, none = torch.randn(50, 3) + 4, torch.zeros(50, dtype=torch.int64)
+    swa.measure_norms(network, [Batch(images, none, none)] * 2)
+    torch.testing.assert_close(network[1].running_mean, images.mean(dim=0))
     assert network[1].momentum == 0.1
     assert all(module.training for module in network.modules())
 

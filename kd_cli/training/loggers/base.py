@@ -47,7 +47,7 @@ def check_logger(options: Mapping[str, Any]) -> None:
 
 def make_loggers(options: Mapping[str, Any], run: RunDir) -> list[Callback]:
     """The callbacks that log a run: none or one."""
-    logger = LOGGERS.build(options, run=run)
+    logger = None if run.follows else LOGGERS.build(options, run=run)
     return [] if logger is None else [Tolerated(options["name"], logger)]
 
 
