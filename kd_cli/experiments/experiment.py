@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -25,7 +26,7 @@ from kd_cli.runs.provenance import arithmetic, provenance
 from kd_cli.saved.weights import copy_body, recorded_result
 from kd_cli.teachers.load import Known, Teacher, load_teacher
 from kd_cli.training.callbacks import Callback, watched_by
-from kd_cli.training.fit import Result, finished, fit
+from kd_cli.training.fit import Result, finished, fit, settle
 from kd_cli.training.loggers.base import make_loggers
 from kd_cli.training.task import Distillation, Supervised, Task
 
@@ -121,7 +122,13 @@ def _learn(
         task = Supervised(network, recipe.label_smoothing, weights)
         note_model(run, training.model)
     callbacks = [*make_loggers(setup.logger, run), *_pruners(launch, training.name, recipe)]
-    return fit(task, data, run, recipe, facts, device=setup.device, callbacks=callbacks)
+    learns: dict[str, Any] = {"device": setup.device, "callbacks": callbacks}
+    if not (setup.probe and training.stage == "teacher"):
+        return fit(task, data, run, recipe, facts, **learns)
+    from kd_cli.experiments.probe import fit_probe
+
+    made = partial(fit_probe, task.deployed, training.model, data, run, recipe, limit=setup.cache_limit)
+    return settle(task, data, run, recipe, facts, made, **learns)
 
 
 def _pruners(launch: Launch, name: str, recipe: Recipe) -> list[Callback]:

@@ -119,6 +119,10 @@ def prepare(setup: Setup, data: Data, teachers: Sequence[Known]) -> Ready:
         networks[training.name] = network
         _check_parts(training, network, setup.recipes[training.stage], data)
         _check_batch_of_one(training, network, setup.recipes[training.stage], data)
+        if setup.probe and training.stage == "teacher":
+            from kd_cli.experiments.probe import check_probe
+
+            check_probe(network, training.model, data)
         if training.stage == "distilled":
             teaching: nn.Module | None = None
             if setup.kind == "frozen" and not training.teachers:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
@@ -81,11 +81,64 @@ def fit(
                 records = trainer.records
                 if device.type == "cuda":
                     run.note(cuda_graphs=trainer.not_recorded or recipe.cuda_graphs is not False)
-        with evaluation_memory(recipe, where):
-            result = _judge(task, data, run, recipe, device, records, where) | facts
-        run.finish(result)
-        for callback in callbacks:
-            callback.finish(result)
+        return _end(task, data, run, recipe, facts, records, where, device, callbacks)
+
+
+def settle(
+    task: Task,
+    data: Data,
+    run: RunDir,
+    recipe: Recipe,
+    facts: Result,
+    learn: Callable[[], Record],
+    *,
+    device: torch.device,
+    callbacks: Sequence[Callback] = (),
+) -> Result:
+    """As `fit`, of a network that learns all at once and without an update.
+
+    Args:
+        learn: does that, and says what is to be said of an epoch.
+    """
+    check_same_images(run.path, run.record, data)
+    run.note(data=_data_facts(data), seed=facts["seed"], precision=recipe.precision, deterministic=recipe.deterministic)
+    where = recipe_key(run.record.get("stage"), run.record.get("arguments", ()))
+    checkpoint = run.checkpoints.latest()
+    records = checkpoint.plain["records"] if checkpoint else []
+    shown = partial(chosen_by, select_by=recipe.select_by)
+    with arithmetic(recipe.precision, recipe.deterministic, device), watched_by(callbacks, records):
+        if checkpoint is None:
+            with console.watching(facts["stage"], 1, 0, shown) as watcher, evaluation_memory(recipe, where):
+                records = [learn()]
+                _save_settled(run, task, records)
+                for each in (watcher, *callbacks):
+                    each.epoch(records[0])
+        run.log(records)
+        return _end(task, data, run, recipe, facts, records, where, device, callbacks)
+
+
+def _save_settled(run: RunDir, task: Task, records: list[Record]) -> None:
+    plain = {"records": records, "optimizer": {}, "scaler": {}, "seen": 0, "seconds": 0.0}
+    with run.there():
+        run.checkpoints.save((1, 0), {"model": task.deployed.state_dict(), "training": {}}, plain)
+
+
+def _end(
+    task: Task,
+    data: Data,
+    run: RunDir,
+    recipe: Recipe,
+    facts: Result,
+    records: Sequence[Record],
+    where: str,
+    device: torch.device,
+    callbacks: Sequence[Callback],
+) -> Result:
+    with evaluation_memory(recipe, where):
+        result = _judge(task, data, run, recipe, device, records, where) | facts
+    run.finish(result)
+    for callback in callbacks:
+        callback.finish(result)
     return result
 
 
