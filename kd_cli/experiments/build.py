@@ -13,7 +13,7 @@ from torch import nn
 from kd_cli import console
 from kd_cli.config.recipe import Recipe
 from kd_cli.data.base import Data
-from kd_cli.errors import ConfigError, listed, offer
+from kd_cli.errors import ConfigError, DataError, listed, offer
 from kd_cli.experiments.setup import Setup
 from kd_cli.losses.base import build_loss
 from kd_cli.metrics.evaluate import check_takes
@@ -114,6 +114,16 @@ def class_weights(recipe: Recipe, data: Data, device: torch.device) -> torch.Ten
             f"({listed(data.spec.class_names)}); give one for each, or type trainer.class_weights=balanced"
         )
     return weights.to(device, torch.float32)
+
+
+def check_unchanged(before: Mapping[str, Any], facts: Mapping[str, Any], run: Path) -> None:
+    """Refuses to go on with teachers whose weights are not those that a run began with.
+
+    Raises:
+        DataError: they have changed.
+    """
+    if before["sha256"] != facts["sha256"]:
+        raise DataError(f"{before['sources'][0]} has changed since {run} took it as its teacher; start a new run")
 
 
 def remember_teacher(

@@ -17,8 +17,15 @@ from kd_cli.config.plan import Training
 from kd_cli.config.recipe import Recipe
 from kd_cli.data.base import Data
 from kd_cli.errors import Interrupted, Terminated
-from kd_cli.experiments.build import build_network, build_task, class_weights, note_model, remember_teacher
-from kd_cli.experiments.preflight import Ready, check_unchanged, frozen_teacher, get_ready
+from kd_cli.experiments.build import (
+    build_network,
+    build_task,
+    check_unchanged,
+    class_weights,
+    note_model,
+    remember_teacher,
+)
+from kd_cli.experiments.preflight import Ready, frozen_teacher, get_ready
 from kd_cli.experiments.setup import Setup, make_setup
 from kd_cli.metrics.evaluate import confusion_matrix
 from kd_cli.runs.folder import RunDir
@@ -26,7 +33,7 @@ from kd_cli.runs.provenance import arithmetic, provenance
 from kd_cli.saved.weights import copy_body, recorded_result
 from kd_cli.teachers.load import Known, Teacher, load_teacher
 from kd_cli.training.callbacks import Callback, watched_by
-from kd_cli.training.fit import Result, finished, fit, settle
+from kd_cli.training.fit import Result, finished, fit
 from kd_cli.training.loggers.base import make_loggers
 from kd_cli.training.task import Distillation, Supervised, Task
 
@@ -126,6 +133,7 @@ def _learn(
     if not (setup.probe and training.stage == "teacher"):
         return fit(task, data, run, recipe, facts, **learns)
     from kd_cli.experiments.probe import fit_probe
+    from kd_cli.training.settle import settle
 
     made = partial(fit_probe, task.deployed, training.model, data, run, recipe, limit=setup.cache_limit)
     return settle(task, data, run, recipe, facts, made, **learns)

@@ -1,14 +1,13 @@
-"""A frozen encoder becomes a classifier: its last layer is a linear probe of its embeddings, which are asked for once."""
+"""A frozen encoder becomes a classifier: its last layer is a linear probe of embeddings that are asked for once."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd_cli import console
@@ -24,6 +23,8 @@ from kd_cli.teachers.cache import answers_to, make_entry, network_digest
 from kd_cli.training.totals import Record
 
 log = logging.getLogger("kd")
+
+_USED = ("eval_batch_size", "select_by", "deterministic", "precision")  # of a recipe
 
 
 def check_probe(network: nn.Module, model: Mapping[str, Any], data: Data) -> None:
@@ -52,6 +53,19 @@ def check_probe(network: nn.Module, model: Mapping[str, Any], data: Data) -> Non
         )
 
 
+def say_unused(given: Iterable[str], *, alone: bool) -> None:
+    """Names what was typed of a training, and changes nothing here.
+
+    Args:
+        alone: nothing else is trained.
+    """
+    groups = ("trainer", "teacher_trainer") if alone else ("teacher_trainer",)
+    for key in sorted(given):
+        group, _, option = key.partition(".")
+        if group in groups and option not in _USED:
+            console.notice(f"{key} has no effect: a linear probe has no epochs (teacher.probe=true)")
+
+
 def fit_probe(
     network: nn.Module, model: Mapping[str, Any], data: Data, run: RunDir, recipe: Recipe, *, limit: int
 ) -> Record:
@@ -73,7 +87,8 @@ def fit_probe(
     probe = choose_probe(_double(train), _double(val), data.spec.num_classes)
     _set(classifier, *probe.linear())
     _tell(probe, run)
-    seen = [F.linear(rows, classifier.weight, classifier.bias).float().cpu() for rows, _ in (train, val)]
+    with torch.no_grad():
+        seen = [classifier(rows).float().cpu() for rows, _ in (train, val)]
     learned, known = (accuracy(said, each[1].cpu()) for said, each in zip(seen, (train, val), strict=True))
     return {
         "epoch": 1,

@@ -243,8 +243,7 @@ def answers_to(
     with evaluating(network):
         said = network(next(data.eval_batches(part, batch_size=batch_size, device=device)).images).float().cpu()
     with entry.locked():
-        found = read_cached(entry.path / f"{part}.safetensors")
-        kept = None if found is None else found[0].get(LOGITS)
+        kept = (read_cached(entry.path / f"{part}.safetensors") or ({},))[0].get(LOGITS)
         if kept is not None and len(kept) == data.size(part) and torch.equal(kept[: len(said)], said):
             return kept
         logits, _ = predict(network, data, part, batch_size=batch_size, device=device)

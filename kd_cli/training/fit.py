@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
@@ -62,7 +62,7 @@ def fit(
     stage, seed = facts["stage"], facts["seed"]
     check_possible(recipe, validation=bool(data.size("val")), on_cuda=device.type == "cuda")
     check_same_images(run.path, run.record, data)
-    run.note(data=_data_facts(data), seed=seed, precision=recipe.precision, deterministic=recipe.deterministic)
+    run.note(data=data_facts(data), seed=seed, precision=recipe.precision, deterministic=recipe.deterministic)
     if recipe.compile:
         task.deployed.compile()
     where = recipe_key(run.record.get("stage"), run.record.get("arguments", ()))
@@ -81,49 +81,10 @@ def fit(
                 records = trainer.records
                 if device.type == "cuda":
                     run.note(cuda_graphs=trainer.not_recorded or recipe.cuda_graphs is not False)
-        return _end(task, data, run, recipe, facts, records, where, device, callbacks)
+        return end(task, data, run, recipe, facts, records, where, device, callbacks)
 
 
-def settle(
-    task: Task,
-    data: Data,
-    run: RunDir,
-    recipe: Recipe,
-    facts: Result,
-    learn: Callable[[], Record],
-    *,
-    device: torch.device,
-    callbacks: Sequence[Callback] = (),
-) -> Result:
-    """As `fit`, of a network that learns all at once and without an update.
-
-    Args:
-        learn: does that, and says what is to be said of an epoch.
-    """
-    check_same_images(run.path, run.record, data)
-    run.note(data=_data_facts(data), seed=facts["seed"], precision=recipe.precision, deterministic=recipe.deterministic)
-    where = recipe_key(run.record.get("stage"), run.record.get("arguments", ()))
-    checkpoint = run.checkpoints.latest()
-    records = checkpoint.plain["records"] if checkpoint else []
-    shown = partial(chosen_by, select_by=recipe.select_by)
-    with arithmetic(recipe.precision, recipe.deterministic, device), watched_by(callbacks, records):
-        if checkpoint is None:
-            with console.watching(facts["stage"], 1, 0, shown) as watcher, evaluation_memory(recipe, where):
-                records = [learn()]
-                _save_settled(run, task, records)
-                for each in (watcher, *callbacks):
-                    each.epoch(records[0])
-        run.log(records)
-        return _end(task, data, run, recipe, facts, records, where, device, callbacks)
-
-
-def _save_settled(run: RunDir, task: Task, records: list[Record]) -> None:
-    plain = {"records": records, "optimizer": {}, "scaler": {}, "seen": 0, "seconds": 0.0}
-    with run.there():
-        run.checkpoints.save((1, 0), {"model": task.deployed.state_dict(), "training": {}}, plain)
-
-
-def _end(
+def end(
     task: Task,
     data: Data,
     run: RunDir,
@@ -134,6 +95,7 @@ def _end(
     device: torch.device,
     callbacks: Sequence[Callback],
 ) -> Result:
+    """Judges a training that has come to its end, and says so. Args and errors: as `fit`."""
     with evaluation_memory(recipe, where):
         result = _judge(task, data, run, recipe, device, records, where) | facts
     run.finish(result)
@@ -306,7 +268,8 @@ def _say_only_answer(stage: str, logits: Tensor, labels: Tensor, data: Data) -> 
         console.notice(f"the {stage} network takes all {len(labels):,} test images for {name!r}: it learned nothing")
 
 
-def _data_facts(data: Data) -> dict[str, Any]:
+def data_facts(data: Data) -> dict[str, Any]:
+    """What is on a run's record of its images."""
     return {
         "name": data.name,
         "fingerprint": data.fingerprint,
