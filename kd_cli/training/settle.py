@@ -47,8 +47,9 @@ def settle(
             with console.watching(facts["stage"], 1, 0, shown) as watcher, evaluation_memory(recipe, where):
                 records = [learn()]
                 _save(run, task, records)
-                for each in (watcher, *callbacks):
-                    each.epoch(records[0])
+                watcher.epoch(records[0])
+                for callback in callbacks:
+                    callback.epoch(records[0])
         run.log(records)
         return end(task, data, run, recipe, facts, records, where, device, callbacks)
 

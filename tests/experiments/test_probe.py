@@ -12,10 +12,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from kd_cli.config.compose import compose
+from kd_cli.data.base import load_dataset
+from kd_cli.errors import ConfigError
 from kd_cli.evaluation.linear_probe import choose_probe, features, linear_probe, logits_of
+from kd_cli.experiments.probe import check_probe
 from tests.conftest import SMALL
 from tests.evaluation.test_transfer import three
-from tests.support.small import CPU, make_data
+from tests.support.small import CPU, make_data, make_student
 
 pytest.importorskip("timm")
 
@@ -79,7 +83,7 @@ def test_the_probe_is_that_of_kd_transfer_and_does_not_see_validation_images(kd)
     kd("train-teacher", *PROBE, encoder(), "hydra.run.dir=there")
     from kd_cli.saved.network import Saved
 
-    saved, data = Saved(Path("there")), make_data(num_train=300, num_test=100)
+    saved, data = Saved(Path("there")), load_dataset(compose(DATA)["dataset"])
     network = saved.network(CPU, data.spec)
     parts = {
         part: features(network, data, part, tap="embedding", batch_size=500, device=CPU) for part in ("train", "val")
@@ -102,8 +106,9 @@ def test_the_encoder_is_asked_about_each_image_once_whatever_the_seed(kd, monkey
     second = kd("train-teacher", *PROBE, given, "seed=1", "--json").json
     assert sum(asked) == 300
     assert first["weights_sha256"] == second["weights_sha256"]
-    assert kd("train-teacher", *PROBE, given, "teacher_cache=false", "--json").json["weights_sha256"] == (
-        first["weights_sha256"]
+    assert (
+        kd("train-teacher", *PROBE, given, "teacher_cache=false", "--json").json["weights_sha256"]
+        == (first["weights_sha256"])
     )
 
 
@@ -144,11 +149,12 @@ def test_what_can_have_no_probe_is_told_before_anything_is_written(kd, words, to
     assert not Path("there").exists()
 
 
-def test_a_network_without_a_linear_classifier_is_told(kd) -> None:
-    words = (*DATA, "teacher=timm", "teacher.model=vgg11", "teacher.kwargs={head_hidden_size: 8}", "teacher.probe=true")
-    words = (*words, "teacher.taps={embedding: 'features.0:in'}", "loss=kd")
-    said = kd("run", *words, "dataset.image_size=32", code=2).message
-    assert "teacher=timm publishes no linear classifier" in said
+def test_a_network_without_a_linear_classifier_is_told() -> None:
+    network, model = make_student(), {"name": "cnn", "pretrained": "file.pth"}
+    check_probe(network, model, make_data())
+    network.taps = {}
+    with pytest.raises(ConfigError, match="teacher=cnn publishes no linear classifier with a bias"):
+        check_probe(network, model, make_data())
 
 
 def test_random_weights_and_options_without_effect_are_told(kd) -> None:
