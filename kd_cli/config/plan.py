@@ -158,6 +158,7 @@ def check_groups(count: int, size: int, classes: int) -> None:
 
 _NO_DATA: Mapping[str, Any] = {}
 GIVEN = ("checkpoint", "ready")  # of a teacher: where its weights come from
+_OF_TEACHER = (*GIVEN, "probe")  # and how it learns
 
 
 def typed_view(config: Config, role: str) -> dict[str, Any]:
@@ -167,7 +168,7 @@ def typed_view(config: Config, role: str) -> dict[str, Any]:
 
 def model_options(config: Config, role: str) -> dict[str, Any]:
     """The network's own options; where its weights come from, and what they learned from, are not among them."""
-    options = {key: value for key, value in config[role].items() if role == "student" or key not in GIVEN}
+    options = {key: value for key, value in config[role].items() if role == "student" or key not in _OF_TEACHER}
     return network_options(options, role, config["dataset"])
 
 

@@ -8,6 +8,7 @@ validation images together, and tested. N images, D features, K classes.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -60,18 +61,61 @@ def linear_probe(parts: Mapping[Part, Images], num_classes: int) -> dict[str, An
         As `scores.accuracy` on the test images; `penalty`, the chosen one (ties: the stronger); `val_top1` of each
         penalty; `features`, D; `converged`, whether the last fit came to rest.
     """
-    inputs, (mean, deviation) = parts["train"][0], _moments(parts["train"][0])
-    standard = {part: ((rows - mean) / deviation, labels) for part, (rows, labels) in parts.items()}
-    tops, weights = {}, None
-    for penalty in PENALTIES:  # each fit starts where the stronger penalty's ended
-        weights, _ = fit_logistic(*standard["train"], num_classes, penalty, weights)
-        tops[penalty] = accuracy(logits_of(weights, standard["val"][0]), standard["val"][1])["top1"]
-    chosen = max(tops, key=lambda penalty: (tops[penalty], penalty))
+    chosen = choose_probe(parts["train"], parts["val"], num_classes)
+    standard = {part: (chosen.standardised(rows), labels) for part, (rows, labels) in parts.items()}
     rows, labels = (torch.cat(each) for each in zip(standard["train"], standard["val"], strict=True))
-    weights, converged = fit_logistic(rows, labels, num_classes, chosen)
+    weights, converged = fit_logistic(rows, labels, num_classes, chosen.penalty)
     scores = accuracy(logits_of(weights, standard["test"][0]), standard["test"][1])
-    found = {"penalty": chosen, "val_top1": {f"{penalty:g}": top for penalty, top in tops.items()}}
-    return scores | found | {"features": inputs.shape[1], "converged": converged}
+    return scores | chosen.facts() | {"converged": converged}
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A linear classifier that was fitted to training images, and whose penalty validation images have chosen.
+
+    Args:
+        penalty: the chosen one (ties: the stronger).
+        val_top1: of each penalty.
+        weights: [D + 1, K], of standardised features; the last row are the biases.
+        mean, deviation: [D], of the training images' features.
+        converged: whether the fit came to rest.
+    """
+
+    penalty: float
+    val_top1: Mapping[float, float]
+    weights: Tensor
+    mean: Tensor
+    deviation: Tensor
+    converged: bool
+
+    def standardised(self, rows: Tensor) -> Tensor:
+        """[N, D] → [N, D]."""
+        return (rows - self.mean) / self.deviation
+
+    def linear(self) -> tuple[Tensor, Tensor]:
+        """The weights [K, D] and biases [K] of a layer that does the same to features that are not standardised."""
+        weights = self.weights[:-1] / self.deviation[:, None]
+        return weights.T, self.weights[-1] - self.mean @ weights
+
+    def facts(self) -> dict[str, Any]:
+        """What is on record of it, as plain JSON values."""
+        tops = {f"{penalty:g}": top for penalty, top in self.val_top1.items()}
+        return {"penalty": self.penalty, "val_top1": tops, "features": len(self.mean), "converged": self.converged}
+
+
+def choose_probe(train: Images, val: Images, num_classes: int) -> Probe:
+    """Fits a linear classifier with each penalty, and takes the best on validation images."""
+    mean, deviation = _moments(train[0])
+    rows, seen = ((each[0] - mean) / deviation for each in (train, val))
+    tops: dict[float, float] = {}
+    fits: dict[float, tuple[Tensor, bool]] = {}
+    weights = None
+    for penalty in PENALTIES:  # each fit starts where the stronger penalty's ended
+        weights, converged = fit_logistic(rows, train[1], num_classes, penalty, weights)
+        fits[penalty] = weights, converged
+        tops[penalty] = accuracy(logits_of(weights, seen), val[1])["top1"]
+    chosen = max(tops, key=lambda penalty: (tops[penalty], penalty))
+    return Probe(chosen, tops, fits[chosen][0], mean, deviation, fits[chosen][1])
 
 
 def fit_logistic(
@@ -90,7 +134,7 @@ def fit_logistic(
     Returns:
         Weights [D + 1, K], whose last row are the biases, and whether the gradient vanished.
     """
-    zeros = torch.zeros(rows.shape[1] + 1, num_classes, dtype=rows.dtype)
+    zeros = rows.new_zeros(rows.shape[1] + 1, num_classes)
     weights = (zeros if start is None else start).clone().requires_grad_()
     optimizer = torch.optim.LBFGS(
         [weights],

@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 from kd_cli import console
+from kd_cli.config.plan import Training
 from kd_cli.config.recipe import Recipe
 from kd_cli.data.base import Data
-from kd_cli.errors import ConfigError, listed, offer
+from kd_cli.errors import ConfigError, DataError, listed, offer
 from kd_cli.experiments.setup import Setup
 from kd_cli.losses.base import build_loss
 from kd_cli.machine import ranks
@@ -127,6 +128,28 @@ def frozen_teacher(setup: Setup, teachers: Sequence[Known], data: Data) -> Teach
     from kd_cli.experiments.control import control_teacher
 
     return control_teacher(setup, teacher, data)
+
+
+def check_way(setup: Setup, training: Training, network: nn.Module, data: Data) -> None:
+    """Whether it can be trained as it is to be: by a linear probe, or on several devices."""
+    if setup.probe and training.stage == "teacher":
+        from kd_cli.experiments.probe import check_probe
+
+        check_probe(network, training.model, data, setup.devices)
+    elif setup.devices > 1:
+        from kd_cli.experiments.together import check_together
+
+        check_together(training, network, setup.recipes[training.stage], data, setup.devices)
+
+
+def check_unchanged(before: Mapping[str, Any], facts: Mapping[str, Any], run: Path) -> None:
+    """Refuses to go on with teachers whose weights are not those that a run began with.
+
+    Raises:
+        DataError: they have changed.
+    """
+    if before["sha256"] != facts["sha256"]:
+        raise DataError(f"{before['sources'][0]} has changed since {run} took it as its teacher; start a new run")
 
 
 def remember_teacher(

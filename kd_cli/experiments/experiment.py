@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -20,12 +21,13 @@ from kd_cli.errors import Interrupted, Terminated
 from kd_cli.experiments.build import (
     build_network,
     build_task,
+    check_unchanged,
     class_weights,
     frozen_teacher,
     note_model,
     remember_teacher,
 )
-from kd_cli.experiments.preflight import Ready, check_unchanged, get_ready
+from kd_cli.experiments.preflight import Ready, get_ready
 from kd_cli.experiments.setup import Setup, make_setup
 from kd_cli.machine import ranks
 from kd_cli.metrics.evaluate import confusion_matrix
@@ -130,7 +132,14 @@ def _learn(
         task = Supervised(network, recipe.label_smoothing, weights)
         note_model(run, training.model)
     callbacks = [*make_loggers(setup.logger, run), *_pruners(launch, training.name, recipe)]
-    return fit(task, data, run, recipe, facts, device=setup.device, callbacks=callbacks)
+    learns: dict[str, Any] = {"device": setup.device, "callbacks": callbacks}
+    if not (setup.probe and training.stage == "teacher"):
+        return fit(task, data, run, recipe, facts, **learns)
+    from kd_cli.experiments.probe import fit_probe
+    from kd_cli.training.settle import settle
+
+    made = partial(fit_probe, task.deployed, training.model, data, run, recipe, limit=setup.cache_limit)
+    return settle(task, data, run, recipe, facts, made, **learns)
 
 
 def _pruners(launch: Launch, name: str, recipe: Recipe) -> list[Callback]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kd_cli.config.base import STAGE_TRAINER, Config, Launch, stage_recipes
+from kd_cli.config.recipe import Recipe
 from kd_cli.errors import ConfigError
 from kd_cli.experiments.setup import Setup
 from kd_cli.runs.checkpoint import Checkpoints, owner
@@ -33,22 +34,29 @@ def check_extension(setup: Setup, launch: Launch) -> None:
         raise ConfigError(f"{source} is not finished; type kd resume {source} first, and more epochs then")
     recipe = setup.recipes[setup.stage]
     planned = stage_recipes(config)[setup.stage].epochs
-    reason = None
-    if recipe.epochs <= planned:
-        reason = f"it was to have {planned}, and fewer are another training"
-    elif recipe.schedule in ("cosine", "onecycle"):
-        reason = f"trainer.schedule={recipe.schedule} spreads the learning rate over all epochs, from the first on"
-    elif recipe.swa_epochs is not None:
-        reason = f"trainer.swa_epochs={recipe.swa_epochs} has averaged what would not be the last epochs any more"
-    elif result["epochs"] < planned:
-        reason = f"trainer.early_stopping={recipe.early_stopping} ended it at epoch {result['epochs']}, and would again"
-    elif others := _other_differences(config, setup.recorded):
-        reason = f"{', '.join(others[:3])} would be another, too"
+    reason = _hindrance(source, recipe, planned, result, _other_differences(config, setup.recorded))
     if reason:
         line = rerun_line({"command": launch.command, "arguments": launch.arguments})
         raise ConfigError(
             f"trainer.epochs={recipe.epochs}: {source} cannot go on to it: {reason}; from the start it is\n{line}"
         )
+
+
+def _hindrance(source: Path, recipe: Recipe, planned: int, result: Mapping[str, Any], others: list[str]) -> str | None:
+    """Why a finished run cannot go on; None: it can."""
+    if run_record(source).get("probe"):
+        return "its classifier is a linear probe (teacher.probe=true), which has no epochs"
+    if recipe.epochs <= planned:
+        return f"it was to have {planned}, and fewer are another training"
+    if recipe.schedule in ("cosine", "onecycle"):
+        return f"trainer.schedule={recipe.schedule} spreads the learning rate over all epochs, from the first on"
+    if recipe.swa_epochs is not None:
+        return f"trainer.swa_epochs={recipe.swa_epochs} has averaged what would not be the last epochs any more"
+    if result["epochs"] < planned:
+        return f"trainer.early_stopping={recipe.early_stopping} ended it at epoch {result['epochs']}, and would again"
+    if others:
+        return f"{', '.join(others[:3])} would be another, too"
+    return None
 
 
 def _other_differences(before: Config, now: Config) -> list[str]:

@@ -20,7 +20,15 @@ from kd_cli.config.plan import GIVEN, Training, check_groups
 from kd_cli.config.recipe import Recipe, check_possible
 from kd_cli.data.base import Data, load_dataset
 from kd_cli.errors import ConfigError, DataError, listed
-from kd_cli.experiments.build import build_network, build_peer, build_task, class_weights, frozen_teacher
+from kd_cli.experiments.build import (
+    build_network,
+    build_peer,
+    build_task,
+    check_unchanged,
+    check_way,
+    class_weights,
+    frozen_teacher,
+)
 from kd_cli.experiments.setup import Setup
 from kd_cli.runs.identity import is_complete
 from kd_cli.runs.records import sound_record
@@ -38,7 +46,7 @@ _KEPT = ("teacher_cache_top_k", "teacher_cache_dtype")
 _UNUSED: dict[Stage, set[str]] = {
     "teacher": {"student", "loss", "baseline_trainer", "distill_trainer", "ensemble", *_PROCEDURES, *_OF_GIVEN, *_KEPT},
     "baseline": {"teacher", "loss", "teacher_trainer", "distill_trainer", "ensemble", *_PROCEDURES, *_KEPT},
-    "distilled": {"teacher_trainer", "baseline_trainer", "ensemble.size", *_PROCEDURES},
+    "distilled": {"teacher_trainer", "teacher.probe", "baseline_trainer", "ensemble.size", *_PROCEDURES},
 }
 _LARGE = 64  # pixels, from which on networks for digits are hopeless
 _PAIR = "teacher=torchvision teacher.model=resnet34 student=torchvision student.model=resnet18"
@@ -81,6 +89,10 @@ def get_ready(setup: Setup, launch: Launch) -> Ready | None:
     _say_small(setup, launch, data)
     teachers, before = (setup.given, None) if setup.stage is None else _teachers(setup, launch, data)
     ready = prepare(setup, data, teachers)
+    if setup.probe:
+        from kd_cli.experiments.probe import say_unused
+
+        say_unused(launch.given, alone=setup.stage == "teacher")
     if before is not None and ready.teacher is not None:
         check_unchanged(before, ready.teacher.facts, launch.folder)
     for training in (each for each in setup.trainings if each.group is None):
@@ -119,10 +131,7 @@ def prepare(setup: Setup, data: Data, teachers: Sequence[Known]) -> Ready:
         networks[training.name] = network
         _check_parts(training, network, setup.recipes[training.stage], data)
         _check_batch_of_one(training, network, setup.recipes[training.stage], data)
-        if setup.devices > 1:
-            from kd_cli.experiments.together import check_together
-
-            check_together(training, network, setup.recipes[training.stage], data, setup.devices)
+        check_way(setup, training, network, data)
         if training.stage == "distilled":
             teaching: nn.Module | None = None
             if setup.kind == "frozen" and not training.teachers:
@@ -238,16 +247,6 @@ def _teachers(setup: Setup, launch: Launch, data: Data) -> tuple[Sequence[Known]
     if not setup.given:
         return [Known(find_teacher(setup.outputs, setup.teacher, data, launch.arguments), setup.teacher, view)], None
     return setup.given, before
-
-
-def check_unchanged(before: Mapping[str, Any], facts: Mapping[str, Any], run: Path) -> None:
-    """Refuses to go on with teachers whose weights are not those that a run began with.
-
-    Raises:
-        DataError: they have changed.
-    """
-    if before["sha256"] != facts["sha256"]:
-        raise DataError(f"{before['sources'][0]} has changed since {run} took it as its teacher; start a new run")
 
 
 def _say_unused(setup: Setup, launch: Launch) -> None:

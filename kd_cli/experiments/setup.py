@@ -23,7 +23,7 @@ from kd_cli.config.plan import (
 )
 from kd_cli.config.recipe import Recipe
 from kd_cli.data.base import check_dataset
-from kd_cli.errors import ConfigError
+from kd_cli.errors import ConfigError, offer
 from kd_cli.losses.base import build_loss
 from kd_cli.machine import pick_device, ranks
 from kd_cli.models.base import MODELS, check_model
@@ -51,6 +51,7 @@ class Setup:
         dataset, loss, logger, teacher, student: each component's name and options.
         kind: what the loss asks of a teacher: a `frozen` one, one that is `trained` beside the student, or `none`.
         given: the teachers that are trained already; one alone is the network that `teacher` describes.
+        probe: the teacher is a frozen encoder that learns its classifier alone.
         view: what is typed of how the teacher is shown the images.
         members: of an ensemble of teachers.
         weights: of their logits.
@@ -77,6 +78,7 @@ class Setup:
     student: Mapping[str, Any]
     kind: str
     given: Sequence[Known]
+    probe: bool
     view: Mapping[str, Any]
     members: int
     weights: Weights
@@ -128,6 +130,7 @@ def make_setup(config: Config, stage: Stage | None) -> Setup:
         student=student,
         kind=kind,
         given=given,
+        probe=_probes(config, stage, given, kind),
         view=typed_view(config, "teacher"),
         members=members(config, given),
         weights=config["ensemble"]["weights"],
@@ -166,7 +169,23 @@ def _given(config: Config, teacher: Mapping[str, Any]) -> list[Known]:
     ready = config["teacher"]["ready"] or getattr(MODELS.component(str(teacher["name"])), "ready", False)
     if not ready:
         return [Known(path, teacher if len(paths) == 1 else None, view) for path in paths]
+    if config["teacher"]["probe"]:
+        raise ConfigError("teacher.probe: a teacher that is ready has its classifier; type teacher.probe=false")
     if paths or config["ensemble"]["size"] > 1 or config["specialists"]["groups"]:
         other = "teacher.checkpoint" if paths else "ensemble.size and specialists.groups"
         raise ConfigError(f"teacher.ready: the teacher is the network as it stands, and {other} name others; give one")
     return [Known(None, teacher, view)]
+
+
+def _probes(config: Config, stage: Stage | None, given: Sequence[Known], kind: str) -> bool:
+    """Whether a teacher is trained, and is to have a linear probe for its classifier."""
+    if not config["teacher"]["probe"] or not (stage == "teacher" or (stage is None and kind == "frozen" and not given)):
+        return False
+    for key, least in (("ensemble.size", 1), ("specialists.groups", 0)):
+        group, _, name = key.partition(".")
+        if config[group][name] > least:
+            raise ConfigError(
+                f"teacher.probe: of one encoder there is one probe, and {key}={config[group][name]} wants several "
+                f"teachers; type {offer(key, least)}, or teacher.probe=false"
+            )
+    return True

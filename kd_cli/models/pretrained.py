@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from kd_cli.errors import DataError, listed
 from kd_cli.models.state_dict import read_state_dict, without_prefixes
 from kd_cli.storage.tensors import check_names, check_numbers
+from kd_cli.taps import published_taps
 
 log = logging.getLogger("kd")
 
@@ -28,8 +29,8 @@ Tensors = dict[str, Tensor]
 def load_pretrained(network: nn.Module, path: str, num_classes: int) -> None:
     """Puts the weights of a file into a network, but for layers whose shapes depend on the data.
 
-    A classifier for another number of classes and a first convolution for other channels keep their random weights; a
-    notice names them.
+    A classifier for another number of classes, or one that an encoder's file does not have, and a first convolution for
+    other channels keep their random weights; a notice names them.
 
     Args:
         path: of a .safetensors file, or of one by `torch.save` that holds nothing but tensors.
@@ -40,15 +41,17 @@ def load_pretrained(network: nn.Module, path: str, num_classes: int) -> None:
     """
     try:
         own, loaded = network.state_dict(), read_for(network, Path(path).expanduser())
-        kept = _depending_on_data(network, own, loaded, num_classes)
+        kept, missing = _depending_on_data(network, own, loaded, num_classes), _no_classifier(network, own, loaded)
         fitting = {name: tensor for name, tensor in loaded.items() if _module(name) not in kept}
-        check_names(fitting, {name: tensor for name, tensor in own.items() if _module(name) not in kept}, Path(path))
+        check_names(fitting, {name: own[name] for name in own if _module(name) not in kept | missing}, Path(path))
         check_numbers(loaded, own, Path(path))
     except DataError as error:
         raise ValueError(f"pretrained: {error}") from error
     network.load_state_dict(fitting, strict=False)
     if kept:
         log.warning("%s: %s learned on other data; random weights are kept there", path, ", ".join(sorted(kept)))
+    if missing:
+        log.warning("%s has no classifier (%s); random weights are kept there", path, "".join(missing))
 
 
 def read_for(network: nn.Module, path: Path) -> Tensors:
@@ -156,6 +159,13 @@ def _depending_on_data(network: nn.Module, own: Mapping[str, Tensor], loaded: Te
     by_class = {name for name in differing if _differs_in_classes(loaded[name], own[name], num_classes)}
     classifiers = set(map(_module, by_class)) if len({len(loaded[name]) for name in by_class}) == 1 else set()
     return {_module(name) for name in differing if _module(name) in classifiers | {first}}
+
+
+def _no_classifier(network: nn.Module, own: Mapping[str, Tensor], loaded: Tensors) -> set[str]:
+    """The classifier, where a file has all of an encoder and nothing of it."""
+    path = published_taps(network).get("embedding", "").removesuffix(":in")
+    names = {name for name in own if _module(name) == path}
+    return {path} if names and own.keys() - loaded.keys() == names else set()
 
 
 def _differs_in_classes(there: Tensor, here: Tensor, num_classes: int) -> bool:

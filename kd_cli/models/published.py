@@ -6,6 +6,7 @@ Nothing is downloaded: both libraries hold these facts.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,8 @@ def published(options: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         return _of_torchvision(str(options.get("model", "resnet18")), kwargs.get("weights"), file)
     if options.get("name") == "external" and module.startswith("torchvision.models"):
         return _of_torchvision(str(kwargs.get("name", function)), kwargs.get("weights"), file)
+    if options.get("name") == "timm":
+        return _of_timm(str(options.get("model", "resnet18")), kwargs.get("pretrained"), file)
     if options.get("name") == "external" and module.startswith("timm"):
         return _of_timm(str(kwargs.get("model_name", function)), kwargs.get("pretrained"), file)
     return "", {}
@@ -84,7 +87,7 @@ def _transforms(made: Any) -> dict[str, Any]:
 
 def _of_timm(model: str, asked: Any, file: Any) -> tuple[str, dict[str, Any]]:
     """Of the weights that timm would load, or of those that a tag in the model's name says the file is."""
-    if not (asked or (file and "." in model)):
+    if not (asked or (file and "." in model)) or find_spec("timm") is None:  # its making will say that it is missing
         return "", {}
     import timm
 

@@ -76,7 +76,9 @@ def read_config(run: Path) -> dict[str, Any]:
 def network_name(model: Any) -> Any:
     """A network's own name, by its options on record: `mobilenet_v3_small`, not the `torchvision` that made it."""
     match model:
-        case {"name": "torchvision", "model": str(own)} | {"name": "external", "kwargs": {"model_name": str(own)}}:
+        case {"name": "torchvision" | "timm", "model": str(own)}:
+            return own
+        case {"name": "external", "kwargs": {"model_name": str(own)}}:
             return own
         case {"name": "external", "callable": str(function)} | {"name": _, "network": str(function)}:
             return re.split(r"[.:]", function)[-1]

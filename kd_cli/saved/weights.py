@@ -163,8 +163,7 @@ def assemble(
     source: Source, options: Mapping[str, Any], graft: Mapping[str, Any], spec: DataSpec, *, where: str
 ) -> nn.Module:
     """As `rebuild`, with what its loss made of the network, as `graft_of` gives it."""
-    begun = {key: value for key, value in options.items() if key != "pretrained"}  # the saved weights take its place
-    network = _build(source, begun, spec, where)
+    network = _build(source, _unbegun(options), spec, where)
     if not graft:
         return network
     (model,), (inner,) = graft["teacher"]["models"], graft["teacher"]["grafts"]
@@ -172,6 +171,14 @@ def assemble(
     teacher = assemble(source, model, inner, spec, where="teacher")
     method, mix = build_loss(graft["loss"])
     return Distillation(network, teacher, method, mix, spec).deployed
+
+
+def _unbegun(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Without the weights that a network began with, whose place the saved ones take."""
+    begun = {key: value for key, value in options.items() if key != "pretrained"}
+    if options.get("name") == "timm" and isinstance(options.get("kwargs"), Mapping):
+        begun["kwargs"] = {key: value for key, value in options["kwargs"].items() if key != "pretrained"}
+    return begun
 
 
 def _build(source: Source, options: Mapping[str, Any], spec: DataSpec, where: str) -> nn.Module:

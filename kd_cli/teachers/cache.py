@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from kd_cli import console
-from kd_cli.data.base import Data
+from kd_cli.data.base import Data, Part
 from kd_cli.data.sampling import generator, permutation
 from kd_cli.machine import ranks
 from kd_cli.metrics.evaluate import evaluating, predict
@@ -236,19 +236,19 @@ class CachedTeacher:
         log.warning("the teacher is asked at every step: %s", reason)
 
 
-def validation_logits(network: nn.Module, data: Data, entry: Entry, *, batch_size: int, device: torch.device) -> Tensor:
-    """What a teacher says of the validation images, [N, K] on the CPU; the first batch is compared with it now."""
-    name = "val.safetensors"
+def answers_to(
+    network: nn.Module, data: Data, part: Part, entry: Entry, *, batch_size: int, device: torch.device
+) -> Tensor:
+    """What a teacher says of a part, not augmented, [N, K] on the CPU; the first batch is compared with it now."""
     with evaluating(network):
-        said = network(next(data.eval_batches("val", batch_size=batch_size, device=device)).images).float().cpu()
+        said = network(next(data.eval_batches(part, batch_size=batch_size, device=device)).images).float().cpu()
     with entry.locked():
-        found = read_cached(entry.path / name)
-        kept = None if found is None else found[0].get(LOGITS)
-        if kept is not None and len(kept) == data.size("val") and torch.equal(kept[: len(said)], said):
+        kept = (read_cached(entry.path / f"{part}.safetensors") or ({},))[0].get(LOGITS)
+        if kept is not None and len(kept) == data.size(part) and torch.equal(kept[: len(said)], said):
             return kept
-        logits, _ = predict(network, data, "val", batch_size=batch_size, device=device)
+        logits, _ = predict(network, data, part, batch_size=batch_size, device=device)
         make_room(entry.path, entry.limit - logits.nbytes)
-        write_cached(entry.path / name, {LOGITS: logits}, {})
+        write_cached(entry.path / f"{part}.safetensors", {LOGITS: logits}, {})
     return logits
 
 

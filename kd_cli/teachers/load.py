@@ -36,7 +36,7 @@ from kd_cli.saved.weights import (
     specialty,
 )
 from kd_cli.storage.files import file_digest
-from kd_cli.teachers.cache import make_entry, network_digest, validation_logits
+from kd_cli.teachers.cache import answers_to, make_entry, network_digest
 
 if TYPE_CHECKING:
     from kd_cli.teachers.ensemble import Weights
@@ -207,7 +207,7 @@ def _measure(
     if limit:
         digest, model = teacher.digest, teacher.facts["model"]
         entry = make_entry(digest, model, data, limit=limit, batch_size=batch_size, device=device)
-        logits = validation_logits(teacher.network, data, entry, batch_size=batch_size, device=device)
+        logits = answers_to(teacher.network, data, "val", entry, batch_size=batch_size, device=device)
         top1 = top_k(logits, data.labels("val"), 1)
     else:
         top1 = evaluate(teacher.network, data, "val", batch_size=batch_size, device=device)["top1"]

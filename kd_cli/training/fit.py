@@ -7,28 +7,24 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from kd_cli import console
 from kd_cli.arithmetic import arithmetic, refusing
 from kd_cli.config.overrides import recipe_key
-from kd_cli.config.recipe import Recipe, Score, check_possible, chosen_by, score_name, score_of
+from kd_cli.config.recipe import Recipe, Score, check_possible, chosen_by, score_of
 from kd_cli.console import Watcher
-from kd_cli.data.base import Data, Part
+from kd_cli.data.base import Data
 from kd_cli.errors import DataError, Terminated
 from kd_cli.machine import own_stream, ranks
-from kd_cli.metrics.evaluate import predict
-from kd_cli.metrics.scores import accuracy, hits, only_answer
-from kd_cli.models.base import count_parameters
-from kd_cli.runs.checkpoint import damage_by_averaging, load_state
+from kd_cli.runs.checkpoint import damage_by_averaging
 from kd_cli.runs.folder import RunDir
 from kd_cli.runs.records import STATE, check_kinds
 from kd_cli.signals import patiently
 from kd_cli.training.callbacks import Callback, watched_by
-from kd_cli.training.guard import advice, check_score, evaluation_memory, training_memory
+from kd_cli.training.guard import training_memory
 from kd_cli.training.state import TrainState
 from kd_cli.training.task import Task
 from kd_cli.training.totals import Record
@@ -75,7 +71,7 @@ def fit(
     stage, seed = facts["stage"], facts["seed"]
     check_possible(recipe, validation=bool(data.size("val")), on_cuda=device.type == "cuda")
     check_same_images(run.path, run.record, data)
-    run.note(data=_data_facts(data), seed=seed, precision=recipe.precision, deterministic=recipe.deterministic)
+    run.note(data=data_facts(data), seed=seed, precision=recipe.precision, deterministic=recipe.deterministic)
     if recipe.compile:
         task.deployed.compile()
     where = recipe_key(run.record.get("stage"), run.record.get("arguments", ()))
@@ -94,15 +90,9 @@ def fit(
                 records = trainer.records
                 if device.type == "cuda":
                     run.note(cuda_graphs=trainer.not_recorded or recipe.cuda_graphs is not False)
-        if run.follows:
-            run.finish({})
-            return run.result or {}
-        with evaluation_memory(recipe, where):
-            result = _judge(task, data, run, recipe, device, records, where) | facts
-        run.finish(result)
-        for callback in callbacks:
-            callback.finish(result)
-    return result
+        from kd_cli.training.judge import end
+
+        return end(task, data, run, recipe, facts, records, where, device, callbacks)
 
 
 def finished(run: RunDir, data: Data) -> Result | None:
@@ -232,58 +222,8 @@ def _ended(records: Sequence[Record], recipe: Recipe) -> bool:
     return bool(epoch >= recipe.epochs or (recipe.early_stopping is not None and epoch - best >= recipe.early_stopping))
 
 
-def _judge(
-    task: Task, data: Data, run: RunDir, recipe: Recipe, device: torch.device, records: Sequence[Record], where: str
-) -> Result:
-    """Evaluates the best and the last epoch on the test images, each once."""
-    from kd_cli.runs.predictions import Predictions, write_predictions
-
-    best, last = best_epoch(records, recipe.select_by), int(records[-1]["epoch"])
-    digests, scores, correct = {}, {}, {}
-    for epoch in {best, last}:
-        with run.there():
-            checkpoint = run.checkpoints.after(epoch)
-            load_state(task.deployed, checkpoint.tensors("model"))
-        digests[epoch] = checkpoint.model_digest
-        said = predict(task.deployed, data, "test", batch_size=recipe.eval_batch_size, device=device)
-        scores[epoch], correct[epoch] = accuracy(*said), int(hits(*said).sum())
-        check_score(scores[epoch], "test", advice(recipe, where))
-        if epoch == best:
-            _say_only_answer(str(run.record.get("stage")), *said, data)
-            with run.there():
-                write_predictions(run.path, Predictions(*said), weights=digests[epoch])
-    chosen = next(row for row in records if row["epoch"] == best)
-    return {
-        "run": str(run.path),
-        "test_top1": scores[best]["top1"],
-        "test_top1_last": scores[last]["top1"],
-        "test_correct": correct[best],
-        "test_correct_last": correct[last],
-        "test_nll": scores[best]["nll"],
-        "val_top1": chosen.get("val_top1"),
-        **_chosen_by(recipe.select_by, chosen),
-        "best_epoch": best,
-        "epochs": last,
-        "parameters": count_parameters(task.deployed),
-        "train_seconds": round(sum(row["seconds"] for row in records), 1),
-        "images": {part: data.size(part) for part in get_args(Part)},
-        "weights_sha256": {"best": digests[best], "last": digests[last]},
-    }
-
-
-def _chosen_by(select_by: Score, chosen: Record) -> Result:
-    """What chose the epoch, where that was not top-1."""
-    name = score_name(select_by)
-    return {} if select_by == "top1" else {"select_by": select_by, name: chosen[name]}
-
-
-def _say_only_answer(stage: str, logits: Tensor, labels: Tensor, data: Data) -> None:
-    name = only_answer(logits, labels, data.spec.class_names)
-    if name is not None:
-        console.notice(f"the {stage} network takes all {len(labels):,} test images for {name!r}: it learned nothing")
-
-
-def _data_facts(data: Data) -> dict[str, Any]:
+def data_facts(data: Data) -> dict[str, Any]:
+    """What is on a run's record of its images."""
     return {
         "name": data.name,
         "fingerprint": data.fingerprint,

@@ -410,6 +410,10 @@ RECORDS: dict[str, tuple[Callable[[Path], None], list[str]]] = {
     "a model without a name": (setting("run.json", model={"name": 1}), TAUGHT),
     "a model of code": (setting("run.json", model={"name": "external", "callable": "os.system"}), JUDGED),
     "a model of code that teaches": (setting("run.json", model={"name": "external", "callable": "os.system"}), TAUGHT),
+    "a network of timm that reads a file": (
+        setting("run.json", model={"name": "timm", "model": "test_vit", "kwargs": {"checkpoint_path": "evil.pth"}}),
+        JUDGED,
+    ),
     "a graft without a teacher": (setting("run.json", grafted=True, loss={"name": "simkd"}), JUDGED),
     "a result of the wrong kind": (setting("result.json", weights_sha256=[]), JUDGED),
     "a result without an epoch": (written("result.json", '{"best_epoch": null}'), JUDGED),

@@ -17,7 +17,7 @@ from kd_cli.plugins import trust
 CONF = Path(__file__).parents[2] / "conf"
 STUDENTS = sorted(path.stem for path in (CONF / "student").glob("*.yaml"))
 INJECTED = ("num_classes", "in_channels", "image_size")
-OURS = [name for name in MODELS.names() if name not in ("external", "torchvision", "onnx")]
+OURS = [name for name in MODELS.names() if name not in ("external", "torchvision", "timm", "onnx")]
 trust(__name__)
 MNIST, CIFAR = (1, 28, 28), (3, 32, 32)
 
