@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
 from pkgutil import resolve_name
@@ -33,10 +33,12 @@ def main() -> None:
     folder, rank = Path(sys.argv[1]), int(os.environ["RANK"])
     asked = json.loads((folder / "asked.json").read_text())
     _end_with_parent(signal.SIGTERM if rank == 0 else signal.SIGKILL)
+    if os.getppid() != asked["parent"]:  # it was gone before
+        return
     if rank:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # of all threads, which begin later
         threading.Thread(target=_end_when_asked, daemon=True).start()
-    with heeding() if rank == 0 else silent():
+    with silent() if rank else nullcontext():
         code = _work(asked, folder, rank)
     sys.exit(code)
 
@@ -52,7 +54,8 @@ def _work(asked: dict[str, Any], folder: Path, rank: int) -> int:
     console.setup(as_json=asked["as_json"])
     try:
         launch = read_launch(asked["launch"])
-        record = train_as_rank(asked["job"], asked["config"], launch, line=folder / "go-on")
+        meanwhile = heeding() if rank == 0 else nullcontext()
+        record = train_as_rank(asked["job"], asked["config"], launch, meanwhile, line=folder / "go-on")
         if rank == 0:
             write_json(folder / "result.json", record)
         return 0
@@ -65,10 +68,13 @@ def _work(asked: dict[str, Any], folder: Path, rank: int) -> int:
         return problem.exit_code or 1
 
 
-def train_as_rank(job: str, config: Config, launch: Launch, **meeting: Any) -> Mapping[str, Any]:
+def train_as_rank(
+    job: str, config: Config, launch: Launch, meanwhile: AbstractContextManager[None] | None = None, **meeting: Any
+) -> Mapping[str, Any]:
     """What a job returns that this process does together with the others.
 
     Args:
+        meanwhile: entered when all of them are there: until then nothing is lost by a sudden end.
         meeting: options of `Ranks.join`.
     """
     from kd_cli.training.parallel import Ranks
@@ -76,7 +82,8 @@ def train_as_rank(job: str, config: Config, launch: Launch, **meeting: Any) -> M
     load_plugins(config["plugins"])
     those = Ranks.join(pick_device(config["device"]).type, **meeting)
     train_together(those)
-    record: Mapping[str, Any] = resolve_name(job)(config, launch)
+    with meanwhile or nullcontext():
+        record: Mapping[str, Any] = resolve_name(job)(config, launch)
     those.wait()
     those.leave()
     return record

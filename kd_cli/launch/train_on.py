@@ -47,6 +47,7 @@ def train_on(job: str, config: Config, launch: Launch) -> Mapping[str, Any]:
     with tempfile.TemporaryDirectory(prefix="kd-") as folder:
         place = Path(folder)
         asked = {"job": job, "config": config, "launch": plain_launch(launch), "as_json": console.as_json()}
+        asked["parent"] = os.getpid()
         (place / "asked.json").write_text(json.dumps(asked, default=str))
         (place / "go-on").write_text(resume_line(launch.folder, vars(launch)))
         _start(count, place)
