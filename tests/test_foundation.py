@@ -46,5 +46,6 @@ def test_the_presets_say_what_the_page_says(kd) -> None:
     assert composed["teacher"]["probe"] is True
     assert (composed["dataset"]["name"], composed["dataset"]["images_per_class"]) == ("cifar10", 100)
     composed = yaml.safe_load(kd("run", "experiment=cross_architecture", "--cfg", "job").out)
-    assert "vit" in composed["teacher"]["model"]
+    assert composed["teacher"]["name"] == "vit_tiny"
+    assert composed["loss"]["name"] == "ofa"
     assert composed["teacher"]["probe"] is False

@@ -109,7 +109,6 @@ def make_setup(config: Config, stage: Stage | None) -> Setup:
         check_model(options, where=where)
     for number, options in enumerate(config["assistants"]):
         check_model(options, where=f"assistants[{number}]")
-    device = pick_device(config["device"])
     check_logger(config["logger"])
     method, mix = build_loss(config["loss"])
     kind = method.teacher if mix.weight else "none"
@@ -120,7 +119,7 @@ def make_setup(config: Config, stage: Stage | None) -> Setup:
         stage=stage,
         control=control,
         seed=config["seed"],
-        device=device,
+        device=pick_device(config["device"]),
         devices=_devices(config),
         recipes=stage_recipes(config),
         dataset=config["dataset"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import sys
 import tempfile
 import threading
@@ -80,8 +81,10 @@ def _start(count: int, folder: Path) -> None:
     except SignalException as ended:
         raise _first_error(folder) or errors.Terminated("the process was asked to end (SIGTERM)") from ended
     except ChildFailedError as failed:
-        # One that was killed says nothing; what the others said comes of it.
-        killed = [rank for rank, failure in failed.failures.items() if failure.exitcode < 0]
+        # One that was killed says nothing; what the others said comes of it. SIGTERM is what the agent sends to the
+        # others when one has ended.
+        codes = {rank: failure.exitcode for rank, failure in failed.failures.items()}
+        killed = [rank for rank, code in codes.items() if code < 0 and code != -signal.SIGTERM]
         said = None if killed else _first_error(folder)
         raise said or _death(killed[0] if killed else failed.get_first_failure()[0], failed, folder) from failed
 

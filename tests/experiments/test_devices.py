@@ -12,12 +12,14 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from kd_cli.errors import ConfigError, KDError
 from kd_cli.launch.copies import first_node
 from kd_cli.runs.checkpoint import Checkpoint
 from kd_cli.runs.metrics import read_metrics
@@ -237,3 +239,29 @@ def test_a_request_to_end_leaves_a_checkpoint_of_that_step(kd: Any, number: sign
         assert process.wait(timeout=90) == code
     assert (sound_record(Path("stopped")) or {})["status"] == "interrupted"
     assert len(read_metrics(Path("stopped"))) >= 3
+
+
+def test_what_one_process_said_is_told_where_its_end_ended_the_others(tmp_path, monkeypatch) -> None:
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+    from torch.distributed.launcher import api
+
+    from kd_cli.launch.train_on import _start
+
+    said = {"title": "ConfigError", "text": "type devices=1", "time": 1.0}
+    (tmp_path / "error-1.json").write_text(json.dumps(said))
+    (tmp_path / "go-on").write_text("kd resume there")
+    codes = {0: -signal.SIGTERM, 1: 2}
+
+    def agent(*_: object) -> Callable[..., None]:
+        def start(*_: object) -> None:
+            failures = {rank: ProcessFailure(rank, 0, code, "none") for rank, code in codes.items()}
+            raise ChildFailedError("kd", failures)
+
+        return start
+
+    monkeypatch.setattr(api, "elastic_launch", agent)
+    with pytest.raises(ConfigError, match="type devices=1"):
+        _start(2, tmp_path)
+    codes[0] = -signal.SIGKILL
+    with pytest.raises(KDError, match="process 0 of this training was killed by signal 9"):
+        _start(2, tmp_path)

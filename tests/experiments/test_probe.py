@@ -138,6 +138,7 @@ REFUSED = {
     "a ready teacher": (("teacher.ready=true",), "type teacher.probe=false", 2),
     "an ensemble": (("ensemble.size=2",), "type ensemble.size=1", 2),
     "specialists": (("specialists.groups=2",), "type specialists.groups=0", 2),
+    "several devices": (("devices=2",), "type devices=1", 2),
     "no validation": (("dataset.val_fraction=0",), "type dataset.val_fraction=0.1", 3),
     "two classifiers": (("teacher.model=deit_tiny_distilled_patch16_224",), "not those of its last linear layer", 2),
 }
