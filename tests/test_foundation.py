@@ -43,9 +43,8 @@ def test_every_line_leads_from_an_encoder_to_a_student(kd) -> None:
 
 def test_the_presets_say_what_the_page_says(kd) -> None:
     composed = yaml.safe_load(kd("run", "experiment=foundation", "--cfg", "job").out)
-    assert composed["teacher"]["probe"] is True
+    assert (composed["teacher"]["probe"], composed["loss"]["name"]) == (True, "encoder")
     assert (composed["dataset"]["name"], composed["dataset"]["images_per_class"]) == ("cifar10", 100)
     composed = yaml.safe_load(kd("run", "experiment=cross_architecture", "--cfg", "job").out)
-    assert composed["teacher"]["name"] == "vit_tiny"
-    assert composed["loss"]["name"] == "ofa"
+    assert (composed["teacher"]["name"], composed["loss"]["name"]) == ("vit_tiny", "ofa")
     assert composed["teacher"]["probe"] is False

@@ -12,6 +12,7 @@ from kd_cli.errors import ConfigError
 from kd_cli.experiments.build import build_network
 from kd_cli.experiments.setup import Setup
 from kd_cli.metrics.evaluate import evaluate
+from kd_cli.saved.weights import unbegun
 from kd_cli.seeds import derive_seed
 from kd_cli.taps import classifier_of
 from kd_cli.teachers.load import Teacher
@@ -71,14 +72,15 @@ def other_places(classes: int, seed: int) -> Tensor:
 
 def _untrained(setup: Setup, seed: int, data: Data) -> nn.Module:
     """The teacher's network with first weights of its own; its normalisations know the images, as a trained one's."""
-    if setup.given and setup.given[0].path is None:
+    options = unbegun(setup.teacher)
+    brings = {key for key, value in options.get("kwargs", {}).items() if value and key in ("pretrained", "weights")}
+    if brings or (setup.given and setup.given[0].path is None):
         raise ConfigError(
             f"control: random_teacher needs a network without trained weights, and teacher={setup.teacher['name']} "
             "brings its own; type control=shuffled_teacher"
         )
     from kd_cli.training.swa import measure_norms
 
-    options = {key: None if key == "pretrained" else value for key, value in setup.teacher.items()}
     network = build_network(options, "teacher", seed, data, setup.device)
     size, device = setup.recipes["distilled"].batch_size, setup.device
     batches = data.train_batches(epoch=1, seed=seed, batch_size=size, device=device, limit=_BATCHES)

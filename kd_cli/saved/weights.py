@@ -163,7 +163,7 @@ def assemble(
     source: Source, options: Mapping[str, Any], graft: Mapping[str, Any], spec: DataSpec, *, where: str
 ) -> nn.Module:
     """As `rebuild`, with what its loss made of the network, as `graft_of` gives it."""
-    network = _build(source, _unbegun(options), spec, where)
+    network = _build(source, unbegun(options), spec, where)
     if not graft:
         return network
     (model,), (inner,) = graft["teacher"]["models"], graft["teacher"]["grafts"]
@@ -173,7 +173,7 @@ def assemble(
     return Distillation(network, teacher, method, mix, spec).deployed
 
 
-def _unbegun(options: Mapping[str, Any]) -> dict[str, Any]:
+def unbegun(options: Mapping[str, Any]) -> dict[str, Any]:
     """Without the weights that a network began with, whose place the saved ones take."""
     begun = {key: value for key, value in options.items() if key != "pretrained"}
     if options.get("name") == "timm" and isinstance(options.get("kwargs"), Mapping):

@@ -11,7 +11,7 @@ from kd_cli.config.plan import network_options
 from kd_cli.errors import ConfigError
 from kd_cli.models.base import MODELS
 from kd_cli.runs.records import network_name
-from kd_cli.saved.weights import _unbegun
+from kd_cli.saved.weights import unbegun
 from tests.support.networks import CIFAR, MNIST, build, images
 from tests.support.small import same_tensors
 
@@ -73,7 +73,7 @@ def test_its_weights_say_how_it_is_shown_the_images() -> None:
 
 def test_a_saved_network_is_made_without_the_weights_that_it_began_with_and_has_its_own_name() -> None:
     begun = {**VIT, "kwargs": {**SMALL_VIT, "pretrained": True}, "pretrained": "file.pth"}
-    assert _unbegun(begun) == VIT
+    assert unbegun(begun) == VIT
     assert network_name(begun) == "vit_tiny_patch16_224"
     torch.manual_seed(0)
     assert MODELS.build(VIT, num_classes=3, in_channels=3, image_size=16) is not None
