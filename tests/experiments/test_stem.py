@@ -58,7 +58,9 @@ def test_a_stem_for_large_images_is_told_on_small_ones(name: str, monkeypatch: p
     assert re.search(said, noted(given, side, monkeypatch))
 
 
-@pytest.mark.parametrize("student", [student for student in STUDENTS if student not in ("external", "torchvision")])
+@pytest.mark.parametrize(
+    "student", [student for student in STUDENTS if student not in ("external", "timm", "torchvision")]
+)
 def test_of_networks_for_small_images_nothing_is_said(student: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for side in (28, 32):
         assert not noted(options(student), side, monkeypatch)
