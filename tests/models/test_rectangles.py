@@ -14,7 +14,7 @@ from kd_cli.types import DataSpec
 from tests.support.small import CPU, read_yaml, yaml_names
 
 WIDE = DataSpec(3, 60, (3, 32, 48), ("a", "b", "c"))
-CONVOLUTIONAL = ("resnet", "wrn", "vgg", "mobilenet", "shufflenet", "convnext", "torchvision")
+CONVOLUTIONAL = ("resnet", "wrn", "vgg", "mobilenet", "shufflenet", "convnext", "torchvision", "timm")
 
 
 class Shaped:
