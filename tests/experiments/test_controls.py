@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from kd_cli.config.controls import CONTROLS, controlled
 from kd_cli.errors import ConfigError
-from kd_cli.experiments.control import other_places, shuffled
+from kd_cli.experiments.control import _untrained, other_places, shuffled
 from tests.conftest import SMALL
 from tests.support.small import SPEC, make_teacher
 
@@ -91,6 +92,12 @@ def test_a_wrong_teacher_is_measured_as_it_teaches_and_the_same_command_gives_th
 )
 def test_what_no_control_can_be(kd, words: list[str], said: str) -> None:
     assert said in kd("run", *SMALL, *words, code=2).message
+
+
+def test_a_network_that_would_bring_its_weights_is_no_random_teacher() -> None:
+    teacher = {"name": "torchvision", "kwargs": {"weights": "DEFAULT"}}
+    with pytest.raises(ConfigError, match="teacher=torchvision brings its own; type control=shuffled_teacher"):
+        _untrained(SimpleNamespace(given=(), teacher=teacher), 0, None)
 
 
 def test_any_study_takes_its_controls_along(kd) -> None:

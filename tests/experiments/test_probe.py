@@ -106,6 +106,9 @@ def test_the_encoder_is_asked_about_each_image_once_whatever_the_seed(kd, monkey
     second = kd("train-teacher", *PROBE, given, "seed=1", "--json").json
     assert sum(asked) == 300
     assert first["weights_sha256"] == second["weights_sha256"]
+    asked.clear()
+    kd("run", *PROBE, given, "seed=2", "loss=kd", "trainer.epochs=1")  # which builds the teacher anew
+    assert sum(asked) == 300
     assert (
         kd("train-teacher", *PROBE, given, "teacher_cache=false", "--json").json["weights_sha256"]
         == (first["weights_sha256"])
