@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from benchmarks.gpu.lab import Broken, Lab, bits, broken_off, options
+from benchmarks.gpu.lab import NEEDED, Broken, Lab, bits, broken_off, options
 from kd_cli import console
 from kd_cli.losses.base import LOSSES
 
@@ -34,7 +34,8 @@ def resumed(lab: Lab, loss: str) -> bool:
 
 def weight_zero(lab: Lab, loss: str) -> bool:
     """With loss.weight=0 it is the baseline; columns of metrics are named otherwise."""
-    ours, baseline = lab.bits(loss, NO_WEIGHT), lab.bits("kd", command="train-baseline")
+    plain = loss if loss in NEEDED else "kd"
+    ours, baseline = lab.bits(loss, NO_WEIGHT), lab.bits(plain, command="train-baseline")
     return all(ours[part] == baseline[part] for part in ("weights", "predictions"))
 
 

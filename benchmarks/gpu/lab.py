@@ -32,6 +32,11 @@ SMALL = (
     *("dataset=synthetic", "dataset.num_train=200", "dataset.num_test=60", "dataset.augment=crop_flip"),
     *("teacher=resnet14", "student=resnet8", "trainer.epochs=2", "trainer.batch_size=32", "trainer.lr=0.01"),
 )
+# What a loss needs beside them.
+NEEDED = {
+    "crld": ("dataset.repeats=2", "dataset.augment=weak_strong"),
+    "deit_token": ("student=vit_tiny", "student.distilled=true", "student.patch_size=8"),
+}
 _TIMES = {"seconds", "images_per_second"}
 _composed = cache(compose)  # the same words again and again
 Edits = Mapping[str, Any]
@@ -69,7 +74,7 @@ class Lab:
             to: the folder; one that is begun goes on.
         """
         given = {"device": self.device, **({"teacher.checkpoint": str(self.teacher)} if command == "distill" else {})}
-        config = copy.deepcopy(_composed((*self.words, f"loss={loss}")))
+        config = copy.deepcopy(_composed((*self.words, *NEEDED.get(loss, ()), f"loss={loss}")))
         for key, value in {**given, **(edits or {})}.items():
             put(config, key, value)
         folder = to or self.folder / f"{command}-{next(self._numbers)}"
