@@ -27,7 +27,7 @@ case $what in
     ;;
   test)
     install
-    "$python" -m pytest -m gpu -n "${PROCESSES:-4}" --durations=10 tests/gpu
+    "$python" -m pytest -p no:benchmark -m gpu -n "${PROCESSES:-4}" --durations=10 tests/gpu
     ;;
   measure)
     install

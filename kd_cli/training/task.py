@@ -139,15 +139,15 @@ class Distillation(Task):
         reads = bool(mix.weight)
         self._student = Tapped(student, method.taps if reads else ())
         self._teacher = None if teacher is None else Tapped(teacher, method.teacher_taps if reads else ())
+        device = next(student.parameters()).device
         if mix.weight:  # a method without a word asks for nothing, and there may be no teacher to bind it to
-            device = next(student.parameters()).device
             # Not zeros, of which a fresh network makes zeros: methods look at what becomes of the features.
             images = torch.linspace(-1, 1, 2 * prod(data.image_shape), device=device).view(2, *data.image_shape)
             example = self.example(images)
             method.bind(*example, data)
             if mixed:
                 _check_reads_no_label(method, *example, images)
-            method.to(device)
+        method.to(device)
         # In a tuple, because a module in an attribute would be saved a second time.
         self._deployed = (method.deploy(student, teacher) if mix.weight else student,)
 

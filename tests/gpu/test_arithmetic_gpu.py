@@ -202,7 +202,7 @@ def test_a_card_with_tf32_is_told_of_once_and_only_under_fp32(
     cuda: torch.device, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     needs_tf32(cuda)
-    monkeypatch.setattr("kd_cli.console._noticed", set())
+    monkeypatch.setattr("kd_cli.console._noticed", {})
     for precision in ("tf32", "bf16", "fp32", "fp32"):
         check_card(precision, cuda)
     assert capsys.readouterr().err.count("trainer.precision=tf32") == 1

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,14 @@ def test_points_of_a_comparison_share_teacher_and_baseline(kd) -> None:
         assert joint == read("alone", part, "result.json")["weights_sha256"]
 
 
+@pytest.fixture
+def whole_card(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """One test at a time takes most of the memory, whatever runs beside it."""
+    with (tmp_path_factory.getbasetemp().parent / "whole-card").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def hog(part: float) -> dict[str, Any]:
     """Has so much of the device's memory for a while."""
     taken = torch.empty(int(part * torch.cuda.mem_get_info()[1]), dtype=torch.uint8, device="cuda")
@@ -79,15 +88,15 @@ def hog(part: float) -> dict[str, Any]:
     return {"bytes": taken.numel()}
 
 
-def test_what_does_not_fit_beside_others_is_run_again_alone_and_what_never_fits_fails_alone(capsys) -> None:
+def test_what_does_not_fit_beside_others_is_run_again_alone_and_what_never_fits_fails_alone(capsys, whole_card) -> None:
     works = [of("large", partial(hog, 0.6)), of("other", partial(hog, 0.6)), of("huge", partial(hog, 1.5))]
-    points = run_points([*works, point("swept/small", *SMALL)], share(4))
+    points = run_points([*works, point("swept/small")], share(4))
     assert [each["status"] for each in points] == ["completed", "completed", "failed", "completed"]
     assert "memory" in points[2]["error"]
     assert "point 2 of 4 was out of memory beside others" in capsys.readouterr().out
 
 
-def test_as_many_begin_as_the_memory_takes() -> None:
+def test_as_many_begin_as_the_memory_takes(whole_card) -> None:
     points = run_points([of(name, partial(hog, 0.3)) for name in "abcd"], share(None))
     assert [each["status"] for each in points] == ["completed"] * 4
 
@@ -100,7 +109,7 @@ def break_the_device() -> dict[str, Any]:
 
 
 def test_an_error_that_breaks_the_device_is_one_points_and_the_others_go_on(kd, capsys) -> None:
-    works = [point("joint/long", *SMALL, *LONG[:1]), of("deadly", break_the_device)]
+    works = [point("joint/long", *LONG[:1]), of("deadly", break_the_device)]
     points = run_points(works, share(2))
     assert [each["status"] for each in points] == ["completed", "failed"]
     assert "CUDA" in points[1]["error"] or "assert" in points[1]["error"]

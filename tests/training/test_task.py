@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd_cli.losses.base import Distiller, Mix, build_loss
+from kd_cli.losses.ctkd import CTKD
 from kd_cli.losses.kd import KD, kd_loss
 from kd_cli.losses.label_smoothing import LabelSmoothing
 from kd_cli.training.task import Distillation, Supervised, cross_entropy
@@ -161,3 +162,8 @@ def test_cross_entropy_of_half_precision_is_computed_in_float32(dtype: torch.dty
     logits = torch.tensor([[1e4, 0.0], [0.5, 0.25]], dtype=dtype)
     labels = torch.tensor([1, 0])
     assert torch.equal(cross_entropy(logits, labels), F.cross_entropy(logits.float(), labels))
+
+
+def test_what_a_method_without_a_word_would_learn_is_where_the_network_is() -> None:
+    task = Distillation(make_student().to("meta"), None, CTKD(), Mix(1.0, 0.0), SPEC, name="ctkd")
+    assert all(parameter.is_meta for parameter in task.parameters())

@@ -94,7 +94,9 @@ def _drawn(uniform: float, free: int) -> int:
 
 def _places(first: Tensor, length: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
     """For each of `size` output lines the two lines that it lies between, and its share of the second: [B, size]."""
-    middle = (torch.arange(size, device=first.device) + 0.5) * (length / size)[:, None] - 0.5
+    # By a tensor: dividing by a number, a GPU multiplies with its rounded inverse, and rounds otherwise than the CPU.
+    scale = length / torch.full_like(length, size)
+    middle = (torch.arange(size, device=first.device) + 0.5) * scale[:, None] - 0.5
     place = middle.clamp(min=0).minimum(length[:, None] - 1)
     before = place.floor()
     after = (before + 1).minimum(length[:, None] - 1)
