@@ -161,6 +161,20 @@ def connector(maps: Tensor, channels: int) -> nn.Module:
     return nn.Sequential(projection(maps, channels), Norm(channels))
 
 
+class ConnectedMaps(Features):
+    """Compares maps [B, C, H, W] whose channels a connector makes as many as the teacher's; sizes need not agree."""
+
+    def bind(self, student: Outputs, teacher: Outputs, data: DataSpec) -> None:  # noqa: ARG002
+        pairs = self.pairs(student, teacher)
+        check_maps(*(feature for pair in pairs for feature in pair))
+        self.connectors = nn.ModuleList(connector(ours, theirs.shape[1]) for ours, theirs in pairs)
+
+    def connected(self, student: Outputs, teacher: Outputs) -> list[tuple[Tensor, Tensor]]:
+        """As `pairs`, the student's through their connectors."""
+        pairs = zip(self.connectors, self.pairs(student, teacher), strict=True)
+        return [(connect(at_least_float32(ours)), theirs) for connect, (ours, theirs) in pairs]
+
+
 def halving(losses: Sequence[Tensor]) -> Tensor:
     """The sum of the losses of taps from shallow to deep, where each counts half as much as the next deeper one."""
     return torch.stack([loss / 2**back for back, loss in enumerate(reversed(losses))]).sum()

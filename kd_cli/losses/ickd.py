@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from kd_cli.losses.adapters import check_maps, connector
-from kd_cli.losses.base import LOSSES, Features
+from kd_cli.losses.adapters import ConnectedMaps, check_maps
+from kd_cli.losses.base import LOSSES
 from kd_cli.losses.common import at_least_float32, inner_products, unit
 from kd_cli.ranges import NonNegative
-from kd_cli.types import Batch, DataSpec, Outputs
+from kd_cli.types import Batch, Outputs
 
 
 def ickd_loss(student_maps: Tensor, teacher_maps: Tensor) -> Tensor:
@@ -42,7 +42,7 @@ def channel_correlation(maps: Tensor) -> Tensor:
 
 
 @LOSSES.register("ickd")
-class ICKD(Features):
+class ICKD(ConnectedMaps):
     """Liu et al. 2021 (ICCV): the student's channels are correlated among each other as the teacher's are.
 
     A connector (1×1 convolution, batch normalisation), as in the authors' code, gives the student's maps the teacher's
@@ -56,14 +56,6 @@ class ICKD(Features):
     ickd_weight: NonNegative = 2.5
     taps: Sequence[str] = ("stage-1",)
 
-    def bind(self, student: Outputs, teacher: Outputs, data: DataSpec) -> None:  # noqa: ARG002
-        pairs = self.pairs(student, teacher)
-        check_maps(*(feature for pair in pairs for feature in pair))
-        self.connectors = nn.ModuleList(connector(ours, theirs.shape[1]) for ours, theirs in pairs)
-
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:  # noqa: ARG002
-        terms = [
-            ickd_loss(connect(at_least_float32(ours)), theirs)
-            for connect, (ours, theirs) in zip(self.connectors, self.pairs(student, teacher), strict=True)
-        ]
+        terms = [ickd_loss(*pair) for pair in self.connected(student, teacher)]
         return self.ickd_weight * torch.stack(terms).sum()

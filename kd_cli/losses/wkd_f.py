@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from kd_cli.losses.adapters import area_mean, check_maps, connector
-from kd_cli.losses.base import LOSSES, Features
+from kd_cli.losses.adapters import ConnectedMaps, area_mean, check_maps
+from kd_cli.losses.base import LOSSES
 from kd_cli.losses.common import at_least_float32
 from kd_cli.ranges import Count, NonNegative
-from kd_cli.types import Batch, DataSpec, Outputs
+from kd_cli.types import Batch, Outputs
 
 _EPSILON = 1e-5  # of the authors' code, added to a variance in front of its root: that of a dead channel is 0
 
@@ -62,7 +62,7 @@ def moments(maps: Tensor, grid: int) -> tuple[Tensor, Tensor]:
 
 
 @LOSSES.register("wkd_f")
-class WKDF(Features):
+class WKDF(ConnectedMaps):
     """Lv, Yang, Li 2024, arXiv:2412.08139: the student's features have the mean and the spread of the teacher's.
 
     A connector (1×1 convolution, batch normalisation) gives the student's maps the teacher's channels; their sizes need
@@ -85,15 +85,7 @@ class WKDF(Features):
     grid: Count = 1
     taps: Sequence[str] = ("stage-1",)
 
-    def bind(self, student: Outputs, teacher: Outputs, data: DataSpec) -> None:  # noqa: ARG002
-        pairs = self.pairs(student, teacher)
-        check_maps(*(feature for pair in pairs for feature in pair))
-        self.connectors = nn.ModuleList(connector(ours, theirs.shape[1]) for ours, theirs in pairs)
-
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:  # noqa: ARG002
         options = self.mean_weight, self.std_weight, self.grid
-        terms = [
-            wkd_f_loss(connect(at_least_float32(ours)), theirs, *options)
-            for connect, (ours, theirs) in zip(self.connectors, self.pairs(student, teacher), strict=True)
-        ]
+        terms = [wkd_f_loss(ours, theirs, *options) for ours, theirs in self.connected(student, teacher)]
         return torch.stack(terms).sum()

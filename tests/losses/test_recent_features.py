@@ -350,8 +350,11 @@ def test_an_encoders_classes_and_the_labels_may_be_anything() -> None:
 
 @pytest.mark.parametrize("name", ["vkd", "wkd_f"])
 def test_other_methods_that_read_no_label_take_mixed_images_too(name: str) -> None:
-    method, mix = build_loss(loss_options(name))
-    Distillation(make_student(), make_teacher(), method, mix, SPEC, name=name, mixed=True)
+    method, _ = build_loss(loss_options(name))
+    mix = Mix(ce_weight=0.0, weight=1.0)
+    task = Distillation(make_student(), make_teacher(), method, mix, SPEC, name=name, mixed=True)
+    task.train()(BATCH).loss.backward()
+    assert task.network.stage1[0].weight.grad.any()
 
 
 def test_an_unknown_distance_and_features_of_two_kinds_are_refused() -> None:
