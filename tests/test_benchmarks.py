@@ -201,13 +201,13 @@ def test_what_losses_cost_is_a_table_of_those_that_are_named(capsys: pytest.Capt
     pair = losses.Pair("resnet14", "resnet8", size=8, batch=4)
     threads = torch.get_num_threads()
     try:
-        losses.main(["kd", "vkd", "dml", "--turns", "2", "--steps", "1", "--threads", "1"], pair)
+        losses.main(["kd", "vkd", "dml", "deit_token", "--turns", "2", "--steps", "1", "--threads", "1"], pair)
     finally:
         torch.set_num_threads(threads)
     head, _, *rows = capsys.readouterr().out.splitlines()
     assert head.startswith("| `loss=` | step, beside kd's |")
     row = re.compile(r"\| `(\w+)` \| \d+\.\d\d \[\d+\.\d\d – \d+\.\d\d\] \| \d+ \| \d+\.\d \| -?\d+ \|")
-    assert {row.fullmatch(line)[1] for line in rows} == {"kd", "vkd", "dml"}
+    assert {row.fullmatch(line)[1] for line in rows} == {"kd", "vkd", "dml", "deit_token"}
 
 
 def test_a_loss_that_is_none_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
