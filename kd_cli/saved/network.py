@@ -157,7 +157,15 @@ class Saved:
         """
         options = self.model if view is None else own_options(self.model) | dict(view)
         network = rebuild(self.source, options, spec or self.spec(), where=self.role)
-        load_weights(network, self.source)
+        try:
+            load_weights(network, self.source)
+        except DataError as error:
+            if self.source.run is not None:
+                raise
+            raise DataError(
+                f"{error}. It was taken for {options['name']!r}, since the file does not say which network it is of; "
+                f"type {offer('student', 'NAME')} with one of kd list models"
+            ) from None
         return network.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload,no-any-return]
 
 

@@ -116,6 +116,10 @@ def test_weights_without_a_record_of_classes_are_taken_in_order_with_a_notice(kd
     weights = shutil.copy(next(learned.glob("checkpoints/*/model.safetensors")), "alone.safetensors")
     words = ("student=linear", *TREE, f"dataset.root={others}")
     assert "does not say which classes it knows" in kd("evaluate", str(weights), *words).message
+    unsaid = kd("evaluate", str(weights), *words[1:])  # a linear network's weights, and the default student
+    assert unsaid.code == 3
+    assert "It was taken for 'cnn'" in unsaid.message
+    assert "type student=NAME with one of kd list models" in unsaid.message
 
 
 def test_networks_for_squares_are_refused_on_rectangles_of_other_data(kd, learned: Path, tmp_path: Path) -> None:
