@@ -26,6 +26,7 @@ from kd_cli.seeds import derive_seed, seed_dropout
 from kd_cli.storage.files import file_digest
 from kd_cli.teachers.cache import CachedTeacher, make_entry
 from kd_cli.teachers.load import Known, Teacher, load_teachers
+from kd_cli.teachers.outputs import WHOLE
 from kd_cli.training.task import Distillation
 
 log = logging.getLogger("kd")
@@ -162,7 +163,7 @@ def remember_teacher(
     """
     recipe, device = setup.recipes["distilled"], setup.device
     steps = data.steps(recipe.batch_size, recipe.limit_train_batches)
-    live = not setup.cache_limit or recipe.epochs * steps * recipe.batch_size < data.spec.num_train
+    live = not setup.cache_limit
     if data.mixes and not data.repeatable:
         log.warning(
             "the teacher is asked at every step: dataset.repeats, views and balanced mix an image otherwise each time"
@@ -171,8 +172,6 @@ def remember_teacher(
     part = steps < data.steps(recipe.batch_size)
     if data.balanced and data.augmented and part:  # asked about all images, the teacher would say more than is read
         live = True
-    if live and not setup.kept:
-        return {}
     entry = make_entry(
         teacher.digest,
         setup.teacher,
@@ -184,6 +183,11 @@ def remember_teacher(
         taps=task.teacher_taps,
         kept=setup.kept,
     )
+    few = recipe.epochs * steps * recipe.batch_size < data.spec.num_train
+    if few and not (entry.path / WHOLE).is_dir():  # where another run has asked about all, it answers
+        live = True
+    if live and not setup.kept:
+        return {}
     used = steps * recipe.batch_size if part and data.repeatable else None
     task.cache = cache = CachedTeacher(
         task.ask,

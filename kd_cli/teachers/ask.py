@@ -16,7 +16,7 @@ from kd_cli import console
 from kd_cli.errors import DiskError
 from kd_cli.storage.cache import Shards, folder_size, make_room
 from kd_cli.storage.parts import Part, writing
-from kd_cli.teachers.outputs import Entry
+from kd_cli.teachers.outputs import WHOLE, Entry
 
 log = logging.getLogger("kd")
 
@@ -39,7 +39,7 @@ def complete(entry: Entry, shards: Shards, found: dict[int, mmap], ask: Ask) -> 
     needed = missing + sum(map(len, found.values()))
     if folder_size(entry.path) - folder_size(shards.folder) + needed > entry.limit:
         kept, limit = f"{needed / 1e9:.3g} GB", f"teacher_cache_gb={entry.limit / 1e9:g}"
-        per = "" if shards.folder.name == "train" else " for each view"
+        per = "" if shards.folder.name == WHOLE else " for each view"
         return f"its answers take {kept}{per}, more than {limit} leaves; a larger number keeps them"
     make_room(entry.path, entry.limit - missing)
     watched = _watched(ask, missing // shards.about["row_bytes"])

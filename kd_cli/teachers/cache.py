@@ -23,7 +23,7 @@ from kd_cli.machine import ranks
 from kd_cli.metrics.evaluate import evaluating, predict
 from kd_cli.storage.cache import Shards, make_room, read_cached, write_cached
 from kd_cli.storage.tensors import digest_tensors
-from kd_cli.teachers.outputs import EXACT, LOGITS, Entry, Kept, Layout, Mapped, Resident, make_layout
+from kd_cli.teachers.outputs import EXACT, LOGITS, WHOLE, Entry, Kept, Layout, Mapped, Resident, make_layout
 from kd_cli.turns import once
 from kd_cli.types import Batch, Outputs
 
@@ -98,7 +98,7 @@ class CachedTeacher:
 
     def _name(self, view: int, epoch: int) -> str:
         part = "" if self._used is None else f"-first-{self._used}-of-epoch-{epoch:04d}"
-        return f"seed-{self._seed}-view-{view:04d}{part}" if self._data.augmented else "train"
+        return f"seed-{self._seed}-view-{view:04d}{part}" if self._data.augmented else WHOLE
 
     def __call__(self, batch: Batch) -> Outputs:
         """What the teacher says of a batch of training images."""

@@ -32,6 +32,7 @@ from kd_cli.storage.locks import wait_for
 from kd_cli.types import Outputs
 
 LOGITS = "logits"
+WHOLE = "train"  # the name of the only view of images that are not augmented
 
 _MOST_SHARDS = 16  # of a view: as many processes can ask at the same time
 _LEAST_ROWS = 8192  # of a shard, where there are more than one

@@ -25,7 +25,7 @@ from kd_cli.errors import ConfigError
 from kd_cli.losses.base import LOSSES, build_loss
 from kd_cli.storage.cache import cache_folder, shards_in, write_cached
 from kd_cli.teachers.cache import CachedTeacher, network_digest
-from kd_cli.teachers.outputs import Entry, Kept, Plain
+from kd_cli.teachers.outputs import Entry, Kept, Plain, Resident
 from kd_cli.training.task import Distillation
 from kd_cli.training.trainer import Trainer
 from kd_cli.types import Outputs
@@ -454,6 +454,18 @@ def test_a_type_too_small_for_the_answers_is_refused() -> None:
 def test_a_smoke_run_does_not_ask_about_images_it_never_sees(kd: Run, teacher: str) -> None:
     kd(*DISTILL, teacher, "trainer.limit_train_batches=1")
     assert answer_files() == ["val"]
+
+
+def test_a_smoke_run_reads_what_another_run_has_asked_about(
+    kd: Run, teacher: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = (teacher, "trainer.limit_train_batches=1")
+    asked = kd(*DISTILL, *short).json["weights_sha256"]
+    kd(*DISTILL, teacher)
+    read, take = [], Resident.take
+    monkeypatch.setattr(Resident, "take", lambda self, row: read.append(len(row)) or take(self, row))
+    assert kd(*DISTILL, *short).json["weights_sha256"] == asked
+    assert read
 
 
 def test_the_command_line_says_how_many_an_epoch_uses(kd: Run, teacher: str) -> None:
