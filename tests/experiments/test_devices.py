@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,9 @@ from kd_cli.launch.copies import first_node
 from kd_cli.runs.checkpoint import Checkpoint
 from kd_cli.runs.metrics import read_metrics
 from kd_cli.runs.records import sound_record
-from tests.conftest import ROOT, SMALL, Outcome, started, wait_for
+from tests.conftest import ROOT, SMALL, Outcome
+from tests.support.forked import fork
+from tests.support.forked_ranks import ended_within, fork_ranks, ranks_of
 from tests.support.images import make_photographs
 from tests.support.interrupted import everything
 from tests.support.sample import times
@@ -32,18 +35,9 @@ from tests.support.sample import times
 QUICK = (*SMALL, "dataset.augment=crop_flip")
 
 
-def ranks_of(parent: int) -> dict[int, int]:
-    """Rank → process, of those that a `kd` has started."""
-    found = {}
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            child = int((process / "stat").read_text().rpartition(")")[2].split()[1]) == parent
-            names = dict(each.partition("=")[::2] for each in (process / "environ").read_text().split("\0"))
-        except OSError:
-            continue
-        if child and "RANK" in names:
-            found[int(names["RANK"])] = int(process.name)
-    return found
+@pytest.fixture
+def _forked_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    fork_ranks(monkeypatch)
 
 
 def numbers(run: Path) -> list[dict[str, Any]]:
@@ -79,6 +73,7 @@ def test_a_comparison_on_two_devices_is_that_of_one(kd: Any) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("_forked_ranks")
 def test_specialists_are_trained_together_too(kd: Any) -> None:
     words = ("run", *QUICK, "dataset.num_train=150", "specialists.groups=1", "specialists.classes=4")
     words = (*words, "dataset.val_fraction=0.3", "trainer.swa_epochs=1")
@@ -89,6 +84,7 @@ def test_specialists_are_trained_together_too(kd: Any) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("_forked_ranks")
 def test_points_of_a_sweep_can_have_several_devices(kd: Any) -> None:
     kd("train-baseline", *QUICK, "-m", "seed=0,1", "devices=2", "hydra.sweep.dir=swept")
     for seed in (0, 1):
@@ -97,6 +93,7 @@ def test_points_of_a_sweep_can_have_several_devices(kd: Any) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("_forked_ranks")
 def test_streamed_photographs_and_a_teacher_that_is_asked_live_are_shared_too(kd: Any) -> None:
     make_photographs(Path("tree"), per_class=12)  # 33 for training: the last batch leaves each rank one
     words = ("run", "dataset=image_folder", "dataset.root=tree", "dataset.in_memory=false", "dataset.image_size=32")
@@ -128,18 +125,9 @@ def test_what_several_devices_cannot_do_is_refused_before_anything_is_written(
 
 def copies(place: dict[str, str], words: tuple[str, ...]) -> list[tuple[int, str]]:
     """What two copies of `kd` printed, and their exit codes."""
-    both = [
-        subprocess.Popen(
-            [sys.executable, "-m", "kd_cli", *words],
-            env={**os.environ, **{name: value.format(rank=rank) for name, value in place.items()}},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in (1, 0)
-    ]
-    said = [(each.communicate()[0], each.wait()) for each in both]
-    return [(code, text) for text, code in reversed(said)]
+    places = [{name: value.format(rank=rank) for name, value in place.items()} for rank in (0, 1)]
+    both = [fork(*words, before=partial(os.environ.update, each)) for each in places]
+    return [(said.code, said.out + said.err) for said in (each.ended() for each in both)]
 
 
 def free_port() -> str:
@@ -194,6 +182,7 @@ KILLS = times(20, 3)
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("_forked_ranks")
 def test_any_process_killed_at_a_random_moment_ends_all_and_the_run_goes_on_on_any_number(kd: Any) -> None:
     """With as many devices again it ends with the same bits, otherwise with the same numbers."""
     words = ("run", *QUICK, "trainer.checkpoint_minutes=0")
@@ -214,29 +203,30 @@ def test_any_process_killed_at_a_random_moment_ends_all_and_the_run_goes_on_on_a
 
 def killed(words: tuple[str, ...], moment: random.Random, lasts: float) -> tuple[str, str]:
     """What a command printed, one of whose processes was killed, and which; all of them have ended."""
-    with started(*words, stderr=subprocess.PIPE) as process:
-        try:
-            process.wait(timeout=moment.uniform(0.2, 1.0) * lasts)
-        except subprocess.TimeoutExpired:
-            there = {"parent": process.pid, **{str(rank): pid for rank, pid in ranks_of(process.pid).items()}}
-        else:
-            there = {"parent": process.pid}
-        victim = moment.choice(sorted(there))
-        os.kill(there[victim], signal.SIGKILL)
-        _, printed = process.communicate(timeout=90)
+    process = fork(*words)
+    there = {"parent": process.pid}
+    if not ended_within(process.pid, moment.uniform(0.2, 1.0) * lasts):
+        there |= {str(rank): pid for rank, pid in ranks_of(process.pid).items()}
+    victim = moment.choice(sorted(there))
+    os.kill(there[victim], signal.SIGKILL)
+    assert ended_within(process.pid, 90)
+    printed = process.ended().message
     end = time.monotonic() + 30
     while any(Path(f"/proc/{pid}").exists() for pid in there.values()):
         assert time.monotonic() < end
-    return " ".join(printed.replace("│", " ").split()), victim
+    return printed, victim
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("_forked_ranks")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_request_to_end_leaves_a_checkpoint_of_that_step(kd: Any, number: signal.Signals, code: int) -> None:
-    with started("train-baseline", *QUICK, "trainer.epochs=2000", "devices=2", "hydra.run.dir=stopped") as process:
-        wait_for(process, "stopped/checkpoints/epoch-0003*")
-        os.kill(process.pid, number)
-        assert process.wait(timeout=90) == code
+    process = fork("train-baseline", *QUICK, "trainer.epochs=2000", "devices=2", "hydra.run.dir=stopped")
+    while not list(Path().glob("stopped/checkpoints/epoch-0003*")):
+        assert not ended_within(process.pid, 0.01)
+    process.signal(number)
+    assert ended_within(process.pid, 90)
+    assert process.ended().code == code
     assert (sound_record(Path("stopped")) or {})["status"] == "interrupted"
     assert len(read_metrics(Path("stopped"))) >= 3
 

@@ -80,19 +80,26 @@ class Forked:
         return self.outcome
 
 
-def fork(*words: str, before: Callable[[], object] | None = None) -> Forked:
+def fork(
+    *words: str,
+    before: Callable[[], object] | None = None,
+    main: Callable[[], None] = main,
+    printed: tuple[int, int] | None = None,
+) -> Forked:
     """Starts `kd …` in the working directory of this process and with its environment.
 
     Args:
         before: called in the new process first.
+        main: of another program.
+        printed: the files for what it prints, in place of some in memory.
     """
-    printed = os.memfd_create("out"), os.memfd_create("err")
+    printed = printed or (os.memfd_create("out"), os.memfd_create("err"))
     with warnings.catch_warnings():  # Python ≥ 3.12 warns of threads, of which pytest-xdist has some
         warnings.simplefilter("ignore", DeprecationWarning)
         pid = os.fork()
     if pid == 0:
         try:
-            os._exit(_run(words, before, printed))
+            os._exit(_run(words, before, main, printed))
         finally:
             os._exit(70)
     return Forked(pid, printed)
@@ -105,7 +112,12 @@ def run(*words: str, before: Callable[[], object] | None = None, code: int = 0) 
     return outcome
 
 
-def _run(words: tuple[str, ...], before: Callable[[], object] | None, printed: tuple[int, int]) -> int:
+def _run(
+    words: tuple[str, ...],
+    before: Callable[[], object] | None,
+    main: Callable[[], None],
+    printed: tuple[int, int],
+) -> int:
     for number, file in zip((1, 2), printed, strict=True):
         os.dup2(file, number)
     sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))

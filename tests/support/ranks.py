@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,14 @@ from kd_cli.machine import train_together
 
 
 def on_ranks(world: int, function: Callable[..., Any], *args: Any) -> list[Any]:
-    """What a function of this module's importers gives in each of so many gloo processes."""
-    with tempfile.TemporaryDirectory() as folder:
-        multiprocessing.start_processes(_rank, (world, folder, function, args), nprocs=world, start_method="spawn")
+    """What a function of this module's importers gives in each of so many gloo processes.
+
+    They are forked from this one, which has imported everything; not where it has a GPU, whose threads no fork has.
+    """
+    method = "spawn" if torch.cuda.is_available() else "fork"
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of Python ≥ 3.12, of pytest-xdist's threads
+        multiprocessing.start_processes(_rank, (world, folder, function, args), nprocs=world, start_method=method)
         return [torch.load(Path(folder) / f"said-{rank}", weights_only=True) for rank in range(world)]
 
 

@@ -95,10 +95,16 @@ def every_loss(names: list[str]) -> dict[str, Said]:
     return {name: trained(distilled(name), batch_size=17, data=data) for name in names}
 
 
+@pytest.fixture(scope="module")
+def each_alone() -> dict[str, Said]:
+    """Every loss in one process."""
+    return every_loss(LOSSES.names())
+
+
 @pytest.mark.parametrize("world", [pytest.param(2, marks=pytest.mark.slow), 3])
-def test_every_loss_gives_the_loss_terms_and_weights_of_one_process(world: int) -> None:
-    names = LOSSES.names()
-    alone, together = every_loss(names), on_ranks(world, every_loss, names)
+def test_every_loss_gives_the_loss_terms_and_weights_of_one_process(world: int, each_alone: dict[str, Said]) -> None:
+    names = list(each_alone)
+    alone, together = each_alone, on_ranks(world, every_loss, names)
     for name in names:
         check_same(alone[name], [said[name] for said in together], 1e-10)
 
