@@ -16,7 +16,7 @@ set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 python3 -m venv "$work/venv"
-"$work/venv/bin/pip" install -q timm==1.0.31 torch==2.14.1 torchvision
+"$work/venv/bin/pip" install -q --no-compile timm==1.0.31 torch==2.14.1 torchvision
 cat > "$work/seen.py" <<'PY'
 import timm
 
