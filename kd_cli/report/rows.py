@@ -12,6 +12,7 @@ from kd_cli.report.collect import Collected
 from kd_cli.report.compare import Comparison
 from kd_cli.report.records import Run, mapping, number
 from kd_cli.report.settings import brief, facts, label, told, value
+from kd_cli.runs.folder import status_of
 from kd_cli.runs.provenance import rerun_line
 from kd_cli.runs.records import network_name, sound_record
 from kd_cli.storage.files import read_json
@@ -168,6 +169,8 @@ def _points(folder: Path, sweep: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         if point.get("status") != "completed" and not (path / "result.json").exists():  # it may have gone on by itself
             row = {key: point.get(key) for key in ("point", "status", "error", "log", "rerun")}
             record = sound_record(path)
+            if record and status_of(path, record) == "running":  # the sweep was started again
+                row |= {"status": "running", "error": None}
             known = {"log": row["log"] or _log(path), "rerun": row["rerun"] or (rerun_line(record) if record else None)}
             yield row | known | {"path": path.resolve()}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import fcntl
 import json
 import subprocess
 import sys
@@ -57,6 +58,19 @@ def test_points_that_did_not_finish_are_listed_with_a_way_back(tmp_path: Path) -
     first, second = report(tmp_path)["points_not_done"]
     assert first == {key: each for key, each in bad[0].items() if key != "folder"}
     assert (second["status"], second["error"], second["rerun"]) == ("interrupted", "Ctrl-C", "kd distill seed=9")
+
+
+def test_a_point_of_a_sweep_that_was_started_again_is_running(tmp_path: Path) -> None:
+    three_seeds(tmp_path)
+    write_run(tmp_path / "seed=9", "distilled", None, typed=["seed=9"], record={"status": "running"})
+    left = {"point": "seed=9", "folder": "seed=9", "status": "not started", "error": "the sweep was stopped before it"}
+    write_sweep(tmp_path, ["seed"], [left])
+    with (tmp_path / "seed=9" / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        (running,) = report(tmp_path)["points_not_done"]
+    assert (running["status"], running["error"]) == ("running", None)
+    (gone,) = report(tmp_path)["points_not_done"]
+    assert (gone["status"], gone["error"]) == ("not started", left["error"])
 
 
 def test_a_loose_run_that_did_not_finish_is_listed_too(tmp_path: Path) -> None:
