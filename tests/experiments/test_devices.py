@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from kd_cli.runs.checkpoint import Checkpoint
 from kd_cli.runs.metrics import read_metrics
 from kd_cli.runs.records import sound_record
 from tests.conftest import ROOT, SMALL, Outcome
-from tests.support.forked import fork
+from tests.support.forked import Forked, fork
 from tests.support.forked_ranks import ended_within, fork_ranks, ranks_of
 from tests.support.images import make_photographs
 from tests.support.interrupted import everything
@@ -211,19 +211,40 @@ def killed(words: tuple[str, ...], moment: random.Random, lasts: float) -> tuple
     os.kill(there[victim], signal.SIGKILL)
     assert ended_within(process.pid, 90)
     printed = process.ended().message
-    end = time.monotonic() + 30
-    while any(Path(f"/proc/{pid}").exists() for pid in there.values()):
-        assert time.monotonic() < end
+    wait_for_the_end_of(there.values())
     return printed, victim
+
+
+def wait_for_the_end_of(processes: Iterable[int]) -> None:
+    end = time.monotonic() + 30
+    while any(Path(f"/proc/{pid}").exists() for pid in processes):
+        assert time.monotonic() < end
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_forked_ranks")
+def test_processes_whose_starter_is_killed_do_not_train_on() -> None:
+    process = training_for_long("left")
+    ranks = ranks_of(process.pid)
+    assert sorted(ranks) == [0, 1]
+    process.signal(signal.SIGKILL)
+    wait_for_the_end_of(ranks.values())
+    assert (sound_record(Path("left")) or {})["status"] in ("running", "interrupted")
+
+
+def training_for_long(folder: str) -> Forked:
+    """On two devices; its third epoch is over."""
+    process = fork("train-baseline", *QUICK, "trainer.epochs=2000", "devices=2", f"hydra.run.dir={folder}")
+    while not list(Path(folder).glob("checkpoints/epoch-0003*")):
+        assert not ended_within(process.pid, 0.01)
+    return process
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("_forked_ranks")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_request_to_end_leaves_a_checkpoint_of_that_step(kd: Any, number: signal.Signals, code: int) -> None:
-    process = fork("train-baseline", *QUICK, "trainer.epochs=2000", "devices=2", "hydra.run.dir=stopped")
-    while not list(Path().glob("stopped/checkpoints/epoch-0003*")):
-        assert not ended_within(process.pid, 0.01)
+    process = training_for_long("stopped")
     process.signal(number)
     assert ended_within(process.pid, 90)
     assert process.ended().code == code
