@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -163,33 +160,8 @@ def allocator(place: Workplace, repeats: int) -> list[Row]:
     return rows
 
 
-def cores(place: Workplace, repeats: int) -> list[Row]:
-    """kd's threads wait for each other asleep; as PyTorch's do by default beside it, with a program on one core."""
-    variables = {"kd": {}, "kd with libgomp's default": {"GOMP_SPINCOUNT": "300000"}}
-
-    def side(given: Mapping[str, str], busy: bool, warm: bool) -> Sample:
-        with _one_core_taken() if busy else nullcontext():
-            epochs, cache = _few(place.sizes.student_epochs, warm), place.fresh("cache")
-            return kd_epoch(place.kd("train-baseline", epochs, cache=cache, watch=warm, variables=given))
-
-    rows = []
-    for busy, where in ((False, "on a quiet machine"), (True, "beside a program that takes one core")):
-        sides = {each: partial(side, given, busy) for each, given in variables.items()}
-        rows += _rows(f"{EPOCHS['student']} {where}", interleave(sides, repeats), 2.0 if busy else 0.95)
-    return rows
-
-
-@contextmanager
-def _one_core_taken() -> Iterator[None]:
-    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as other:
-        try:
-            yield
-        finally:
-            other.kill()
-
-
 ROWS: Mapping[str, Callable[[Workplace, int], list[Row]]] = {
-    each.__name__: each for each in (student, teacher, distill, sweep, augment, loop, students, allocator, cores)
+    each.__name__: each for each in (student, teacher, distill, sweep, augment, loop, students, allocator)
 }
 
 

@@ -15,7 +15,7 @@ import typer
 from kd_cli import __version__, commands, console
 from kd_cli.errors import ConfigError, Interrupted, Problem, describe_error
 from kd_cli.launch.hydra_command import Info
-from kd_cli.machine import keep_freed_memory, share_cores
+from kd_cli.machine import keep_freed_memory
 from kd_cli.signals import heeding
 
 
@@ -72,7 +72,6 @@ def _typed(module: str) -> str:
 def main() -> None:
     """Runs one command line and leaves with its exit code."""
     keep_freed_memory()
-    share_cores()
     with heeding():
         _run()
 

@@ -94,20 +94,6 @@ def keep_freed_memory() -> None:
         mallopt(_M_TRIM_THRESHOLD, -1)
 
 
-_SPINS = "2000"  # looks at whether the others are ready, before a thread sleeps; libgomp's default is 300,000
-
-
-def share_cores() -> None:
-    """Makes PyTorch's threads give their core away soon where they wait for each other; before torch is imported.
-
-    By default libgomp's threads wait by spinning. Where another program has one of the cores, those that wait take
-    turns with the one that they wait for, and a step takes several times as long (`python -m benchmarks cores`). The
-    same threads compute the same: no bit changes. Nothing is done where the user says how threads wait.
-    """
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", _SPINS)
-
-
 def return_freed_memory() -> None:
     """Gives what `keep_freed_memory` has kept back to the system: before a process is forked.
 
