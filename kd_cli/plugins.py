@@ -10,6 +10,7 @@ import importlib
 import importlib.util
 import sys
 from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
 from importlib.machinery import SourceFileLoader
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -69,8 +70,9 @@ def plugin_conf_dirs() -> Iterator[Path]:
                 yield Path(folder) / "conf"
 
 
-def _installed() -> Iterable[EntryPoint]:
-    return entry_points(group=GROUP)
+@lru_cache(maxsize=1)  # it reads the metadata of every installed package: once for all points of a sweep
+def _installed() -> tuple[EntryPoint, ...]:
+    return tuple(entry_points(group=GROUP))
 
 
 def _guarded(what: str, load: object) -> None:

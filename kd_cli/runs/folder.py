@@ -177,12 +177,12 @@ class RunDir:
             return
         facts = dict(identity)
         diff = facts.pop("git_diff", "")
-        from omegaconf import OmegaConf
+        from kd_cli.storage.yaml import yaml_text
 
         with self.there():
             if diff:
                 write_text(self.path / "git.diff", diff)
-            write_text(self.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(dict(config))))
+            write_text(self.path / "config.yaml", yaml_text(config))
             self.record = {**facts, "config_digest": digest, "started": now(), **running}
             write_json(self.path / "run.json", self.record)
         self.remedy = resume_line(self.path, identity)

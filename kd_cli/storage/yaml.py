@@ -1,9 +1,10 @@
-"""Yaml from anywhere: read without running anything, and refused before it grows."""
+"""Yaml from anywhere: read without running anything, and refused before it grows; and our own, written."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ MOST_LEVELS = 40
 _TAGS = {None, "!", *(f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "null", "seq", "map"))}
 _OTHERWISE = re.compile(r"[-+]?(0[0-7_]+|[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?)")  # octal, and base 60
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's is fifteen times faster than OmegaConf
+_DUMPER: Any = type("_Dumper", (getattr(yaml, "CSafeDumper", yaml.SafeDumper),), {"ignore_aliases": lambda *_: True})
 
 
 def check_file(path: Path) -> None:
@@ -47,6 +49,29 @@ def parse_record(text: str) -> Any:
         return yaml.load(text, Loader=_LOADER)
     except yaml.YAMLError as error:
         raise ValueError(_line(error)) from error
+
+
+def yaml_text(values: Mapping[str, Any]) -> str:
+    """Plain values as yaml that `parse_record`, OmegaConf and readers of yaml 1.2 understand alike."""
+    text: str = yaml.dump(dict(values), Dumper=_DUMPER, sort_keys=False, allow_unicode=True)
+    return text
+
+
+def _represented(dumper: Any, text: str) -> Any:
+    """Quotes also what is a number or a truth value elsewhere than in yaml 1.1: `1e3`, `0o17`, `y`."""
+    quotes = "'" if text in ("y", "Y", "n", "N") or _is_number(text) else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=quotes)
+
+
+def _is_number(text: str) -> bool:
+    with suppress(ValueError):
+        return bool(text) and int(text, 0) is not None
+    with suppress(ValueError):
+        return float(text) is not None
+    return False
+
+
+_DUMPER.add_representer(str, _represented)
 
 
 def _check(text: str, *, aliases: bool) -> None:

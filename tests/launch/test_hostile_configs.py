@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 
 from kd_cli.config.overrides import only_typed
 from kd_cli.errors import ConfigError
 from kd_cli.models.imported import check_arguments, find_callable
 from kd_cli.storage.files import read_json
-from kd_cli.storage.yaml import check_file, parse_record
+from kd_cli.storage.yaml import check_file, parse_record, yaml_text
 from tests.conftest import HERE, SMALL, Outcome
 
 SECRET = "no-one-may-read-this"
@@ -104,6 +105,40 @@ def test_interpolations_and_tags_in_a_record_are_text_or_refused() -> None:
         with pytest.raises(ValueError, match=r"the tag .* is not possible here"):
             parse_record(f"a: {tag}")
     assert not Path("ran").exists()
+
+
+TEXTS = (
+    *(
+        "",
+        " ",
+        "~",
+        "null",
+        "y",
+        "N",
+        "yes",
+        "off",
+        "True",
+        "=",
+        "<<",
+        "@x",
+        "- a",
+        "a: b",
+        "a #b",
+        "'q'",
+        "two\nlines",
+    ),
+    *("017", "08", "0o17", "0x1f", "0b1", "1_000", "1e3", "1.", "+.5", "-inf", ".inf", "nan", "12:30", "2026-01-01"),
+    *("ü 日本", "\x85", "\u2028", "😀", "a " * 100, "[b]", "{a}", "!tag", "&a", "*b", "%c", "trailing "),
+)
+
+
+def test_a_configuration_on_record_is_read_as_it_was_by_kd_and_by_omegaconf() -> None:
+    shared = [0.5, 1e-5, None, True, float("inf")]
+    values = {"texts": list(TEXTS), "mean": shared, "std": shared, "none": {}, "k: e": [[]]}
+    text = yaml_text(values)
+    assert parse_record(text) == OmegaConf.to_container(OmegaConf.create(text)) == values
+    for number in ("0o17", "1e3"):  # quoted, as yaml 1.2 and OmegaConf take them for numbers
+        assert f"- '{number}'\n" in text
 
 
 @pytest.mark.parametrize(
