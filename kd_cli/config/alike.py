@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import combinations
@@ -19,7 +19,7 @@ from typing import Any, Generic, TypeVar
 from omegaconf import ListConfig, OmegaConf
 
 from kd_cli.config.base import Config
-from kd_cli.config.overrides import override_key
+from kd_cli.config.overrides import name_by_overrides, override_key, words_of
 
 T = TypeVar("T")
 
@@ -113,6 +113,7 @@ class Alike:
 
     def _composed(self, kind: tuple[str, ...], words: Sequence[str]) -> Any:
         config = self._compose(list(words))
+        name_by_overrides(config.hydra)
         known = copy.deepcopy(OmegaConf.get_cache(config))
         if is_settled(config, kind):
             self._kinds.keep(kind, _Composed(list(words), config, known))
@@ -176,18 +177,10 @@ def vary(config: Any, before: Sequence[str], words: Sequence[str]) -> None:
     new = dict(zip(before, words, strict=True))
     changed = [_parsed(word) for old, word in new.items() if old != word]
     ConfigLoaderImpl._apply_overrides_to_config(changed, config)
-    hydra, job = config.hydra, config.hydra.job
-    words_of = {name: [new.get(word, word) for word in typed] for name, typed in _typed(hydra).items()}
-    hydra.overrides.hydra, hydra.overrides.task = words_of["hydra"], words_of["task"]
-    named = job.config.override_dirname
-    lines = sorted(word for word in words_of["task"] if _group(override_key(word)) not in named.exclude_keys)
-    job.override_dirname = re.sub("[=]", named.kv_sep, named.item_sep.join(lines))
-
-
-def _typed(hydra: Any) -> Mapping[str, list[str]]:
-    """The overrides of a configuration, as they are; who asks Hydra's list itself has what interpolations stand for."""
-    typed: Any = OmegaConf.to_container(hydra.overrides, resolve=False)
-    return {name: typed[name] for name in ("hydra", "task")}
+    hydra = config.hydra
+    typed = {name: [new.get(word, word) for word in words] for name, words in words_of(hydra).items()}
+    hydra.overrides.hydra, hydra.overrides.task = typed["hydra"], typed["task"]
+    name_by_overrides(hydra)
 
 
 def is_settled(config: Any, kind: Sequence[str]) -> bool:
@@ -197,7 +190,7 @@ def is_settled(config: Any, kind: Sequence[str]) -> bool:
         kind: of its words.
     """
     hydra, choices = config.hydra, set(config.hydra.runtime.choices)
-    words = [word for typed in _typed(hydra).values() for word in typed]
+    words = [word for typed in words_of(hydra).values() for word in typed]
     looking = any(word.startswith("~") or re.match(r"\+[^+]", word) for word in words)  # at what is there
     if looking or hydra.job.env_copy or choices & {word.removesuffix("=") for word in kind}:
         return False
@@ -221,10 +214,6 @@ def _is_straight(config: Any, path: Sequence[str], word: str) -> bool:
 
 def _path(key: str) -> tuple[str, ...]:
     return tuple(filter(None, re.split(r"[.\[\]]", key)))
-
-
-def _group(key: str) -> str:
-    return key.partition("@")[0]
 
 
 @lru_cache(maxsize=1000)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kd_cli.config.base import Config
-from kd_cli.config.overrides import option_values, override_words, winning_overrides
+from kd_cli.config.overrides import name_by_overrides, option_values, override_words, winning_overrides
 from kd_cli.turns import once
 
 
@@ -29,7 +29,9 @@ def composed(command: str, arguments: Sequence[str], *, sweeps: bool = False) ->
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
         mode = RunMode.MULTIRUN if sweeps else RunMode.RUN
-        yield loader, loader.load_configuration(primary(command, arguments), all_overrides(arguments), mode)
+        config = loader.load_configuration(primary(command, arguments), all_overrides(arguments), mode)
+        name_by_overrides(config.hydra)
+        yield loader, config
 
 
 def primary(command: str, arguments: Sequence[str]) -> str:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from kd_cli.config.overrides import override_key
+from kd_cli.config.overrides import override_key, words_of
 from kd_cli.errors import ConfigError
 
 _LOG_FILE = "${hydra.runtime.output_dir}/${hydra.job.name}.log"
@@ -62,7 +62,7 @@ def check_hydra(hydra: Any) -> None:
         node[name] = (
             OmegaConf.to_container(hydra[name], resolve=True) if OmegaConf.is_config(hydra[name]) else hydra[name]
         )
-    typed = [override_key(word).removeprefix("hydra.") for word in hydra.overrides.hydra]
+    typed = [override_key(word).removeprefix("hydra.") for word in words_of(hydra)["hydra"]]
     for key, value in _leaves(node):
         mine = key == "mode" and key in typed
         mine |= key.startswith(("launcher.setup", "launcher.additional_parameters")) and any(map(key.startswith, typed))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from kd_cli.registry import OWN
 
 _WITH_VALUE = ("--config-dir", "--config-name")
 VALUE_FOLLOWS = ("--config-dir", "--config-name", "--cfg", "--info", "--package")
+# As winning_overrides adds them, and as the points of a sweep have them.
+_ADDED = re.compile(rf"(?:{'|'.join(STAGE_TRAINER.values())})\.(\w+)=\$\\?\{{trainer\.\1\\?\}}")
 
 
 def option_values(arguments: Sequence[str], option: str) -> list[str]:
@@ -98,6 +100,28 @@ def winning_overrides(arguments: Sequence[str]) -> list[str]:
     ]
 
 
+def words_of(hydra: Any) -> Mapping[str, list[str]]:
+    """The overrides that a configuration's node `hydra` lists as `hydra` and as `task`, as they are.
+
+    Hydra's own lists would give what the interpolations stand for, and of a sweep not all stand for something yet.
+    """
+    from omegaconf import OmegaConf
+
+    listed: Any = OmegaConf.to_container(hydra.overrides, resolve=False)
+    return {name: listed[name] for name in ("hydra", "task")}
+
+
+def name_by_overrides(hydra: Any) -> None:
+    """Has `${hydra.job.override_dirname}` name what was typed, and nothing that `winning_overrides` added."""
+    named = hydra.job.config.override_dirname
+    lines = sorted(
+        word
+        for word in words_of(hydra)["task"]
+        if override_key(word).partition("@")[0] not in named.exclude_keys and not _ADDED.fullmatch(word)
+    )
+    hydra.job.override_dirname = named.item_sep.join(lines).replace("=", named.kv_sep)
+
+
 def override_key(override: str) -> str:
     """The key of an override: `+loss.temperature=4` → `loss.temperature`."""
     return override.lstrip("+~").partition("=")[0]
@@ -105,4 +129,5 @@ def override_key(override: str) -> str:
 
 def hydra_quote(text: str) -> str:
     """A value that Hydra's grammar takes as it stands, whatever is in it; a shell's single quotes fit around it."""
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    quoted = re.sub(r'(\\*)("|\Z)', lambda found: 2 * found[1] + (r"\"" if found[2] else ""), text)
+    return f'"{quoted}"'

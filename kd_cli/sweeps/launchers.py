@@ -22,6 +22,7 @@ from omegaconf import OmegaConf, open_dict
 from kd_cli.config.alike import Alike, Pattern, Patterns
 from kd_cli.config.compose import reference
 from kd_cli.config.hydra_checks import check_hydra
+from kd_cli.config.overrides import words_of
 from kd_cli.config.search_path import SUBMITIT
 from kd_cli.errors import ConfigError, suggest
 from kd_cli.machine import available_cores, given_threads, has_cuda_driver
@@ -219,8 +220,7 @@ def start_sweep(context: Any, task: Any, config: Any) -> None:
         _check_detached(config.hydra)
     sweeper = Plugins.instance().instantiate_sweeper(hydra_context=context, task_function=task, config=config)
     vars(sweeper)["validate_batch_is_legal"] = lambda _: None  # it composes every point; so do our launchers, first
-    words = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)  # a key that varies is each point's own
-    assert isinstance(words, list)
+    words = words_of(config.hydra)["task"]  # a key that varies is each point's own
     launcher: Any = sweeper.launcher
     with closing(launcher) if isinstance(launcher, RayLauncher) else nullcontext():
         sweeper.sweep(words)

@@ -1,4 +1,4 @@
-"""The nine studies: each composes on its own, runs on any data, and ends in an answer."""
+"""The ten studies: each composes on its own, runs on any data, and ends in an answer."""
 
 from __future__ import annotations
 

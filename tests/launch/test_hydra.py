@@ -180,6 +180,30 @@ def test_a_sweep_has_a_folder_per_point_and_says_whether_distillation_helped(kd)
     assert [point["seed"] for point in again.json["points"]] == [0, 1]
 
 
+@pytest.mark.parametrize(
+    ("subdir", "folders"),
+    {
+        "${hydra.job.num}": ["0", "1"],
+        "n${hydra.job.num}": ["n0", "n1"],
+        "${hydra.job.override_dirname}": ["seed=0,trainer.epochs=1", "seed=1,trainer.epochs=1"],
+    }.items(),
+)
+@pytest.mark.parametrize("launcher", ["basic", "process"])
+def test_a_points_folder_may_be_named_as_hydra_users_do(kd, launcher: str, subdir: str, folders: list[str]) -> None:
+    small = [word for word in SMALL if not word.startswith("trainer.epochs")]
+    names = (
+        "hydra.job.config.override_dirname.exclude_keys=[" + ",".join(word.partition("=")[0] for word in small) + "]"
+    )
+    words = [*small, "trainer.epochs=1", "seed=0,1", f"hydra/launcher={launcher}", names]
+    for _ in range(2):  # the second time they are found again
+        swept = kd(
+            "train-baseline", "-m", *words, "hydra.sweep.dir=swept", f"hydra.sweep.subdir={subdir}", "--json"
+        ).json
+        assert [Path(point["folder"]).name for point in swept["points"]] == folders
+        assert sorted(path.parent.name for path in Path("swept").glob("*/*/")) == folders
+        assert sorted(path.parent.name for path in Path("swept").rglob("result.json")) == folders
+
+
 def test_a_sweep_over_losses_and_seeds_compares_each_with_the_baseline_of_its_seed(kd, teacher) -> None:
     swept = kd("distill", "-m", HERE, *SMALL, "loss=none,kd", "seed=0,1", "--json")
     tops = {(point["point"].split()[0], point["seed"]): point["test_top1"] for point in swept.json["points"]}
