@@ -67,10 +67,12 @@ def command(
     if dry_run:
         launch("run", arguments, DRY_RUN, present_dry_run, writes=False)
         return
-    points = run_sweep(JOB, "run", arguments, detach=detach).points
+    swept = run_sweep(JOB, "run", arguments, detach=detach)
+    points = swept.points
     stand = {point["status"] for point in points}
     if "completed" in stand and not (detach and stand & {*PENDING}):
-        _answer(points)
+        assert swept.folder is not None
+        _answer(points, swept.folder)
     else:
         console.emit({"points": points})
     list_unfinished(points)
@@ -91,15 +93,15 @@ def _check_loss(name: str, overrides: Sequence[str], config_dirs: Sequence[str])
         )
 
 
-def _answer(points: Sequence[Mapping[str, Any]]) -> None:
+def _answer(points: Sequence[Mapping[str, Any]], folder: Path) -> None:
     from kd_cli.commands.report import present
     from kd_cli.report.write import write
     from kd_cli.runs.sweep_folder import read_sweep
 
-    folder = Path(next(point["folder"] for point in points if "folder" in point)).parent
-    study, problem = read_sweep(folder)["study"], None
+    sweep, problem = read_sweep(folder), None
+    study = sweep["study"]
     if str(study["then"]).startswith("transfer="):
-        problem = _transfer(folder, study["then"])
+        problem = _transfer(folder, [folder / point["folder"] for point in sweep["points"]], study["then"])
     results, paths = write([folder], folder, command=sys.argv[1:], speed=study["then"] == "profile")
     paths |= _draw(results, study["picture"], folder)
     console.say(f"\n{study['question']}", style="bold")
@@ -125,7 +127,7 @@ def _draw(results: Mapping[str, Any], picture: str, folder: Path) -> dict[str, P
     return paths
 
 
-def _transfer(folder: Path, transfer: str) -> KDError | None:
+def _transfer(folder: Path, points: Sequence[Path], transfer: str) -> KDError | None:
     """Tries every network of the study on other data; the report finds what came of it in transfer.json.
 
     What goes wrong is returned, since what was trained has its report all the same.
@@ -134,7 +136,7 @@ def _transfer(folder: Path, transfer: str) -> KDError | None:
     from kd_cli.runs.folder import expand
     from kd_cli.storage.files import write_json
 
-    runs = [run for result in sorted(folder.glob("*/result.json")) for run in expand(result.parent)]
+    runs = [run for point in sorted(points) if (point / "result.json").exists() for run in expand(point)]
     try:
         write_json(folder / "transfer.json", transfer_runs(runs, [transfer]))
     except KDError as error:

@@ -166,7 +166,7 @@ def run_sweep(job: str, command: str, arguments: Sequence[str], *, writes: bool 
         _check_hydra(config.hydra)
         with recorded(Path(str(config.hydra.sweep.dir)), points):
             start_sweep(_hydra_context(loader), points, config)
-    return Swept([*sweep.failures, *points.records], points.found)
+    return Swept([*sweep.failures, *points.records], points.folder, points.found)
 
 
 def _extend_hydra(arguments: Sequence[str]) -> None:

@@ -162,7 +162,7 @@ def launch(
 def _present_sweep(swept: Swept) -> None:
     from kd_cli.sweeps import point, summary
 
-    summary.summarize(swept.points)
+    summary.summarize(swept.points, swept.folder)
     summary.present_search(swept.found)
     summary.list_unfinished(swept.points)
     summary.list_pending(swept.points)

@@ -51,11 +51,12 @@ class Collected:
     def sweep_folder(self, path: Path) -> Path | None:
         """The sweep that a point's folder belongs to."""
         folder = path.parent.resolve()
-        return folder if folder in self.sweeps else None
+        return next((above for above in (folder, *folder.parents) if above in self.sweeps), None)
 
     def sweep_of(self, path: Path) -> Mapping[str, Any]:
         """Its sweep.json; empty for any other folder."""
-        return self.sweeps.get(path.parent.resolve(), {})
+        folder = self.sweep_folder(path)
+        return {} if folder is None else self.sweeps[folder]
 
 
 def collect(targets: Sequence[Path]) -> Collected:

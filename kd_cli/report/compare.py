@@ -125,9 +125,13 @@ def _whole(found: Collected, by_weights: Mapping[str, Run]) -> Iterator[Comparis
 
 def _loose(run: Run, twins: Sequence[Run], by_weights: Mapping[str, Run], found: Collected) -> Comparison:
     """With the baseline of its own sweep, or else the newest."""
-    twin = max(twins, key=lambda each: (each.path.parent == run.path.parent, each.started), default=None)
-    teacher = _taught_by(run, by_weights)
-    return Comparison(run.path, False, run, twin, teacher, run.typed, found.sweep_folder(run.path))
+    sweep = found.sweep_folder(run.path)
+
+    def beside(other: Run) -> bool:
+        return other.path.parent == run.path.parent if sweep is None else found.sweep_folder(other.path) == sweep
+
+    twin = max(twins, key=lambda each: (beside(each), each.started), default=None)
+    return Comparison(run.path, False, run, twin, _taught_by(run, by_weights), run.typed, sweep)
 
 
 def pairing(run: Run) -> str:

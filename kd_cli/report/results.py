@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
+from os.path import relpath
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -106,9 +107,13 @@ def _comparisons(compared: Sequence[Comparison], found: Collected, ids: Mapping[
 
 
 def _point(each: Comparison, found: Collected) -> str:
-    points = found.sweep_of(each.folder).get("points") or []
-    labels = [point.get("point") for point in map(mapping, points) if point.get("folder") == each.folder.name]
-    return str(labels[0]) if labels else each.folder.name
+    sweep = found.sweep_folder(each.folder)
+    if sweep is not None:
+        name = relpath(each.folder.resolve(), sweep)
+        for point in map(mapping, found.sweeps[sweep].get("points") or []):
+            if point.get("folder") == name:
+                return str(point.get("point"))
+    return each.folder.name
 
 
 def _group(group: Group, compared: Sequence[Comparison]) -> dict[str, Any]:

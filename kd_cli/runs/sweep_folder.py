@@ -141,7 +141,8 @@ def find_jobs(root: Path) -> dict[Path, str]:
 
 def shared_folder(point: Path) -> Path | None:
     """Where the sweep that a run is a point of keeps what its points share; None for a run by itself."""
-    return point.parent / _PARTS if (point.parent / _RECORD).exists() else None
+    sweep = next((above for above in point.absolute().parents if (above / _RECORD).exists()), None)
+    return None if sweep is None else sweep / _PARTS
 
 
 def _say_begun(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:

@@ -27,7 +27,7 @@ from kd_cli.sweeps.point import KEPT, Point, failed, not_started, outcome_file, 
 from kd_cli.sweeps.processes import run_points
 from kd_cli.sweeps.queue import elsewhere
 from kd_cli.sweeps.share import Share
-from kd_cli.sweeps.worker import Work
+from kd_cli.sweeps.worker import Work, logs_of
 
 if TYPE_CHECKING:
     from kd_cli.runs.sweep_folder import SweepDir
@@ -164,8 +164,7 @@ def _division(launcher: str, works: Sequence[Work], had: int, at_once: int, thre
     of_each = "" if threads is None else ", 1 thread each" if threads == 1 else f", {threads} threads each"
     count = "1 point" if len(works) == 1 else f"{len(works)} points"
     before = f", {had} of them submitted before" if had else ""
-    logs = f"{console.short_path(works[0].folder.parent)}/*/{works[0].log.name}"
-    return f"{count} by {launcher}{before}, {at_once} at a time{of_each}; what they say is in {logs}"
+    return f"{count} by {launcher}{before}, {at_once} at a time{of_each}; what they say is in {logs_of(works)}"
 
 
 def _submitted_before(submitit: Submitit, folder: SweepDir, works: Sequence[Work]) -> dict[int, str]:

@@ -115,6 +115,11 @@ class Points:
             self._folder = SweepDir(folder, facts | {"study": self._study})
         return self._folder
 
+    @property
+    def folder(self) -> Path | None:
+        """The sweep's, if it has one."""
+        return None if self._folder is None else self._folder.path
+
     def close(self) -> None:
         """Records what came of the points."""
         if self._folder is not None:

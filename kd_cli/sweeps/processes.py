@@ -14,7 +14,7 @@ from kd_cli.sweeps.crew import Crew
 from kd_cli.sweeps.fork_server import heeding
 from kd_cli.sweeps.point import Point, point_names
 from kd_cli.sweeps.share import Share, Task
-from kd_cli.sweeps.worker import Work
+from kd_cli.sweeps.worker import Work, logs_of
 
 _WATCH_SECONDS = 0.2
 
@@ -34,8 +34,7 @@ def run_points(
     Returns:
         What came of each, in the order of `works`.
     """
-    folder = console.short_path(works[0].folder.parent)
-    console.say(f"{_division(len(works), share)}; what they say is in {folder}/*/{works[0].log.name}")
+    console.say(f"{_division(len(works), share)}; what they say is in {logs_of(works)}")
     crew = Crew(list(map(Task, point_names(first, len(works)), works)), share)
     with _requests(unwanted) as requests, console.live_line("the points start"):
         try:

@@ -15,7 +15,7 @@ from kd_cli.sweeps.fork_server import heeding
 from kd_cli.sweeps.point import KEPT, Point, failed, not_started, point_names
 from kd_cli.sweeps.ray_cluster import Cluster, reason_of
 from kd_cli.sweeps.ray_node import RayPoint
-from kd_cli.sweeps.worker import Work
+from kd_cli.sweeps.worker import Work, logs_of
 
 _LOOK = 0.2  # seconds between two looks at a request to stop
 
@@ -38,10 +38,9 @@ def run_on_ray(cluster: Cluster, works: Sequence[Work], first: int = 0) -> list[
         What came of each, in the order of `works`.
     """
     threads = "1 thread" if cluster.threads == 1 else f"{cluster.threads} threads"
-    logs = f"{console.short_path(works[0].folder.parent)}/*/{works[0].log.name}"
     count = "1 point" if len(works) == 1 else f"{len(works)} points"
     at_once = min(len(works), cluster.at_once)
-    console.say(f"{count} by {cluster.name}, {at_once} at a time, {threads} each; what they say is in {logs}")
+    console.say(f"{count} by {cluster.name}, {at_once} at a time, {threads} each; what they say is in {logs_of(works)}")
     run = _Run(cluster, works, first)
     with run.heeding(), suppress(_NotWaited):
         run.follow()

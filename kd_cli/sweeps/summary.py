@@ -22,14 +22,16 @@ class Swept:
 
     Args:
         points: one record each.
+        folder: of the sweep; None where it wrote nothing.
         found: by a search (`hydra/sweeper=optuna`): see `Search.summary`.
     """
 
     points: Sequence[Point]
+    folder: Path | None = None
     found: Mapping[str, Any] | None = None
 
 
-def summarize(points: Sequence[Point]) -> None:
+def summarize(points: Sequence[Point], folder: Path | None) -> None:
     """One line for each point; where there are several seeds, one for what they have in common, and the gain."""
     from kd_cli.metrics.significance import paired_gain
 
@@ -49,9 +51,8 @@ def summarize(points: Sequence[Point]) -> None:
         columns = ("point", "seeds", "test top-1 %, mean ± std", "gain, mean ± 95 % interval", "p", "verdict")
         rows = [(name, *_over_seeds(groups, name)) for name in groups]
         console.table("Over seeds", columns, rows, left=("point", "verdict"))
-    folders = [Path(point["folder"]).parent for point in points if "folder" in point]
-    if trained and folders:
-        console.say(f"kd report {shlex.quote(console.short_path(folders[0]))} draws it")
+    if trained and folder is not None:
+        console.say(f"kd report {shlex.quote(console.short_path(folder))} draws it")
 
 
 def _by_seed(points: Sequence[Point]) -> dict[str, dict[int, Point]]:

@@ -204,6 +204,18 @@ def test_a_points_folder_may_be_named_as_hydra_users_do(kd, launcher: str, subdi
         assert sorted(path.parent.name for path in Path("swept").rglob("result.json")) == folders
 
 
+def test_points_may_have_folders_inside_of_folders(kd) -> None:
+    nested = ("hydra.sweep.dir=swept", "hydra.sweep.subdir=${loss.name}/${seed}")
+    swept = kd("run", "-m", HERE, *SMALL, "loss=kd,mse_logits", "seed=0,1", *nested)
+    assert "kd report swept draws it" in swept.out
+    points = [Path("swept", loss, seed) for loss in ("kd", "mse_logits") for seed in "01"]
+    parts = {(point / part).resolve() for point in points for part in ("teacher", "baseline")}
+    assert parts == set(Path("swept/parts").resolve().iterdir())
+    assert len(parts) == 4
+    labels = [each["point"] for each in kd("report", "swept", "--json").json["comparisons"]]
+    assert sorted(labels) == [f"loss={point.parent.name} seed={point.name}" for point in points]
+
+
 def test_a_sweep_over_losses_and_seeds_compares_each_with_the_baseline_of_its_seed(kd, teacher) -> None:
     swept = kd("distill", "-m", HERE, *SMALL, "loss=none,kd", "seed=0,1", "--json")
     tops = {(point["point"].split()[0], point["seed"]): point["test_top1"] for point in swept.json["points"]}
