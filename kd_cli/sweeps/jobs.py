@@ -146,18 +146,23 @@ def run_jobs(
     with _lease() as lease, outcomes.heeding(lease):
         jobs = [Job(works[number], threads, None if lasting else Path(lease.name), submitit.minutes) for number in new]
         try:
-            names = submitit.submit(jobs, partial(outcomes.note, folder, new), lasting=lasting)
-            handed = had | dict(zip(new, names, strict=True))
+            names, refused = submitit.submit(jobs, partial(outcomes.note, folder, new), lasting=lasting)
+            if refused is not None:
+                outcomes.reason = KDError(f"{submitit.name} does not take it: {_text(refused)}")
+            handed = had | dict(zip(new, names, strict=False))
             for number, point in submitit.outcomes(works, handed, wait=not detach):
                 outcomes.receive(number, point)
         except (_NotWaited, KeyboardInterrupt):
             pass
         except Exception as error:
-            text = str(error).strip() or type(error).__name__
-            outcomes.reason = KDError(f"{submitit.name} ended before the point did: {text}")
+            outcomes.reason = KDError(f"{submitit.name} ended before the point did: {_text(error)}")
     if outcomes.stopped:
         console.notice("the same command goes on with what is not done")
     return [outcomes.points.get(number) or outcomes.missing(number) for number in range(len(works))]
+
+
+def _text(error: Exception) -> str:
+    return str(error).strip() or type(error).__name__
 
 
 def _division(launcher: str, works: Sequence[Work], had: int, at_once: int, threads: int | None) -> str:
@@ -226,7 +231,8 @@ class _Outcomes:
         return self._exit_code is not None
 
     def note(self, folder: SweepDir, numbers: Sequence[int], names: Sequence[str]) -> None:
-        """Jobs were submitted that go on when nobody waits for them."""
+        """Jobs of the first points of these numbers were submitted; they go on when nobody waits for them."""
+        numbers = numbers[: len(names)]
         works = [self._works[number] for number in numbers]
         self._lasting.update(numbers)
         folder.submitted({relpath(work.folder, folder.path): name for work, name in zip(works, names, strict=True)})

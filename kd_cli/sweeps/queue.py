@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,6 +20,13 @@ GONE = "GONE"  # not in the queue; Slurm forgets a job some minutes after its en
 _WAITS = {"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "RESV_DEL_HOLD", "SPECIAL_EXIT"}
 DIED = {"BOOT_FAIL", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "TIMEOUT"}
 _OVER = DIED | {"CANCELLED", "COMPLETED", "PREEMPTED", "REVOKED", GONE}
+
+
+def longest_array() -> int | None:
+    """How many jobs Slurm takes as one array; None where it does not say."""
+    said = _answer(("scontrol", "show", "config")) or ""
+    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", said, flags=re.MULTILINE)
+    return int(found[1]) if found else None
 
 
 def job_name(cluster: str, number: str) -> str:
@@ -66,12 +74,18 @@ def pending(outputs: Path) -> dict[Path, str]:
 
 
 def _slurm() -> Mapping[str, str] | None:
+    said = _answer(_SQUEUE)
+    if said is None:
+        return None
+    rows = [line.split() for line in said.splitlines()]
+    return {row[0]: row[1] for row in rows if len(row) == 2}
+
+
+def _answer(command: Sequence[str]) -> str | None:
     try:
-        done = subprocess.run(_SQUEUE, capture_output=True, text=True, check=True, timeout=_PATIENCE)
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=_PATIENCE).stdout
     except (OSError, subprocess.SubprocessError):
         return None
-    rows = [line.split() for line in done.stdout.splitlines()]
-    return {row[0]: row[1] for row in rows if len(row) == 2}
 
 
 def _runs(pid: str) -> bool:

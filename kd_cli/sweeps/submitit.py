@@ -17,7 +17,7 @@ from kd_cli.machine import available_cores, given_threads
 from kd_cli.sweeps.fork_server import stop_blocked
 from kd_cli.sweeps.jobs import Job
 from kd_cli.sweeps.point import KEPT, Point, failed, outcome_file, recorded_point
-from kd_cli.sweeps.queue import DIED, is_over, job_name, states, status
+from kd_cli.sweeps.queue import DIED, is_over, job_name, longest_array, states, status
 from kd_cli.sweeps.worker import Work
 
 _POLL_SECONDS = 0.2
@@ -70,24 +70,39 @@ class Submitit:
         """Whether a job, by its name on record, is one of this queue."""
         return job.startswith(f"{self._cluster} ")
 
-    def submit(self, jobs: Sequence[Job], note: Callable[[Sequence[str]], object], *, lasting: bool) -> list[str]:
-        """Hands jobs over.
+    def submit(
+        self, jobs: Sequence[Job], note: Callable[[Sequence[str]], object], *, lasting: bool
+    ) -> tuple[list[str], Exception | None]:
+        """Hands jobs over, of Slurm in as few arrays as it takes; they share what may run at the same time.
 
         Args:
-            note: records their names, by which `outcomes` finds them; no request to stop comes between.
+            note: records the names of the first jobs, by which `outcomes` finds them; no request to stop comes between.
             lasting: they outlive this process.
+
+        Returns:
+            The names of the first jobs; why those behind them were not taken.
         """
+        arrays, names = self._arrays(jobs), list[str]()
+        for array in arrays:
+            executor = self._executor(len(arrays))
+            with background() if self.local and lasting else stop_blocked():
+                try:
+                    with executor.batch():
+                        handed = [executor.submit(job) for job in array]
+                except Exception as error:  # a queue takes no more of this user, or is not there any more
+                    return names, error
+                self._handed += handed
+                names += [job_name(self._cluster, str(job.job_id)) for job in handed]
+                if lasting:
+                    note(names)
+        return names, None
+
+    def _arrays(self, jobs: Sequence[Job]) -> list[Sequence[Job]]:
         if not jobs:
             return []
-        executor = self._executor()
-        with background() if self.local and lasting else stop_blocked():
-            with executor.batch():
-                handed = [executor.submit(job) for job in jobs]
-            self._handed += handed
-            names = [job_name(self._cluster, str(job.job_id)) for job in handed]
-            if lasting:
-                note(names)
-        return names
+        most = len(jobs) if self.local else longest_array() or len(jobs)
+        count = math.ceil(len(jobs) / most)
+        return [jobs[number * len(jobs) // count : (number + 1) * len(jobs) // count] for number in range(count)]
 
     def outcomes(self, works: Sequence[Work], jobs: Mapping[int, str], *, wait: bool) -> Iterator[tuple[int, Point]]:
         """What came of each job that is over, with its number, in any order.
@@ -122,12 +137,16 @@ class Submitit:
         kind = submitit.LocalJob if self.local else submitit.SlurmJob
         return kind(self._options["submitit_folder"], name.split()[1])
 
-    def _executor(self) -> Any:
+    def _executor(self, arrays: int) -> Any:
+        """What submits so many arrays of jobs."""
         import submitit
         from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf
 
         shared = BaseQueueConf.__dataclass_fields__
-        options = {key if key in shared else f"{self._cluster}_{key}": value for key, value in self._options.items()}
+        given = dict(self._options)
+        if arrays > 1:
+            given["array_parallelism"] = max(1, given["array_parallelism"] // arrays)
+        options = {key if key in shared else f"{self._cluster}_{key}": value for key, value in given.items()}
         folder, retries = options.pop("submitit_folder"), f"{self._cluster}_max_num_timeout"
         at_start = {retries: options.pop(retries, 0)}  # submitit's own default on this machine is 3
         try:

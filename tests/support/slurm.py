@@ -39,6 +39,7 @@ ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 SchedulerType=sched/builtin
 SchedulerParameters=batch_sched_delay=0,sched_min_interval=100000,sched_interval=1,builtin_interval=1
+MaxArraySize=3
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 MpiDefault=none

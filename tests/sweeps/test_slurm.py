@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -214,6 +215,19 @@ def test_detached_points_are_shown_and_the_same_command_hears_of_them(kd, slurm)
     assert {run["status"] for run in kd("list", "runs", "--json").json["runs"]} == {"completed"}
     assert kd(*words, "--detach").json["points"][0]["test_top1"] == done["test_top1"]  # it needs no job
     assert list(jobs("outputs/swept")) == ["seed=1"]
+
+
+def test_more_points_than_an_array_takes_are_several_arrays_and_what_slurm_refuses_is_told(kd, slurm) -> None:
+    words = (*BASELINE, *SLURM, "trainer.epochs=1", "hydra.sweep.dir=swept", "--detach", "--json")
+    points = kd(*words, "seed=range(8)").json["points"]
+    assert {point["status"] for point in points} <= {"queued", "running"}
+    sizes = Counter(job.partition("_")[0] for job in jobs().values())
+    assert sorted(sizes.values()) == [2, 3, 3]
+    again = kd(*words, "seed=range(9)", "hydra.launcher.partition=none", code=1).json["points"]
+    assert [point["status"] for point in again[8:]] == ["failed"]
+    assert "invalid partition" in again[8]["error"]
+    done = kd(*(word for word in words if word != "--detach"), "seed=range(9)").json["points"]
+    assert [point["status"] for point in done] == ["completed"] * 9
 
 
 def test_jobs_of_a_command_that_was_killed_are_found_again(kd, slurm) -> None:
