@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 from kd_cli.config.base import Config
 from kd_cli.config.overrides import name_by_overrides, option_values, override_words, winning_overrides
 from kd_cli.turns import once
+
+VARIABLES = ("KD_DATA", "TMPDIR", "USER")  # of the environment, that our yaml files ask for
+
+
+class _Plain(dict[str, Any]):
+    """A dict that weak references can be made of."""
+
+
+_there: MutableMapping[tuple[str | None, ...], _Plain] = WeakValueDictionary()  # what `compose` gave and somebody has
 
 
 def conf_dir() -> Path:
@@ -47,6 +58,8 @@ def all_overrides(arguments: Sequence[str]) -> list[str]:
 def compose(overrides: Sequence[str], *, config_name: str = "run", config_dirs: Sequence[str] = ()) -> Config:
     """The resolved configuration that `overrides` make, outside of any job.
 
+    Who asks for what somebody has is given that: a command opens many networks. Nobody changes anything of it.
+
     Raises:
         Exception: whatever Hydra raises of a wrong override.
     """
@@ -56,8 +69,15 @@ def compose(overrides: Sequence[str], *, config_name: str = "run", config_dirs: 
     from kd_cli.config.search_path import install_search_path
 
     install_search_path(config_dirs)
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        return plain(hydra_compose(config_name, list(overrides)))
+    key = config_name, *overrides, *map(os.environ.get, VARIABLES)
+    may_share = not config_dirs and not any("${" in word for word in overrides)  # files of the user, and resolvers
+    found = _there.get(key) if may_share else None
+    if found is None:
+        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            found = _Plain(plain(hydra_compose(config_name, list(overrides))))
+        if may_share:
+            _there[key] = found
+    return found
 
 
 def plain(config: Any) -> Config:
@@ -71,10 +91,6 @@ def plain(config: Any) -> Config:
     values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     assert isinstance(values, dict)
     return {str(key): value for key, value in values.items()}
-
-
-class _Plain(dict[str, Any]):
-    """A dict that weak references can be made of."""
 
 
 def reference(hydra: Any) -> Config:

@@ -32,6 +32,7 @@ def remember() -> None:
         if getattr(module, "parse", None) is plain:
             module.parse = parse  # type: ignore[attr-defined]
     compose.once = _remembered_reference(compose.once)
+    compose._there = {}
 
 
 def _look(file: int) -> None:
@@ -67,7 +68,7 @@ def _remembered_reference(once: Callable[..., Any]) -> Callable[..., Any]:
         }
         if folders != {str(compose.conf_dir())}:
             return once(what, make)
-        key = what, os.environ.get("KD_DATA"), os.environ.get("TMPDIR"), os.environ.get("USER")
+        key = what, *map(os.environ.get, compose.VARIABLES)
         if key not in known:
             known[key] = once(what, make)
         return copy.deepcopy(known[key])
