@@ -20,7 +20,7 @@ from kd_cli.runs.folder import now
 from kd_cli.runs.provenance import rerun_line
 from kd_cli.runs.records import Fits, check_kinds, is_texts
 from kd_cli.storage.files import guard_disk, read_json, read_record, write_json
-from kd_cli.storage.locks import Lock, holder, take
+from kd_cli.storage.locks import LOCK_FILE, Lock, holder, take
 
 _RECORD, _PARTS = "sweep.json", "parts"
 _KEPT = ("point", "folder", "status", "error", "exit_code", "log", "rerun")  # of a point; its result is in its folder
@@ -141,8 +141,13 @@ def find_jobs(root: Path) -> dict[Path, str]:
 
 def shared_folder(point: Path) -> Path | None:
     """Where the sweep that a run is a point of keeps what its points share; None for a run by itself."""
-    sweep = next((above for above in point.absolute().parents if (above / _RECORD).exists()), None)
+    sweep = next(filter(_is_sweep, point.absolute().parents), None)
     return None if sweep is None else sweep / _PARTS
+
+
+def _is_sweep(folder: Path) -> bool:
+    """Other programs have files of that name, and no lock beside it; all points look, so nobody reads it."""
+    return (folder / _RECORD).exists() and (folder / LOCK_FILE).exists()
 
 
 def _say_begun(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:

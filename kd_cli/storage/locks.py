@@ -28,7 +28,7 @@ from kd_cli.turns import rest
 
 log = logging.getLogger("kd")
 
-_FILE = ".lock"
+LOCK_FILE = ".lock"
 _TAKEN = {errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES}
 _UNKNOWN = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}  # what file systems without locks say
 _PATIENCE = 0.2  # seconds: somebody may only be looking whether the folder is free, or be about to be gone
@@ -112,7 +112,7 @@ def take(
 
 def holder(path: Path) -> str:
     """Who has a folder: `process 12 on HOST since 2026-01-31 12:00:03 UTC (kd run …)`."""
-    facts = read_json(path / _FILE)
+    facts = read_json(path / LOCK_FILE)
     if facts is None:
         return "another process"
     since = str(facts.get("since"))[:19].replace("T", " ")
@@ -122,7 +122,7 @@ def holder(path: Path) -> str:
 def is_held(path: Path) -> bool | None:
     """Whether a process has a folder; None where that cannot be known."""
     try:
-        with (path / _FILE).open() as file:
+        with (path / LOCK_FILE).open() as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
@@ -136,7 +136,7 @@ def _opened(path: Path, key: str) -> io.FileIO:
         while True:
             path.mkdir(parents=True, exist_ok=True)
             with suppress(FileNotFoundError):  # another process has just removed the folder, which was empty
-                return io.FileIO(path / _FILE, "a+")
+                return io.FileIO(path / LOCK_FILE, "a+")
     except OSError as error:
         if is_full(error):
             raise not_written(path, None, error) from error
@@ -152,7 +152,7 @@ def _try(file: io.FileIO, path: Path) -> bool:
             return False
         if error.errno not in _UNKNOWN:
             raise ConfigError(f"{path} cannot be locked ({error.strerror}); choose a folder on another disk") from error
-        if _is_ours(path) or _is_alive(read_json(path / _FILE) or {}):
+        if _is_ours(path) or _is_alive(read_json(path / LOCK_FILE) or {}):
             return False
         log.warning("%s is on a file system without locks: start nothing else in this folder meanwhile", path)
     return True
@@ -211,7 +211,7 @@ def _is_alive(facts: Mapping[str, object]) -> bool:
 
 def _is_file_of(path: Path, file: io.FileIO) -> bool:
     try:
-        there = (path / _FILE).stat()
+        there = (path / LOCK_FILE).stat()
     except OSError:
         return False
     return os.path.samestat(there, os.fstat(file.fileno()))

@@ -216,6 +216,12 @@ def test_points_may_have_folders_inside_of_folders(kd) -> None:
     assert sorted(labels) == [f"loss={point.parent.name} seed={point.name}" for point in points]
 
 
+def test_a_file_of_another_program_above_makes_no_sweep_of_a_run(kd) -> None:
+    Path("sweep.json").write_text('{"method": "bayes"}')
+    kd("run", *SMALL, "hydra.run.dir=here/run")
+    assert not [path for path in Path().rglob("*") if path.is_symlink() or path.name == "parts"]
+
+
 def test_a_sweep_over_losses_and_seeds_compares_each_with_the_baseline_of_its_seed(kd, teacher) -> None:
     swept = kd("distill", "-m", HERE, *SMALL, "loss=none,kd", "seed=0,1", "--json")
     tops = {(point["point"].split()[0], point["seed"]): point["test_top1"] for point in swept.json["points"]}
