@@ -12,13 +12,17 @@ import gc
 import os
 import sys
 from collections.abc import Callable, Hashable
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any
 
 import omegaconf.grammar_parser
 import yaml
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.errors import HydraException
 
 from kd_cli.config import compose
+from kd_cli.config.alike import Kinds, Pattern, is_settled
 
 
 def remember() -> None:
@@ -33,6 +37,7 @@ def remember() -> None:
             module.parse = parse  # type: ignore[attr-defined]
     compose.once = _remembered_reference(compose.once)
     compose._there = {}
+    ConfigLoaderImpl.load_configuration = _remembered_loading(ConfigLoaderImpl.load_configuration)
 
 
 def _look(file: int) -> None:
@@ -62,11 +67,7 @@ def _remembered_reference(once: Callable[..., Any]) -> Callable[..., Any]:
     def reference(what: Hashable, make: Callable[[], Any]) -> Any:
         from hydra.core.global_hydra import GlobalHydra
 
-        path = GlobalHydra.instance().config_loader().get_search_path().get_path()
-        folders = {
-            entry.path.removeprefix("file://") for entry in path if not entry.path.startswith(("pkg:", "struct"))
-        }
-        if folders != {str(compose.conf_dir())}:
+        if not _is_ours(GlobalHydra.instance().config_loader()):
             return once(what, make)
         key = what, *map(os.environ.get, compose.VARIABLES)
         if key not in known:
@@ -74,3 +75,33 @@ def _remembered_reference(once: Callable[..., Any]) -> Callable[..., Any]:
         return copy.deepcopy(known[key])
 
     return reference
+
+
+def _remembered_loading(load: Callable[..., Any]) -> Callable[..., Any]:
+    """What Hydra composes of our own yaml files, as `kd_cli.config.alike` makes one of another; see its tests."""
+    known: dict[Hashable, Kinds[Pattern]] = {}
+
+    def loaded(self: Any, config_name: Any, overrides: Any, *more: Any, **options: Any) -> Any:
+        if not _is_ours(self):
+            return load(self, config_name, overrides, *more, **options)
+        key = config_name, more, *options.items(), *map(os.environ.get, compose.VARIABLES)
+        kinds = known.setdefault(key, Kinds(self))
+        kind = kinds.kind(overrides)
+        pattern = kinds.take(kind)
+        if pattern is not None:
+            kinds.keep(kind, pattern)
+            with suppress(HydraException):  # which says it better of the words as they were typed
+                return pattern.config(overrides)
+        config = load(self, config_name, overrides, *more, **options)
+        if is_settled(config, kind):
+            kinds.keep(kind, Pattern(tuple(overrides), copy.deepcopy(config), {}))
+        return config
+
+    return loaded
+
+
+def _is_ours(loader: Any) -> bool:
+    """Whether no folder but our own is looked into."""
+    path = loader.get_search_path().get_path()
+    folders = {entry.path.removeprefix("file://") for entry in path if not entry.path.startswith(("pkg:", "struct"))}
+    return folders == {str(compose.conf_dir())}
