@@ -175,7 +175,8 @@ def test_of_two_starts_of_a_sweep_one_wins_and_points_share_their_parts() -> Non
 def test_points_of_a_sweep_in_two_processes_train_their_common_parts_once() -> None:
     run("run", *TINY, "loss.temperature=2", "hydra.run.dir=alone")
     Path("sweep").mkdir()
-    Path("sweep/sweep.json").write_text("{}")
+    for name in ("sweep.json", ".lock"):  # as a sweep has them
+        Path("sweep", name).write_text("{}")
     points = [("run", *TINY, f"loss.temperature={t}", f"hydra.run.dir=sweep/{t}") for t in (1, 2, 3, 4)]
     all_end([fork(*point) for point in points], 0)
     assert len(list(Path("sweep/parts").iterdir())) == 2

@@ -23,6 +23,7 @@ from hydra.errors import HydraException
 
 from kd_cli.config import compose
 from kd_cli.config.alike import Kinds, Pattern, is_settled
+from kd_cli.registry import OWN
 
 
 def remember() -> None:
@@ -82,7 +83,8 @@ def _remembered_loading(load: Callable[..., Any]) -> Callable[..., Any]:
     known: dict[Hashable, Kinds[Pattern]] = {}
 
     def loaded(self: Any, config_name: Any, overrides: Any, *more: Any, **options: Any) -> Any:
-        if not _is_ours(self):
+        given = any(word.partition("=")[2].startswith(OWN) for word in overrides)  # by a program, each time others
+        if given or not _is_ours(self):
             return load(self, config_name, overrides, *more, **options)
         key = config_name, more, *options.items(), *map(os.environ.get, compose.VARIABLES)
         kinds = known.setdefault(key, Kinds(self))
