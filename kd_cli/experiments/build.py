@@ -31,6 +31,8 @@ from kd_cli.training.task import Distillation
 
 log = logging.getLogger("kd")
 
+ASKED_FROM = "teacher_asked_from_epoch"  # of run.json
+
 
 def build_network(
     options: Mapping[str, Any], role: str, seed: int, data: Data, device: torch.device, *, learns: bool = True
@@ -153,25 +155,15 @@ def check_unchanged(before: Mapping[str, Any], facts: Mapping[str, Any], run: Pa
         raise DataError(f"{before['sources'][0]} has changed since {run} took it as its teacher; start a new run")
 
 
-def remember_teacher(
-    setup: Setup, task: Distillation, teacher: Teacher, data: Data, seed: int
-) -> Mapping[str, Mapping[str, Any]]:
+def remember_teacher(setup: Setup, task: Distillation, teacher: Teacher, data: Data, seed: int, run: RunDir) -> None:
     """Lets the cache answer in the teacher's place, where that asks it less often than every step does.
 
-    Returns:
-        What is lost where answers are kept approximately, for the run's record.
+    What is lost where answers are kept approximately is in the run's record, and from which epoch on they are not used.
     """
     recipe, device = setup.recipes["distilled"], setup.device
     steps = data.steps(recipe.batch_size, recipe.limit_train_batches)
-    live = not setup.cache_limit
-    if data.mixes and not data.repeatable:
-        log.warning(
-            "the teacher is asked at every step: dataset.repeats, views and balanced mix an image otherwise each time"
-        )
-        live = True
     part = steps < data.steps(recipe.batch_size)
-    if data.balanced and data.augmented and part:  # asked about all images, the teacher would say more than is read
-        live = True
+    live = not setup.cache_limit or _is_asked(data, part)
     entry = make_entry(
         teacher.digest,
         setup.teacher,
@@ -187,8 +179,9 @@ def remember_teacher(
     if few and not (entry.path / WHOLE).is_dir():  # where another run has asked about all, it answers
         live = True
     if live and not setup.kept:
-        return {}
+        return
     used = steps * recipe.batch_size if part and data.repeatable else None
+    since = run.record.get(ASKED_FROM)
     task.cache = cache = CachedTeacher(
         task.ask,
         data,
@@ -199,8 +192,21 @@ def remember_teacher(
         used=used,
         fixed=device.type == "cuda",
         live=live,
+        live_from=since if isinstance(since, int) else None,
+        tell=lambda epoch: run.note(**{ASKED_FROM: epoch}),
     )
-    return {"teacher_answers": _tell_costs(setup, task, cache)} if setup.kept else {}
+    if setup.kept:
+        run.note(teacher_answers=_tell_costs(setup, task, cache))
+
+
+def _is_asked(data: Data, part: bool) -> bool:
+    """Whether each step shows what none showed before, or an epoch, a `part` of the images, less than would be kept."""
+    if data.mixes and not data.repeatable:
+        log.warning(
+            "the teacher is asked at every step: dataset.repeats, views and balanced mix an image otherwise each time"
+        )
+        return True
+    return data.balanced and data.augmented and part
 
 
 def _tell_costs(setup: Setup, task: Distillation, cache: CachedTeacher) -> Mapping[str, Any]:

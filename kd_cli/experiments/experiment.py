@@ -188,7 +188,7 @@ def _distillation(
     taught = {} if teacher is None else {"teacher": _take_teacher(teacher, run)}
     note_model(run, training.model, **taught, loss=setup.loss, grafted=task.grafted)
     if teacher is not None:
-        run.note(**remember_teacher(setup, task, teacher, ready.data, training.seed))
+        remember_teacher(setup, task, teacher, ready.data, training.seed, run)
     return task
 
 

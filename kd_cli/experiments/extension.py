@@ -12,6 +12,7 @@ from typing import Any
 from kd_cli.config.base import STAGE_TRAINER, Config, Launch, stage_recipes
 from kd_cli.config.recipe import Recipe
 from kd_cli.errors import ConfigError
+from kd_cli.experiments.build import ASKED_FROM
 from kd_cli.experiments.setup import Setup
 from kd_cli.runs.checkpoint import Checkpoints, owner
 from kd_cli.runs.folder import RunDir
@@ -80,7 +81,8 @@ def take_over(source: Path, run: RunDir, identity: Mapping[str, Any]) -> None:
     there = Checkpoints(source / "checkpoints", owner(before))
     last = there.after(result["epochs"])
     facts = {"run": str(source), "epochs": result["epochs"], "weights_sha256": result["weights_sha256"]}
-    run.note(extended=facts | go_on(before, identity))
+    asked = {key: before[key] for key in (ASKED_FROM,) if key in before}
+    run.note(extended=facts | go_on(before, identity), **asked)
     for checkpoint in (there.after(result["best_epoch"]), last):  # the last one last: a training goes on from it
         tensors = {stem: checkpoint.tensors(stem) for stem in ("model", "training")}
         with run.there():

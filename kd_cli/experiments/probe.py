@@ -18,8 +18,9 @@ from kd_cli.evaluation.linear_probe import Probe, choose_probe
 from kd_cli.metrics.evaluate import evaluating, predict
 from kd_cli.metrics.scores import accuracy, selection
 from kd_cli.runs.folder import RunDir
+from kd_cli.storage.tensors import network_digest
 from kd_cli.taps import Tapped, classifier_of
-from kd_cli.teachers.cache import answers_to, make_entry, network_digest
+from kd_cli.teachers.cache import answers_to, make_entry
 from kd_cli.training.totals import Record
 
 log = logging.getLogger("kd")

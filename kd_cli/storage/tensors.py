@@ -14,7 +14,7 @@ from kd_cli.errors import DataError, listed
 from kd_cli.storage.files import open_regular
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
 log = logging.getLogger("kd")
 
@@ -202,3 +202,11 @@ def _hint(path: Path) -> str:
         "; it begins as a pickle or a zip file does, and pickles can run code. If it is a state dict by torch.save, "
         f"name it {other}: kd reads tensors of such a file and nothing else"
     )
+
+
+def network_digest(network: nn.Module) -> str:
+    """BLAKE2b of a network's structure, parameters, buffers and how it is shown its images, hex."""
+    tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+    views = (f" {each.seen_as}" for each in network.modules() if hasattr(each, "seen_as"))
+    said = "".join([f"{network} {digest_tensors(tensors)}", *views])
+    return hashlib.blake2b(said.encode(), digest_size=16).hexdigest()

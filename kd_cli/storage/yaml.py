@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,9 @@ MOST_LEVELS = 40
 _TAGS = {None, "!", *(f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "null", "seq", "map"))}
 _OTHERWISE = re.compile(r"[-+]?(0[0-7_]+|[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?)")  # octal, and base 60
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's is fifteen times faster than OmegaConf
-_DUMPER: Any = type("_Dumper", (getattr(yaml, "CSafeDumper", yaml.SafeDumper),), {"ignore_aliases": lambda *_: True})
+_DUMPER: Any = type("_Dumper", (getattr(yaml, "CSafeDumper", yaml.SafeDumper),), {"ignore_aliases": id})  # true of all
+# A number or a truth value in yaml 1.1, yaml 1.2 or to OmegaConf: `1e3`, `0o17`, `y`; what else fits is quoted in vain.
+_QUOTED = re.compile(r"[yn]|[-+]?(0[box][0-9a-f_]+|[0-9_.]+(e[-+]?[0-9_]+)?|\.?inf|\.?nan|infinity)", re.IGNORECASE)
 
 
 def check_file(path: Path) -> None:
@@ -58,17 +59,7 @@ def yaml_text(values: Mapping[str, Any]) -> str:
 
 
 def _represented(dumper: Any, text: str) -> Any:
-    """Quotes also what is a number or a truth value elsewhere than in yaml 1.1: `1e3`, `0o17`, `y`."""
-    quotes = "'" if text in ("y", "Y", "n", "N") or _is_number(text) else None
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=quotes)
-
-
-def _is_number(text: str) -> bool:
-    with suppress(ValueError):
-        return bool(text) and int(text, 0) is not None
-    with suppress(ValueError):
-        return float(text) is not None
-    return False
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="'" if _QUOTED.fullmatch(text) else None)
 
 
 _DUMPER.add_representer(str, _represented)

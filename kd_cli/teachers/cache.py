@@ -6,7 +6,6 @@ is kept of that: a sample is compared whenever files are made or read. N trainin
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -22,7 +21,6 @@ from kd_cli.data.sampling import generator, permutation
 from kd_cli.machine import ranks
 from kd_cli.metrics.evaluate import evaluating, predict
 from kd_cli.storage.cache import Shards, make_room, read_cached, write_cached
-from kd_cli.storage.tensors import digest_tensors
 from kd_cli.teachers.outputs import EXACT, LOGITS, WHOLE, Entry, Kept, Layout, Mapped, Resident, make_layout
 from kd_cli.turns import once
 from kd_cli.types import Batch, Outputs
@@ -49,6 +47,8 @@ class CachedTeacher:
         fixed: answers stay where they are on the device, whatever the epoch, so that a step can be recorded.
         resident: bytes that may be on the device; what is larger is read batch by batch. None: as much as is sensible.
         live: it is asked at every step, and what would be kept of its answers is used.
+        live_from: the epoch from which it was, before the run was interrupted: it stays so.
+        tell: is given that epoch when answers turn out not to be usable.
     """
 
     def __init__(
@@ -64,6 +64,8 @@ class CachedTeacher:
         fixed: bool = False,
         resident: int | None = None,
         live: bool = False,
+        live_from: int | None = None,
+        tell: Callable[[int], object] = lambda _: None,
     ) -> None:
         self._used = used if data.augmented else None  # the same answers in all epochs otherwise
         self._place: Tensor | None = None  # [N], the row of each image, on the device, where not all have one
@@ -77,11 +79,15 @@ class CachedTeacher:
         self._rows = data.spec.num_train  # of a view
         self._answers: Resident | Mapped | None = None
         self._live, self._announced = live, False
+        self._live_from, self._tell = live_from, tell
 
     def begin(self, epoch: int) -> None:
         """Finds the answers for an epoch, or asks for them."""
         views = self._data.views_in(epoch) if self._data.augmented else (0,)
         names = [self._name(view, epoch) for view in views]
+        if not self._live and self._live_from is not None and epoch >= self._live_from:
+            self._live = True
+            self._keep(None, names)
         if self._live or names == self._names:
             return
         self._names = []
@@ -93,6 +99,8 @@ class CachedTeacher:
             found = None if self._live else self._find(name, ids, view)
             maps += [] if found is None else [found]
         self._live = self._live if (others := ranks()) is None else others.any(self._live)
+        if self._live:
+            self._tell(epoch)
         self._keep(None if self._live else Mapped(maps, self._device), names)
         self._names = names
 
@@ -290,11 +298,3 @@ def make_entry(
 
 def _processor(device: torch.device) -> str:
     return torch.backends.cpu.get_cpu_capability() if device.type == "cpu" else device.type
-
-
-def network_digest(network: nn.Module) -> str:
-    """BLAKE2b of a network's structure, parameters, buffers and how it is shown its images, hex."""
-    tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
-    views = (f" {each.seen_as}" for each in network.modules() if hasattr(each, "seen_as"))
-    said = "".join([f"{network} {digest_tensors(tensors)}", *views])
-    return hashlib.blake2b(said.encode(), digest_size=16).hexdigest()

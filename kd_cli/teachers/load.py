@@ -36,7 +36,8 @@ from kd_cli.saved.weights import (
     specialty,
 )
 from kd_cli.storage.files import file_digest
-from kd_cli.teachers.cache import answers_to, make_entry, network_digest
+from kd_cli.storage.tensors import network_digest
+from kd_cli.teachers.cache import answers_to, make_entry
 
 if TYPE_CHECKING:
     from kd_cli.teachers.ensemble import Weights
@@ -289,8 +290,7 @@ def _check_accuracy(top1: float, source: Source | None, seen: Mapping[str, Any],
 
         raise DataError(told + unsaid(seen, data))
     if guessed:
-        order = f"its classes are in another order ({listed(data.spec.class_names)})"
-        raise DataError(f"{told}its weights are random, or {order}")
+        raise DataError(f"{told}its weights are random, or {listed(data.spec.class_names)} is not its order of classes")
 
 
 def _guessing(data: Data) -> tuple[float, float]:

@@ -20,7 +20,7 @@ COUNTED = {
     "data/base.py:Data.__init__",
     "losses/base.py:build_loss",
     "teachers/load.py:load_teacher",
-    "teachers/cache.py:network_digest",
+    "storage/tensors.py:network_digest",
     "training/task.py:Distillation.__init__",
     "runs/provenance.py:provenance",
 }

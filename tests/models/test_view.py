@@ -17,8 +17,8 @@ from kd_cli.losses.simkd import headless
 from kd_cli.models import VIEW
 from kd_cli.models.base import MODELS, build_model, check_model
 from kd_cli.plugins import trust
+from kd_cli.storage.tensors import network_digest
 from kd_cli.taps import Tapped
-from kd_cli.teachers.cache import network_digest
 from kd_cli.types import DataSpec
 
 trust(__name__)

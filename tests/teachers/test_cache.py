@@ -24,7 +24,8 @@ from kd_cli.data.base import Data
 from kd_cli.errors import ConfigError
 from kd_cli.losses.base import LOSSES, build_loss
 from kd_cli.storage.cache import cache_folder, shards_in, write_cached
-from kd_cli.teachers.cache import CachedTeacher, network_digest
+from kd_cli.storage.tensors import network_digest
+from kd_cli.teachers.cache import CachedTeacher
 from kd_cli.teachers.outputs import Entry, Kept, Plain, Resident
 from kd_cli.training.task import Distillation
 from kd_cli.training.trainer import Trainer
@@ -282,6 +283,32 @@ def test_a_teacher_whose_answers_depend_on_the_batch_is_asked_at_every_step(capl
     assert same_tensors(learn(cached, data), learn(plain, data))
     assert "depends on the others in the batch" in caplog.text
     assert answer_files() == []
+
+
+class AtTimes(Companion):
+    """Its answer depends on the other images only sometimes, as with kernels that round by where a row lies."""
+
+    depends = True
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images) if self.depends else self.network(images)
+
+
+def test_a_run_that_goes_on_asks_at_every_step_from_the_epoch_on_in_which_it_did() -> None:
+    data, network, told = make_data(augment="crop_flip"), AtTimes(), list[int]()
+    task = make_task("kd", data, network)
+    entry = Entry({"taps": [], "data": data.fingerprint}, GIGABYTE)
+    same = {"seed": 0, "batch_size": BATCH, "device": CPU}
+    whole = CachedTeacher(task.ask, data, entry, tell=told.append, **same)
+    for epoch, network.depends in enumerate((False, False, True, False)):
+        whole.begin(epoch)
+    assert told == [2]
+    resumed = CachedTeacher(task.ask, data, entry, tell=told.append, live_from=2, **same)
+    network.depends = False
+    for epoch, kept in ((1, True), (2, False), (3, False)):
+        resumed.begin(epoch)
+        assert (resumed._answers is not None) is kept
+    assert told == [2]
 
 
 def test_processes_that_start_together_ask_once() -> None:
