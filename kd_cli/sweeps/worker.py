@@ -55,7 +55,7 @@ class Work:
 
 def logs_of(works: Sequence[Work]) -> str:
     """Where to look for what they say: `swept/*/log.txt`."""
-    parents = {str(work.folder.parent) for work in works}
+    parents = {str(work.folder.absolute().parent) for work in works}
     between = "*" if len(parents) == 1 else "**"
     return f"{console.short_path(os.path.commonpath(parents))}/{between}/{LOG}"
 

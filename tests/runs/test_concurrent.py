@@ -34,7 +34,7 @@ def weights(folder: str | Path) -> str:
 
 def all_end(started: list[Forked], *codes: int) -> None:
     for each in started:
-        assert each.ended().code in codes, each.ended()
+        assert each.ended().code in codes, f"{each.ended().out}\n{each.ended().err}"
 
 
 def wait_until(there: Callable[[], object]) -> None:

@@ -142,7 +142,7 @@ def test_a_point_is_compared_with_the_baseline_of_its_own_network(capsys) -> Non
         for seed in (0, 1)
     ]
     console.setup(as_json=False)
-    summarize(points)
+    summarize(points, None)
     shown = capsys.readouterr().out
     assert shown.count("+1.05 ± 0.64") == 2
     assert "40" not in shown
