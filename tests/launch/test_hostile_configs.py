@@ -372,7 +372,8 @@ def test_a_clusters_script_is_typed(kd: Callable[..., Outcome]) -> None:
 
     logs = {"version": 1}
     node: dict[str, Any] = {"callbacks": {}, "job_logging": logs, "hydra_logging": logs, "output_subdir": None}
-    node |= {"sweeper": {}, "job": {"env_set": {}}, "overrides": {"hydra": ["hydra.launcher.setup=[module load x]"]}}
+    words = {"hydra": ["hydra.launcher.setup=[module load x]"], "task": []}
+    node |= {"sweeper": {}, "job": {"env_set": {}}, "overrides": words}
     check_hydra(OmegaConf.create(node | {"launcher": {"setup": ["module load x"]}}))
     for launcher in ({"additional_parameters": {"x": 1}}, {"partition": "a\ntouch ran"}):
         with pytest.raises(ConfigError, match=r"hydra\.launcher\."):
