@@ -14,6 +14,7 @@ import typer
 from kd_cli import console
 from kd_cli.errors import ConfigError, DataError
 from kd_cli.launch.options import Json, Words
+from kd_cli.storage.files import matching, read_json
 
 PANEL = "Results"
 
@@ -35,7 +36,7 @@ def command(
     from kd_cli.storage.cache import cache_folder
 
     folders = (cache_folder() / kind for kind in ("teacher", "data"))
-    rows = _chosen([_row(path) for folder in folders for path in sorted(folder.glob("[!.]*"))], entries or [])
+    rows = _chosen([_row(path) for folder in folders for path in matching(folder, "[!.]*")], entries or [])
     if action == "clear":
         _clear(rows)
         return
@@ -61,7 +62,6 @@ def _row(path: Path) -> dict[str, Any]:
     from kd_cli.report.records import mapping
     from kd_cli.runs.records import network_name
     from kd_cli.storage.cache import folder_size, last_used
-    from kd_cli.storage.files import read_json
 
     about: Mapping[str, Any] = (read_json(path / "about.json") or {}) if path.is_dir() else {}
     taps = about.get("taps")
@@ -74,7 +74,7 @@ def _row(path: Path) -> dict[str, Any]:
         "taps": ", ".join(["logits", *map(str, taps)]) if isinstance(taps, list) else None,
         "kept": _kept(about),
         "answers": _answers(path),
-        "shards": sum(1 for _ in path.glob("*/*.rows")) if path.is_dir() else None,
+        "shards": sum(len(matching(view, "*.rows")) for view in _views(path)) if path.is_dir() else None,
         "MB": round(size / 1e6, 2),
         "last used": time.strftime("%Y-%m-%d %H:%M", time.localtime(last_used(path))),
         "path": str(path),
@@ -103,7 +103,7 @@ def _kept(about: Mapping[str, Any]) -> str | None:
 
 def _answers(path: Path) -> str | None:
     """About which images: `train, val`, or of how many views of augmented ones."""
-    names = sorted(each.stem for each in (*path.glob("*.safetensors"), *_views(path)))
+    names = sorted(each.stem for each in (*matching(path, "*.safetensors"), *_views(path)))
     views = sum(name.startswith("seed-") for name in names)
     plain = [name for name in names if not name.startswith("seed-")]
     return ", ".join([*plain, *([f"{views} augmented views"] if views else [])]) or None
@@ -111,11 +111,11 @@ def _answers(path: Path) -> str | None:
 
 def _views(path: Path) -> Sequence[Path]:
     """The folders of shards in an entry."""
-    return sorted(each for each in path.glob("*") if each.is_dir())
+    return [each for each in matching(path, "*") if each.is_dir()]
 
 
 def _files(path: Path) -> Sequence[Path]:
-    return sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+    return matching(path, "*.safetensors") if path.is_dir() else [path]
 
 
 def _chosen(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> list[dict[str, Any]]:
@@ -130,13 +130,12 @@ def _state(path: Path) -> str:
 
     whole = all(read_cached(file) for file in _files(path)) and (path.is_file() or _is_about(path))
     whole = whole and all(shards_in(view).is_whole() for view in _views(path))
-    return "whole" if whole else "damaged"
+    return "whole" if whole else "damaged" if path.exists() else "removed meanwhile"
 
 
 def _is_about(path: Path) -> bool:
     """Whether about.json says what the name of its folder was made of."""
     from kd_cli.storage.cache import entry_name
-    from kd_cli.storage.files import read_json
 
     return entry_name(read_json(path / "about.json") or {}) == path.name
 

@@ -17,7 +17,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kd_cli.errors import DataError
-from kd_cli.storage.files import guard_disk, open_regular, read_text, remove_unfinished, sync, unfinished, write_text
+from kd_cli.storage.files import (
+    guard_disk,
+    matching,
+    open_regular,
+    read_text,
+    remove_unfinished,
+    sync,
+    unfinished,
+    write_text,
+)
 from kd_cli.storage.tensors import read_sealed, sealed
 
 if TYPE_CHECKING:
@@ -145,7 +154,7 @@ class Shards:
 
     def files(self, number: int | None = None) -> list[Path]:
         """Of one shard, or of all."""
-        return sorted(self.folder.glob("*.rows" if number is None else f"{number:04d}-*.rows"))
+        return matching(self.folder, "*.rows" if number is None else f"{number:04d}-*.rows")
 
     def find(self, number: int, *, quiet: bool = False) -> mmap.mmap | None:
         """The rows of a shard; None if there is none. A damaged one is told, unless it was told before."""
@@ -218,15 +227,16 @@ def entry_name(facts: Mapping[str, Any]) -> str:
 def folder_size(folder: Path) -> int:
     """Bytes of a file, or of all files below a folder; 0 if there is none."""
     total = 0
-    for path in [folder] if folder.is_file() else folder.rglob("*"):
+    below = (Path(at, name) for at, _, names in os.walk(folder) for name in names)
+    for path in [folder] if folder.is_file() else below:
         with suppress(OSError):  # another process has just removed it
-            total += 0 if path.is_dir() else path.stat().st_size
+            total += path.stat().st_size
     return total
 
 
 def make_room(keep: Path, limit: int) -> None:
     """Removes the folders beside `keep`, those first that were not used for longest, until all take `limit` bytes."""
-    sizes = {folder: folder_size(folder) for folder in keep.parent.glob("*") if folder.is_dir()}
+    sizes = {folder: folder_size(folder) for folder in matching(keep.parent, "*") if folder.is_dir()}
     for folder in sorted(sizes, key=last_used):
         if sum(sizes.values()) <= limit:
             return

@@ -237,13 +237,20 @@ def unfinished(path: Path) -> Path:
     return path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
 
 
+def matching(folder: Path, pattern: str) -> list[Path]:
+    """What a folder has of such names, sorted; none if another process removes the folder meanwhile."""
+    with suppress(OSError):  # glob looks whether there is a folder, and then into it
+        return sorted(folder.glob(pattern))
+    return []
+
+
 def remove_unfinished(folder: Path, older_than: float = 0) -> None:
     """Removes what killed processes have left half written in a folder.
 
     Args:
         older_than: seconds without a byte, where others may be writing.
     """
-    for path in folder.glob(".*.tmp"):
+    for path in matching(folder, ".*.tmp"):
         with suppress(OSError):
             if time.time() - path.stat().st_mtime >= older_than:
                 path.unlink()

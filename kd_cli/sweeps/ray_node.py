@@ -123,5 +123,5 @@ def _cancelable() -> Iterator[None]:
 def _wait_until_left(folder: Path) -> None:
     """A process of a worker that is lost saves what it has before it ends."""
     end = time.monotonic() + _PATIENCE
-    while any(is_held(lock.parent) for lock in folder.rglob(".lock")) and time.monotonic() < end:
+    while any(".lock" in names and is_held(Path(at)) for at, _, names in os.walk(folder)) and time.monotonic() < end:
         time.sleep(_LOOK_AGAIN)

@@ -12,10 +12,12 @@ import signal
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from kd_cli.storage.files import write_text
+from kd_cli.storage.cache import folder_size
+from kd_cli.storage.files import matching, write_text
 from kd_cli.storage.locks import holder, is_held, take
 from tests.conftest import SMALL
 from tests.support.forked import Forked, fork, run
@@ -225,6 +227,24 @@ def test_killed_writers_and_a_cache_that_is_cleared_meanwhile_change_no_student(
     for number in range(2):
         run("resume", f"killed-{number}")
         assert weights(f"killed-{number}") == weights("alone")
+
+
+def test_what_is_removed_while_it_is_looked_at_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "entry" / "view").mkdir(parents=True)
+    (tmp_path / "entry" / "view" / "a.rows").write_text("four")
+    (tmp_path / "entry" / "about.json").write_text("three")
+    assert folder_size(tmp_path / "entry") == 9
+    list_folder = os.scandir
+
+    def late(path: str | Path | int) -> Any:
+        if str(path).endswith("view"):
+            shutil.rmtree(path, ignore_errors=True)
+        return list_folder(path)
+
+    monkeypatch.setattr(os, "scandir", late)
+    assert folder_size(tmp_path / "entry") == 5
+    (tmp_path / "entry" / "view").mkdir()
+    assert matching(tmp_path / "entry" / "view", "*.rows") == []
 
 
 def dies_before_a_rename() -> None:
