@@ -12,18 +12,17 @@ import gc
 import os
 import sys
 from collections.abc import Callable, Hashable
-from contextlib import suppress
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
 import omegaconf.grammar_parser
 import yaml
+from hydra._internal import config_loader_impl
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra.errors import HydraException
+from hydra._internal.defaults_list import Overrides
 
 from kd_cli.config import compose
-from kd_cli.config.alike import Kinds, Pattern, is_settled
-from kd_cli.registry import OWN
 
 
 def remember() -> None:
@@ -38,7 +37,9 @@ def remember() -> None:
             module.parse = parse  # type: ignore[attr-defined]
     compose.once = _remembered_reference(compose.once)
     compose._there = {}
-    ConfigLoaderImpl.load_configuration = _remembered_loading(ConfigLoaderImpl.load_configuration)
+    config_loader_impl.create_defaults_list = _remembered_defaults(config_loader_impl.create_defaults_list)
+    merge = ConfigLoaderImpl._compose_config_from_defaults_list
+    ConfigLoaderImpl._compose_config_from_defaults_list = _remembered_merge(merge)
 
 
 def _look(file: int) -> None:
@@ -68,7 +69,7 @@ def _remembered_reference(once: Callable[..., Any]) -> Callable[..., Any]:
     def reference(what: Hashable, make: Callable[[], Any]) -> Any:
         from hydra.core.global_hydra import GlobalHydra
 
-        if not _is_ours(GlobalHydra.instance().config_loader()):
+        if not _is_ours(GlobalHydra.instance().config_loader().repository):
             return once(what, make)
         key = what, *map(os.environ.get, compose.VARIABLES)
         if key not in known:
@@ -78,32 +79,39 @@ def _remembered_reference(once: Callable[..., Any]) -> Callable[..., Any]:
     return reference
 
 
-def _remembered_loading(load: Callable[..., Any]) -> Callable[..., Any]:
-    """What Hydra composes of our own yaml files, as `kd_cli.config.alike` makes one of another; see its tests."""
-    known: dict[Hashable, Kinds[Pattern]] = {}
+def _remembered_defaults(create: Callable[..., Any]) -> Callable[..., Any]:
+    """Which yaml files the choices of groups lead to, whatever is set in them."""
+    known: dict[Hashable, Any] = {}
 
-    def loaded(self: Any, config_name: Any, overrides: Any, *more: Any, **options: Any) -> Any:
-        given = any(word.partition("=")[2].startswith(OWN) for word in overrides)  # by a program, each time others
-        if given or not _is_ours(self):
-            return load(self, config_name, overrides, *more, **options)
-        key = config_name, more, *options.items(), *map(os.environ.get, compose.VARIABLES)
-        kinds = known.setdefault(key, Kinds(self))
-        kind = kinds.kind(overrides)
-        pattern = kinds.take(kind)
-        if pattern is not None:
-            kinds.keep(kind, pattern)
-            with suppress(HydraException):  # which says it better of the words as they were typed
-                return pattern.config(overrides)
-        config = load(self, config_name, overrides, *more, **options)
-        if is_settled(config, kind):
-            kinds.keep(kind, Pattern(tuple(overrides), copy.deepcopy(config), {}))
-        return config
+    def defaults(repo: Any, config_name: Any, overrides_list: Any, **options: Any) -> Any:
+        if not _is_ours(repo):
+            return create(repo, config_name, overrides_list, **options)
+        values = Overrides(repo, overrides_list).config_overrides
+        chosen = [each.input_line for each in overrides_list if not any(each is value for value in values)]
+        key = config_name, *options.items(), *chosen, *map(os.environ.get, compose.VARIABLES)
+        if key not in known:
+            known[key] = create(repo, config_name, overrides_list, **options)
+        return replace(known[key], config_overrides=values)
 
-    return loaded
+    return defaults
 
 
-def _is_ours(loader: Any) -> bool:
+def _remembered_merge(merge: Callable[..., Any]) -> Callable[..., Any]:
+    """What yaml files give together, before anything that was typed is set in it."""
+    known: dict[Hashable, Any] = {}
+
+    def merged(self: Any, defaults: Any, repo: Any) -> Any:
+        if not _is_ours(repo):
+            return merge(self, defaults, repo)
+        key = tuple((each.config_path, each.package, each.is_self, each.primary) for each in defaults)
+        if key not in known:
+            known[key] = merge(self, defaults, repo)
+        return copy.deepcopy(known[key])
+
+    return merged
+
+
+def _is_ours(repo: Any) -> bool:
     """Whether no folder but our own is looked into."""
-    path = loader.get_search_path().get_path()
-    folders = {entry.path.removeprefix("file://") for entry in path if not entry.path.startswith(("pkg:", "struct"))}
+    folders = {source.path for source in repo.get_sources() if source.scheme() == "file"}
     return folders == {str(compose.conf_dir())}
