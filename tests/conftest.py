@@ -22,7 +22,7 @@ import pytest
 from kd_cli.cli import main
 from tests.support.advice import unreadable
 from tests.support.memory import remember
-from tests.support.sample import ALL
+from tests.support.sample import ALL, in_share
 
 os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is imported: the tests' processes have one core each
 
@@ -94,6 +94,12 @@ def wait_for(process: subprocess.Popen[str], *paths: str) -> None:
         with suppress(subprocess.TimeoutExpired):
             process.wait(timeout=0.01)
         assert process.returncode is None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    others = [each for each in items if each.get_closest_marker("slow") and not in_share(each.nodeid)]
+    config.hook.pytest_deselected(items=others)
+    items[:] = [each for each in items if each not in set(others)]
 
 
 @pytest.fixture(autouse=True)

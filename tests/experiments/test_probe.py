@@ -31,6 +31,12 @@ DATA = tuple(word for word in SMALL if not word.startswith("teacher"))
 PROBE = (*DATA, *VIT, "teacher.probe=true")
 
 
+@pytest.fixture(autouse=True)
+def _few_penalties(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The weakest ones take the most steps by far."""
+    monkeypatch.setattr("kd_cli.evaluation.linear_probe.PENALTIES", (10.0, 0.1, 0.001))
+
+
 def weights(run: str) -> dict[str, Tensor]:
     (file,) = Path(run).glob("checkpoints/*/model.safetensors")
     return load_file(file)
@@ -141,13 +147,19 @@ REFUSED = {
     "a ready teacher": (("teacher.ready=true",), "type teacher.probe=false", 2),
     "an ensemble": (("ensemble.size=2",), "type ensemble.size=1", 2),
     "specialists": (("specialists.groups=2",), "type specialists.groups=0", 2),
-    "several devices": (("devices=2",), "type devices=1", 2),
+    "several devices": (("devices=2",), "type devices=1", 2),  # said by two processes
     "no validation": (("dataset.val_fraction=0",), "type dataset.val_fraction=0.1", 3),
     "two classifiers": (("teacher.model=deit_tiny_distilled_patch16_224",), "not those of its last linear layer", 2),
 }
 
 
-@pytest.mark.parametrize(("words", "told", "code"), REFUSED.values(), ids=REFUSED)
+SLOW = {"several devices": [pytest.mark.slow]}
+
+
+@pytest.mark.parametrize(
+    ("words", "told", "code"),
+    [pytest.param(*case, id=name, marks=SLOW.get(name, ())) for name, case in REFUSED.items()],
+)
 def test_what_can_have_no_probe_is_told_before_anything_is_written(kd, words, told: str, code: int) -> None:
     assert told in kd("run", *PROBE, *words, "loss=kd", "hydra.run.dir=there", code=code).message
     assert not Path("there").exists()

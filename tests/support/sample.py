@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Sequence
 from typing import TypeVar
 
@@ -16,6 +17,12 @@ def some(cases: Sequence[T], count: int) -> list[T]:
     if ALL or count >= len(cases):
         return list(cases)
     return [cases[round(number * (len(cases) - 1) / (count - 1))] for number in range(count)]
+
+
+def in_share(name: str) -> bool:
+    """Whether a slow test is in the share that `KD_TEST_SLOW=NUMBER/OF` names (`0/3`: the first third); all without."""
+    number, _, of = os.environ.get("KD_TEST_SLOW", "0/1").partition("/")
+    return zlib.crc32(name.encode()) % int(of) == int(number)
 
 
 def times(every: int, quick: int) -> int:
