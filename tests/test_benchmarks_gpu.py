@@ -17,7 +17,7 @@ import torch
 from torchvision.datasets import ImageFolder
 
 from benchmarks.gpu import __main__ as program
-from benchmarks.gpu import bits, epochs, images, loop
+from benchmarks.gpu import bits, epochs, images, kernels, loop
 from benchmarks.gpu.lab import Lab
 from benchmarks.gpu.session import FULL, MEASURES, SMALL, Session, measure
 from benchmarks.gpu.table import rows, text
@@ -157,6 +157,20 @@ def test_epochs_and_the_bare_loop_are_measured(
     capsys.readouterr()
     loop.main(["--root", str(tmp_path), "--images", "54", "--device", "cpu", "--epochs", "2"])
     assert len(json.loads(capsys.readouterr().out)["seconds"]) == 2
+
+
+def test_a_weights_gradient_by_unfolding_is_that_of_the_convolution() -> None:
+    plain = torch.nn.Conv2d(3, 5, 3, padding=1).double()
+    unfolded = kernels.Unfolded(3, 5, 3, padding=1).double()
+    unfolded.load_state_dict(plain.state_dict())
+    images = torch.randn(2, 3, 6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    found = []
+    for layer in (plain, unfolded):
+        given = images.clone().requires_grad_()
+        layer(given).pow(3).sum().backward()
+        found.append([given.grad, layer.weight.grad, layer.bias.grad])
+    torch.testing.assert_close(*found)
+    assert kernels.measured("student", "channels first", True, torch.device("cpu"), 1) > 0
 
 
 def test_a_setting_that_this_build_does_not_have_is_left_out() -> None:

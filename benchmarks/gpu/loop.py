@@ -17,7 +17,7 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as kd does, befor
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks.gpu.images import FILE
 from benchmarks.loop import BATCH, LR, SEED
@@ -33,15 +33,24 @@ class Loop:
     Args:
         pixels: [N, H, W, 3], bytes.
         labels: [N].
+        network: of E1; None: its student.
+        layout: of weights and images.
     """
 
-    def __init__(self, pixels: Tensor, labels: Tensor, device: torch.device) -> None:
+    def __init__(
+        self,
+        pixels: Tensor,
+        labels: Tensor,
+        device: torch.device,
+        network: nn.Module | None = None,
+        layout: torch.memory_format = torch.channels_last,
+    ) -> None:
         self.pixels, self.labels = pixels.to(device), labels.to(device)
         self.said = torch.randn(len(pixels), 10, generator=torch.Generator().manual_seed(0)).to(device)
         std = torch.tensor(STD, device=device)
         self.scale, self.shift = 1 / (255 * std), -torch.tensor(MEAN, device=device) / std
         torch.manual_seed(SEED)
-        self.network = Student().to(device, memory_format=torch.channels_last).train()
+        self.layout, self.network = layout, (network or Student()).to(device, memory_format=layout).train()
         captured = device.type == "cuda"
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=LR, fused=True, capturable=captured)
         self.rows, self.total = torch.arange(BATCH, device=device), torch.zeros((), device=device)
@@ -49,7 +58,7 @@ class Loop:
     def step(self, rows: Tensor) -> None:
         """One update, on the images of these rows."""
         images = self.pixels.index_select(0, rows).float().mul_(self.scale).add_(self.shift).permute(0, 3, 1, 2)
-        logits = self.network(images)
+        logits = self.network(images.contiguous(memory_format=self.layout))
         soft = distillation_loss(logits, self.said[rows], 2.0)
         loss = 0.25 * soft + 0.75 * F.cross_entropy(logits, self.labels[rows])
         self.optimizer.zero_grad(set_to_none=True)

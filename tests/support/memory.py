@@ -23,6 +23,7 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.defaults_list import Overrides
 
 from kd_cli.config import compose
+from kd_cli.registry import OWN
 
 
 def remember() -> None:
@@ -101,7 +102,8 @@ def _remembered_merge(merge: Callable[..., Any]) -> Callable[..., Any]:
     known: dict[Hashable, Any] = {}
 
     def merged(self: Any, defaults: Any, repo: Any) -> Any:
-        if not _is_ours(repo):
+        given = any((each.config_path or "").rpartition("/")[2].startswith(OWN) for each in defaults)
+        if given or not _is_ours(repo):  # by a program, each time something else
             return merge(self, defaults, repo)
         key = tuple((each.config_path, each.package, each.is_self, each.primary) for each in defaults)
         if key not in known:
