@@ -105,6 +105,7 @@ def page(rows: Sequence[Row]) -> str:
     return Page("python -m benchmarks", TINY, 1, machine(), rows=list(rows)).text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "steps"), [("student", 4), ("distill", 2), ("sweep", 2), ("augment", 2)])
 def test_kd_and_the_script_make_the_same_steps(place: Workplace, name: str, steps: int) -> None:
     (row,) = ROWS[name](place, 0)

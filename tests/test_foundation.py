@@ -30,6 +30,7 @@ def lines() -> list[list[str]]:
     return [shlex.split(line) for line in text.replace("\\\n", " ").splitlines() if line]
 
 
+@pytest.mark.slow
 def test_every_line_leads_from_an_encoder_to_a_student(kd) -> None:
     import torch
 

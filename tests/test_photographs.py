@@ -43,6 +43,7 @@ def write_files() -> None:
     torch.save({"epoch": 3, "state_dict": resnet18(num_classes=3).state_dict()}, "mine.pth")
 
 
+@pytest.mark.slow
 def test_every_line_leads_to_a_deployed_student(kd) -> None:
     pytest.importorskip("onnxruntime")
     write_files()

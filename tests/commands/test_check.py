@@ -74,6 +74,7 @@ def test_a_loss_without_a_teacher_is_checked_without_one(kd) -> None:
     assert set(kd("check", *SMALL, "loss=label_smoothing", "--json").json["networks"]) == {"student"}
 
 
+@pytest.mark.slow
 def test_a_stem_for_large_images_is_told(kd) -> None:
     shown = kd("check", *SMALL, "dataset.image_size=32", "teacher=torchvision", "student=resnet18", "loss=kd")
     assert "teacher=torchvision is made for larger images" in shown.err

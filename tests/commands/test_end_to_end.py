@@ -145,6 +145,7 @@ def test_a_method_without_a_teacher_needs_none(kd) -> None:
     assert kd("distill", *SMALL, "loss=label_smoothing", "--json").json["stage"] == "distilled"
 
 
+@pytest.mark.slow
 def test_a_killed_comparison_goes_on_and_ends_with_the_same_bits(kd) -> None:
     command = ["run", *SMALL, "trainer.epochs=20", "dataset.augment=flip"]
     with started(*command, "hydra.run.dir=killed", stdout=subprocess.DEVNULL) as process:
@@ -315,6 +316,7 @@ def test_a_damaged_best_checkpoint_means_a_new_start_and_the_same_end(kd) -> Non
     assert again.json["weights_sha256"] == whole["weights_sha256"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_stopped_sweep_stops_and_says_what_is_done(number: signal.Signals, code: int) -> None:
     command = [

@@ -77,6 +77,7 @@ VALUES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", VALUES)
 def test_a_value_that_is_set_is_what_hydra_composes(loader, key: str) -> None:
     find = Alike(loader, compose(loader))
@@ -141,6 +142,7 @@ SWEEPS: dict[str, tuple[list[str], list[list[str]]]] = {  # words of every point
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SWEEPS)
 def test_each_point_of_a_sweep_is_what_hydra_composes(loader, name: str) -> None:
     shared, points = SWEEPS[name]

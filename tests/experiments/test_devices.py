@@ -61,6 +61,7 @@ def typed(page: str, section: str, program: str) -> list[list[str]]:
     return [shlex.split(line)[1:] for line in lines if line.startswith(f"{program} ")]
 
 
+@pytest.mark.slow
 def test_a_comparison_on_two_devices_is_that_of_one(kd: Any) -> None:
     train, go_on = typed("scaling.md", "One network on several devices", "kd")
     kd("run", *QUICK, "hydra.run.dir=one")

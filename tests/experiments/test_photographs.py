@@ -29,6 +29,7 @@ def _photographs() -> None:
     make_photographs(Path("photographs"), per_class=11)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
     [
@@ -75,6 +76,7 @@ def _dies_after(saves: int) -> None:
     checkpoints.write_checkpoint = write_and_die
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [(CUT, "dataset.repeats=2"), (MIXED, "dataset.in_memory=false")])
 def test_killed_inside_an_epoch_it_ends_with_the_same_bits(one_thread: None, words: tuple[str, ...]) -> None:
     run("train-teacher", *SMALL, "hydra.run.dir=teacher")

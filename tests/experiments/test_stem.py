@@ -58,6 +58,7 @@ def test_a_stem_for_large_images_is_told_on_small_ones(name: str, monkeypatch: p
     assert re.search(said, noted(given, side, monkeypatch))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "student", [student for student in STUDENTS if student not in ("external", "timm", "torchvision")]
 )

@@ -76,6 +76,7 @@ def test_the_same_command_goes_on_where_a_run_with_views_was_left(kd: Run, large
     assert kd("resume", "part", "trainer.epochs=2", "--json").json["weights_sha256"] == whole
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["onnx", "pt2", "safetensors"])
 def test_an_exported_network_shows_itself_the_images(kd: Run, taught: Path, kind: str) -> None:
     if kind == "onnx":

@@ -148,6 +148,7 @@ def odd_pictures(folder: Path) -> list[Path]:
     return [folder / name for name in stored]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["onnx", "pt2", "safetensors"])
 def test_the_script_and_kd_predict_say_the_same_of_odd_pictures(
     way: str, student: Path, tmp_path: Path, kd: Callable
@@ -182,6 +183,7 @@ def test_the_script_says_which_file_is_missing_beside_it(student: Path, tmp_path
     assert done.stderr.startswith(f"{tmp_path / 'config.json'} is missing")
 
 
+@pytest.mark.slow
 def test_a_script_that_reads_pictures_otherwise_is_noticed(
     student: Path, kd: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -340,6 +342,7 @@ def test_the_last_epoch_has_its_own_accuracy_and_a_lonely_run_is_one_seed(kd: Ca
     assert "One seed (0)" in card
 
 
+@pytest.mark.slow
 def test_an_earlier_export_is_replaced_and_nothing_else_ever(kd: Callable, student: Path, tmp_path: Path) -> None:
     again = shutil.copytree(student / "export" / "safetensors", tmp_path / "again")
     (again / "infer.py").write_text("an older one")
@@ -374,6 +377,7 @@ class Lonely(Sly):
         return 2 * logits if len(images) == 2 else logits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("network", "way", "reason"), [("Sly", "onnx", "differ by 0.1"), ("Lonely", "pt2", "any number of images")]
 )

@@ -75,6 +75,7 @@ def test_a_mistake_is_named_with_what_to_type_and_leaves_nothing(kd, override: s
     )
 
 
+@pytest.mark.slow
 def test_mistakes_in_the_configuration_are_found_without_torch(tmp_path: Path) -> None:
     overrides = [override for override in BEFORE_TORCH if "[1" not in override]
     code = (

@@ -28,6 +28,7 @@ CHOICES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("group", "choice"), CHOICES, ids=lambda part: part)
 def test_every_yaml_composes_and_says_what_it_is(group: str, choice: str) -> None:
     config = compose([f"{group}={choice}"], config_name="transfer" if group == "transfer" else "run")

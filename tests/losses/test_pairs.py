@@ -62,6 +62,7 @@ def network(name: str) -> nn.Module:
     return MODELS.build(options, num_classes=10, in_channels=3, image_size=32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pair", PAIRS, ids=" → ".join)
 def test_every_loss_takes_a_step_on_the_pair_or_says_why_it_cannot(pair: tuple[str, str]) -> None:
     """By default those that cannot work there, and every third of the others: which ones, that depends on the pair."""

@@ -27,6 +27,7 @@ def network(name: str) -> nn.Module:
     return MODELS.build({"name": name}, num_classes=10, in_channels=1, image_size=28)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("choice", yaml_names("loss"))
 def test_every_loss_moves_a_residual_student_on_real_digits(choice: str) -> None:
     torch.manual_seed(0)

@@ -39,6 +39,7 @@ def test_stages_of_a_features_network_are_the_last_maps_of_each_size() -> None:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "expected"),
     [

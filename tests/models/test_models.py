@@ -286,6 +286,7 @@ def test_a_shortcut_without_parameters_takes_every_second_pixel_between_channels
     assert [len(built("resnet20_a").get_submodule(f"layer{i}.0.downsample")) for i in (1, 2, 3)] == [0, 1, 1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50"])
 def test_with_imagenets_stem_a_residual_network_is_torchvisions(name: str) -> None:
     options = {"name": "torchvision", "model": name}

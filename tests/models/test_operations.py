@@ -11,6 +11,7 @@ from tests.support.networks import CIFAR, OURS, build, options
 from tests.support.operations import UNORDERED, operations
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OURS)
 def test_every_operation_of_our_own_networks_adds_in_one_order_on_cuda(name: str) -> None:
     batch = Batch(torch.zeros(2, *CIFAR), torch.zeros(2, dtype=torch.int64), torch.arange(2))

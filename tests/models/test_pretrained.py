@@ -66,6 +66,7 @@ FORMS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "prefix"), FORMS)
 def test_files_of_torch_are_read_in_the_forms_that_scripts_write(tmp_path: Path, name: str, prefix: str) -> None:
     wrap = WRAPPINGS[name]

@@ -23,6 +23,7 @@ class Shaped:
     spec = WIDE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in yaml_names("student") if name != "external"])
 def test_a_network_trains_on_rectangles_or_is_refused_with_the_size_to_type(name: str) -> None:
     options = read_yaml("student", name)

@@ -67,6 +67,7 @@ def test_one_numeric_axis_is_drawn_as_lines_with_what_never_changes_as_a_referen
     assert chart.alt.startswith("Line plot")
 
 
+@pytest.mark.slow
 def test_labels_leave_out_the_groups_of_keys_so_that_what_differs_is_not_cut_off(tmp_path: Path) -> None:
     save_pictures(samples.results(seeds=2, epochs=1), tmp_path)
     for name in ("gains", "cost-parameters"):
@@ -158,6 +159,7 @@ def test_of_two_hundred_classes_only_the_mistakes_are_drawn_and_the_worst_are_na
     assert len(charts["classes-1"].rows) == 30
 
 
+@pytest.mark.slow
 def test_a_hundred_long_runs_make_a_page_under_three_megabytes() -> None:
     results = samples.results({"loss.temperature": list(range(1, 33))}, epochs=100)
     assert len(page(results).encode()) < 3_000_000

@@ -33,6 +33,7 @@ def test_what_draws_names_the_packages_and_does_nothing(kd, comparison: Path, mi
     assert not list(Path().glob("[!c]*"))  # the cache is the test's own
 
 
+@pytest.mark.slow
 def test_everything_else_works(kd, comparison: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in DRAWING:
         monkeypatch.setitem(sys.modules, module, None)

@@ -10,9 +10,10 @@ from __future__ import annotations
 import copy
 import gc
 import os
+import pickle
 import sys
 from collections.abc import Callable, Hashable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -20,7 +21,9 @@ import omegaconf.grammar_parser
 import yaml
 from hydra._internal import config_loader_impl
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import ConfigRepository
 from hydra._internal.defaults_list import Overrides
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from kd_cli.config import compose
 from kd_cli.registry import OWN
@@ -38,6 +41,8 @@ def remember() -> None:
             module.parse = parse  # type: ignore[attr-defined]
     compose.once = _remembered_reference(compose.once)
     compose._there = {}
+    OverridesParser.parse_rule = _remembered_word(OverridesParser.parse_rule)
+    ConfigRepository.load_config = _remembered_file(ConfigRepository.load_config)
     config_loader_impl.create_defaults_list = _remembered_defaults(config_loader_impl.create_defaults_list)
     merge = ConfigLoaderImpl._compose_config_from_defaults_list
     ConfigLoaderImpl._compose_config_from_defaults_list = _remembered_merge(merge)
@@ -80,6 +85,45 @@ def _remembered_reference(once: Callable[..., Any]) -> Callable[..., Any]:
     return reference
 
 
+def _remembered_word(parse: Callable[..., Any]) -> Callable[..., Any]:
+    """What an override says."""
+    known: dict[tuple[str, str], Any] = {}
+
+    def parsed(self: Any, text: str, rule_name: str) -> Any:
+        if (text, rule_name) not in known:
+            known[text, rule_name] = parse(self, text, rule_name)
+        return copy.copy(known[text, rule_name])
+
+    return parsed
+
+
+def _remembered_file(load: Callable[..., Any]) -> Callable[..., Any]:
+    """A yaml file of ours; nobody may change anything of it."""
+    known: dict[str, Any] = {}
+
+    def loaded(self: Any, config_path: str) -> Any:
+        if not _is_ours(self) or _is_given(config_path):
+            return load(self, config_path)
+        if config_path not in known:
+            known[config_path] = load(self, config_path)
+        return known[config_path]
+
+    return loaded
+
+
+@dataclass(frozen=True)
+class _Copies:
+    """Files for somebody who changes what is in them."""
+
+    repo: Any
+
+    def load_config(self, config_path: str) -> Any:
+        return pickle.loads(pickle.dumps(self.repo.load_config(config_path)))  # a tenth of what deepcopy takes
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.repo, name)
+
+
 def _remembered_defaults(create: Callable[..., Any]) -> Callable[..., Any]:
     """Which yaml files the choices of groups lead to, whatever is set in them."""
     known: dict[Hashable, Any] = {}
@@ -99,18 +143,22 @@ def _remembered_defaults(create: Callable[..., Any]) -> Callable[..., Any]:
 
 def _remembered_merge(merge: Callable[..., Any]) -> Callable[..., Any]:
     """What yaml files give together, before anything that was typed is set in it."""
-    known: dict[Hashable, Any] = {}
+    known: dict[Hashable, bytes] = {}
 
     def merged(self: Any, defaults: Any, repo: Any) -> Any:
-        given = any((each.config_path or "").rpartition("/")[2].startswith(OWN) for each in defaults)
-        if given or not _is_ours(repo):  # by a program, each time something else
-            return merge(self, defaults, repo)
+        if not _is_ours(repo) or any(_is_given(each.config_path or "") for each in defaults):
+            return merge(self, defaults, _Copies(repo))
         key = tuple((each.config_path, each.package, each.is_self, each.primary) for each in defaults)
         if key not in known:
-            known[key] = merge(self, defaults, repo)
-        return copy.deepcopy(known[key])
+            known[key] = pickle.dumps(merge(self, defaults, _Copies(repo)))
+        return pickle.loads(known[key])
 
     return merged
+
+
+def _is_given(config_path: str) -> bool:
+    """Whether a program gives it, each time something else."""
+    return config_path.rpartition("/")[2].startswith(OWN)
 
 
 def _is_ours(repo: Any) -> bool:

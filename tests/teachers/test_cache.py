@@ -82,7 +82,7 @@ def answer_files() -> list[str]:
     return sorted(plain + [path.parent.name for path in cache_folder().rglob("*.rows")])
 
 
-@pytest.mark.parametrize("augment", ["none", "crop_flip"])
+@pytest.mark.parametrize("augment", [pytest.param("none", marks=pytest.mark.slow), "crop_flip"])
 @pytest.mark.parametrize("loss", frozen_losses())
 def test_cached_answers_give_the_same_weights_bit_for_bit(loss: str, augment: str) -> None:
     data = make_data(augment=augment)

@@ -53,6 +53,7 @@ def assert_same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
     assert not [name for name in one if not torch.equal(one[name], other[name])]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(set(LOSSES.names()) - set(READS_THE_HOST)))
 def test_every_loss_gives_the_same_bits(name: str) -> None:
     recorded, bits = trained(make_task(name), True)
@@ -158,6 +159,7 @@ def remember(task: Distillation, data: Data, kept: Kept = EXACT, **options: Any)
     return task
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("augment", ["none", "crop_flip"])
 @pytest.mark.parametrize("options", [{}, {"used": 4 * ASKED}, {"limit": 1}], ids=["kept", "in part", "too large"])
 @pytest.mark.parametrize("loss", ["kd", "fitnet"])

@@ -128,6 +128,7 @@ def every_recipe() -> dict[str, Said]:
     }
 
 
+@pytest.mark.slow
 def test_every_kind_of_update_gives_the_numbers_of_one_process() -> None:
     alone, together = every_recipe(), on_ranks(3, every_recipe)
     for name in RECIPES:

@@ -63,6 +63,7 @@ def distilled(seed: int = 0) -> Task:
     return Distillation(make_student(seed), make_teacher(), KD(), Mix(), SPEC, name="kd")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [supervised, distilled])
 @pytest.mark.parametrize(
     "options",
