@@ -152,6 +152,7 @@ def test_sides_run_in_turns_and_the_first_run_is_not_counted() -> None:
     assert measured["a"] == Measured(50.0, [1.0, 1.0])
 
 
+@pytest.mark.slow
 def test_both_sides_ask_the_same_teacher(place: Workplace) -> None:
     options = {"name": "cnn", "blocks": [[128, 64], [64, 32]], "hidden": [512], "dropout": 0.1}
     network = MODELS.build(options, num_classes=10, in_channels=3, image_size=32).eval()

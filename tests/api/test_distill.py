@@ -313,6 +313,7 @@ def opaque(pixels: Tensor) -> Tensor:
     return torch.cat([pixels, torch.full_like(pixels[:1], 255)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "make",
     [as_picture, lambda pixels: read_only(pixels), lambda pixels: BUFFER.copy_(pixels), lambda pixels: opaque(pixels)],

@@ -24,6 +24,7 @@ def run_blocks(blocks: list[str]) -> dict[str, Any]:
     return scope
 
 
+@pytest.mark.slow
 def test_the_blocks_of_the_page_run(capsys: pytest.CaptureFixture[str]) -> None:
     scope = run_blocks(re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL))
     printed = capsys.readouterr().out

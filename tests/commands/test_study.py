@@ -64,12 +64,14 @@ def test_the_weights_of_the_two_words_sum_to_one_unless_both_are_typed(kd) -> No
     assert (kept["kl_weight"], kept["ce_weight"]) == (0.3, 0.9)
 
 
+@pytest.mark.slow
 def test_the_study_of_efficiency_measures_what_the_networks_cost(kd) -> None:
     results = kd("study", "efficiency", *FAST, "seed=0", "--json").json
     assert {run["stage"] for run in results["runs"] if run["speed"]} == {"teacher", "baseline", "distilled"}
     assert any("% of its FLOPs" in sentence for sentence in results["findings"])
 
 
+@pytest.mark.slow
 def test_the_study_of_transfer_tries_the_networks_on_other_data(kd, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linear_probe, "PENALTIES", (1e-1, 1e-2))
     networks = ("teacher=mlp", "teacher.hidden=[8]", "student=mlp", "student.hidden=[8]")

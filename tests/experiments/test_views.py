@@ -92,6 +92,7 @@ def test_an_exported_network_shows_itself_the_images(kd: Run, taught: Path, kind
         assert "with mean [0.6] and std [0.25, 0.25, 0.25] per channel, resized to [10, 12] pixels (bicubic," in card
 
 
+@pytest.mark.slow
 def test_predict_and_infer_say_the_same_of_a_file(
     kd: Run, taught: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

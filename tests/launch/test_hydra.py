@@ -135,6 +135,7 @@ OVERRIDDEN = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("group", ["experiment", "study"])
 @pytest.mark.parametrize("choice", OVERRIDDEN)
 def test_what_a_preset_overrides_is_heeded_and_what_is_typed_wins(kd, group: str, choice: str) -> None:
@@ -181,6 +182,7 @@ def test_a_sweep_has_a_folder_per_point_and_says_whether_distillation_helped(kd)
     assert [point["seed"] for point in again.json["points"]] == [0, 1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("subdir", "folders"),
     {
@@ -205,6 +207,7 @@ def test_a_points_folder_may_be_named_as_hydra_users_do(kd, launcher: str, subdi
         assert sorted(path.parent.name for path in Path("swept").rglob("result.json")) == folders
 
 
+@pytest.mark.slow
 def test_points_may_have_folders_inside_of_folders(kd) -> None:
     nested = ("hydra.sweep.dir=swept", "hydra.sweep.subdir=${loss.name}/${seed}")
     swept = kd("run", "-m", HERE, *SMALL, "loss=kd,mse_logits", "seed=0,1", *nested)

@@ -150,6 +150,7 @@ def test_gradient_reaches_every_parameter(student: str) -> None:
         assert parameter.dim() < 2 or parameter.grad.any(), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("student", STUDENTS)
 def test_channels_last_changes_no_logit(student: str) -> None:
     network = build(options(student)).eval()
@@ -342,6 +343,7 @@ def test_the_heads_of_two_tokens_vote_together_unless_a_loss_teaches_the_second_
         assert not torch.equal(said.logits, said.features["distill_logits"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["vit_tiny", "mixer", "convnext_femto", "resnet18", "resnet20_a"])
 def test_an_exported_network_takes_any_number_of_images(name: str) -> None:
     given = {"name": name, **({"patch_size": 8, "distilled": True} if name == "vit_tiny" else {})}

@@ -20,7 +20,7 @@ def some(cases: Sequence[T], count: int) -> list[T]:
 
 
 def in_share(name: str) -> bool:
-    """Whether a slow test is in the share that `KD_TEST_SLOW=NUMBER/OF` names (`0/5`: the first fifth); all without."""
+    """Whether a slow test is in the share that `KD_TEST_SLOW=NUMBER/OF` names, `0/8` the first eighth; all without."""
     number, _, of = os.environ.get("KD_TEST_SLOW", "0/1").partition("/")
     return zlib.crc32(name.encode()) % int(of) == int(number)
 

@@ -187,6 +187,7 @@ def test_a_missing_extra_says_what_to_install() -> None:
     assert "pip install 'kd-cli[ray]'" in done.stderr
 
 
+@pytest.mark.slow
 def test_nothing_of_ray_is_imported_unless_it_is_chosen() -> None:
     modules = imported_by("train-baseline", "-m", *SMALL, "seed=0,1", "hydra.launcher.n_jobs=1", "--json")
     assert "kd_cli.sweeps.launchers" in modules

@@ -118,6 +118,7 @@ def plain_bias() -> Tensor:
     return trained(Supervised(make_student(), 0.1), True)[1]["task.network.classifier.bias"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
 def test_every_recipe_gives_the_same_bits(recipe: dict[str, Any]) -> None:
     recorded, bits = trained(make_task("kd"), True, **recipe)

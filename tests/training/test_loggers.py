@@ -151,6 +151,7 @@ def test_tensorboard_gets_the_epochs_before_it_was_asked_for(tmp_path: Path) -> 
     assert curve(tmp_path / "run", "val_top1") == recorded(tmp_path / "run", "val_top1")
 
 
+@pytest.mark.slow
 def test_mlflow_has_the_points_of_a_sweep_their_parts_below_them_and_shared_parts_beside_them(kd) -> None:
     shown = kd("run", "-m", HERE, *SMALL, "loss.temperature=1,2", "logger=mlflow", "hydra.sweep.dir=swept")
     assert "mlflow" not in (shown.out + shown.err).lower()

@@ -101,7 +101,8 @@ def each_alone() -> dict[str, Said]:
     return every_loss(LOSSES.names())
 
 
-@pytest.mark.parametrize("world", [pytest.param(2, marks=pytest.mark.slow), 3])
+@pytest.mark.slow
+@pytest.mark.parametrize("world", [2, 3])
 def test_every_loss_gives_the_loss_terms_and_weights_of_one_process(world: int, each_alone: dict[str, Said]) -> None:
     names = list(each_alone)
     alone, together = each_alone, on_ranks(world, every_loss, names)
