@@ -33,7 +33,10 @@ def override_words(arguments: Sequence[str]) -> list[str]:
 
 def typed_overrides(arguments: Sequence[str], hydra: Any) -> list[str]:
     """The overrides of one run that the user typed, and none that `winning_overrides` added."""
-    return without_added(arguments, hydra.overrides.task)
+    from hydra.types import RunMode
+
+    alone = hydra.mode == RunMode.RUN  # then an interpolation is as typed; of a point it is quoted
+    return without_added(arguments, words_of(hydra)["task"] if alone else hydra.overrides.task)
 
 
 def without_added(arguments: Sequence[str], overrides: Sequence[str]) -> list[str]:

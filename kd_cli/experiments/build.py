@@ -23,6 +23,7 @@ from kd_cli.models.base import build_model
 from kd_cli.out_of_memory import countable, needing_memory
 from kd_cli.runs.folder import RunDir
 from kd_cli.seeds import derive_seed, seed_dropout
+from kd_cli.storage.cache import shards_in
 from kd_cli.storage.files import file_digest
 from kd_cli.teachers.cache import CachedTeacher, make_entry
 from kd_cli.teachers.load import Known, Teacher, load_teachers
@@ -176,12 +177,16 @@ def remember_teacher(setup: Setup, task: Distillation, teacher: Teacher, data: D
         kept=setup.kept,
     )
     few = recipe.epochs * steps * recipe.batch_size < data.spec.num_train
-    if few and not (entry.path / WHOLE).is_dir():  # where another run has asked about all, it answers
+    if few and not shards_in(entry.path / WHOLE).is_complete():  # where another run has asked about all, it answers
         live = True
+    since, others = run.record.get(ASKED_FROM), ranks()
+    since = since if isinstance(since, int) else None
+    if others is not None:  # their caches and their views of the record need not be the same
+        live, known = others.any(live), others.agreed({"from": -1 if since is None else since})["from"]
+        since = int(known) if known >= 0 else None
     if live and not setup.kept:
         return
     used = steps * recipe.batch_size if part and data.repeatable else None
-    since = run.record.get(ASKED_FROM)
     task.cache = cache = CachedTeacher(
         task.ask,
         data,
@@ -192,7 +197,7 @@ def remember_teacher(setup: Setup, task: Distillation, teacher: Teacher, data: D
         used=used,
         fixed=device.type == "cuda",
         live=live,
-        live_from=since if isinstance(since, int) else None,
+        live_from=since,
         tell=lambda epoch: run.note(**{ASKED_FROM: epoch}),
     )
     if setup.kept:

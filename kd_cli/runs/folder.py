@@ -220,7 +220,25 @@ def now() -> str:
 
 def expand(path: Path) -> list[Path]:
     """The runs of a comparison or of a sweep, in its order; any other path is itself."""
-    whole = (path / "run.json").exists() or (path / "multirun.yaml").exists()
-    parts = [part.parent for part in path.glob("*/run.json")] if whole else []
+    is_sweep = any((path / name).exists() for name in ("sweep.json", "multirun.yaml"))
+    parts = [part.parent for part in path.glob("*/run.json")] if (path / "run.json").exists() else []
+    parts = _complete(list(_points(path))) if is_sweep else parts
     parts.sort(key=lambda part: str((sound_record(part) or {}).get("started")))
     return [run for part in parts for run in expand(part)] or [path]
+
+
+def _points(folder: Path) -> Iterator[Path]:
+    """The runs of a sweep, which may be in folders inside of its own; parts that they share are not its points."""
+    for each in sorted(folder.iterdir()):
+        if (each / "run.json").exists():
+            yield each
+        elif each.is_dir() and not each.is_symlink() and each.name not in ("parts", "reports"):
+            yield from _points(each)
+
+
+def _complete(points: list[Path]) -> list[Path]:
+    """Those that have ended, if any have; the others are told."""
+    ended = [point for point in points if sound_result(point) is not None]
+    if ended and len(ended) < len(points):
+        log.warning("left out, not complete: %s", ", ".join(str(point) for point in points if point not in ended))
+    return ended or points

@@ -49,7 +49,7 @@ def in_use(path: Path, key: str = "hydra.run.dir") -> ConfigError:
 
 
 def check_same(path: Path, record: Mapping[str, Any] | None, config: Mapping[str, Any]) -> None:
-    """Refuses a folder that was begun with another configuration.
+    """Refuses a folder that was begun with another configuration, or has files of others that a run's would replace.
 
     Args:
         record: its run.json; nothing where it holds no run.
@@ -57,8 +57,24 @@ def check_same(path: Path, record: Mapping[str, Any] | None, config: Mapping[str
     Raises:
         ConfigError: what differs.
     """
+    foreign = None if record else _foreign(path, config)
+    if foreign:
+        raise ConfigError(
+            f"hydra.run.dir: {path} holds no run of kd (there is no run.json), and its {foreign} would be replaced; "
+            f"choose another: {offer('hydra.run.dir', 'DIR')}"
+        )
     if record and record.get("config_digest") != config_digest(config):
         raise ConfigError(f"{path} holds another run ({_difference(path, config)}); choose another hydra.run.dir")
+
+
+def _foreign(path: Path, config: Mapping[str, Any]) -> str | None:
+    """A file in the way of a run that is not begun; killed just before run.json was written, it has left its config."""
+    try:
+        others = config_digest(read_config(path)) != config_digest(config)
+    except DataError:
+        others = (path / "config.yaml").exists()
+    there = (name for name in ("result.json", "metrics.csv", "metrics.jsonl") if (path / name).exists())
+    return "config.yaml" if others else next(there, None)
 
 
 def config_digest(config: Mapping[str, Any]) -> str:

@@ -182,6 +182,13 @@ class Shards:
         """All of them, and what is being written."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
+    def is_complete(self) -> bool:
+        """Whether there is a file of each shard; what is in them is not looked at."""
+        try:
+            return {f"{number:04d}" for number in range(self.count)} <= {path.name[:4] for path in self.files()}
+        except (ValueError, TypeError, KeyError, ArithmeticError):
+            return False
+
     def is_whole(self) -> bool:
         """Whether every file that is there is what was written, for a manifest that anybody may have made."""
         try:

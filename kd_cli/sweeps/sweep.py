@@ -130,7 +130,7 @@ def _only_how(word: str) -> bool:
     """Whether an argument says how the points are run and not what they are."""
     of_hydra = ("hydra.launcher", "hydra/launcher", "hydra.sweep", "hydra.mode")
     afterwards = ("logger", "study.")  # where it is logged, and what a study does with what came of it
-    return word.startswith(("-m", "--multirun", *of_hydra)) or override_key(word).startswith(afterwards)
+    return word.startswith(("-m", "--multirun")) or override_key(word).startswith((*of_hydra, *afterwards))
 
 
 def _file_name(text: str) -> str:

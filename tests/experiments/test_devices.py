@@ -86,6 +86,17 @@ def test_specialists_are_trained_together_too(kd: Any) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("_forked_ranks")
+def test_a_run_whose_teacher_was_asked_live_is_extended_by_all(kd: Any) -> None:
+    kd("train-teacher", *SMALL, "hydra.run.dir=taught")
+    words = ("distill", *SMALL, "teacher.checkpoint=taught", "trainer.schedule=constant", "teacher_cache_gb=0.000001")
+    kd(*words, "devices=2", "hydra.run.dir=there")
+    assert sound_record(Path("there"))["teacher_asked_from_epoch"] == 0  # type: ignore[index]
+    kd("resume", "there", "trainer.epochs=3", "devices=2")
+    assert sound_record(Path("there-3-epochs"))["status"] == "completed"  # type: ignore[index]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_forked_ranks")
 def test_points_of_a_sweep_can_have_several_devices(kd: Any) -> None:
     kd("train-baseline", *QUICK, "-m", "seed=0,1", "devices=2", "hydra.sweep.dir=swept")
     for seed in (0, 1):

@@ -105,6 +105,15 @@ def test_what_is_tried_is_what_is_run_shown_and_remembered_and_the_best_can_be_t
         assert text in done.err
 
 
+def test_points_in_folders_inside_of_folders_are_found_again(kd) -> None:
+    words = (*BASELINE, HERE, "hydra.sweeper.n_trials=2", RATE, "hydra.sweep.dir=there")
+    words += ("hydra.sweep.subdir=seed${seed}/${hydra.job.num}", "--json")
+    for _ in range(2):
+        assert Path(kd(*words).json["optuna_results"]["best"]["run"], "run.json").exists()
+    points = json.loads(Path("there/sweep.json").read_text())["points"]
+    assert sorted(point["folder"] for point in points) == ["seed0/0", "seed0/1"]
+
+
 def test_the_same_seed_tries_the_same_points_and_another_does_not(tmp_path: Path) -> None:
     tried = {}
     for name, seed in (("one", 0), ("same", 0), ("other", 1)):

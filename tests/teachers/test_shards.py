@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 import threading
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from torch import Tensor
 from kd_cli.config.recipe import Recipe
 from kd_cli.data.base import Data
 from kd_cli.losses.base import build_loss
-from kd_cli.storage.cache import cache_folder, shards_in
+from kd_cli.storage.cache import Shards, cache_folder, shards_in
 from kd_cli.teachers.cache import CachedTeacher
 from kd_cli.teachers.outputs import EXACT, Entry, Kept, Layout, make_layout, rows_per_shard
 from kd_cli.training.task import Distillation
@@ -30,6 +31,16 @@ SHARDS = 4  # of 180 images, a batch each
 GIGABYTE = 10**9
 
 Ask = Callable[[Tensor], Outputs]
+
+
+def test_shards_are_complete_where_each_has_a_file(tmp_path: Path) -> None:
+    shards = Shards(tmp_path, json.dumps({"rows": 5, "rows_per_shard": 2, "row_bytes": 1}))
+    assert not shards_in(tmp_path).is_complete()
+    shards.describe()
+    for number in range(3):
+        assert not shards_in(tmp_path).is_complete()
+        (tmp_path / f"{number:04d}-abc.rows").touch()
+    assert shards_in(tmp_path).is_complete()
 
 
 class Asked:

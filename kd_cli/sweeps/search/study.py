@@ -12,6 +12,7 @@ import json
 import random
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from os.path import relpath
 from pathlib import Path
 from typing import Any
 
@@ -175,7 +176,8 @@ class Search:
         value, status = selection(point)[0], point["status"]
         if status in ("interrupted", "not started"):
             return
-        trial.set_user_attr("point", dict(point))
+        place = {"place": relpath(point["folder"], self._folder)} if "folder" in point else {}
+        trial.set_user_attr("point", {**point, **place})
         if status == "completed" and value is not None:
             self.study.tell(trial, value)
         else:
@@ -199,7 +201,8 @@ class Search:
         point: Point = trial.user_attrs["point"]
         if not self._is_mine(trial):
             return point
-        moved = {key: str(self._folder / Path(point[key]).name) for key in ("folder", "run") if key in point}
+        place = point.get("place") or Path(point.get("folder", "")).name  # of an earlier kd
+        moved = {key: str(self._folder / place) for key in ("folder", "run") if key in point}
         return {**point, **moved}
 
     def _trials(self) -> list[FrozenTrial]:
