@@ -179,11 +179,7 @@ def remember_teacher(setup: Setup, task: Distillation, teacher: Teacher, data: D
     few = recipe.epochs * steps * recipe.batch_size < data.spec.num_train
     if few and not shards_in(entry.path / WHOLE).is_complete():  # where another run has asked about all, it answers
         live = True
-    since, others = run.record.get(ASKED_FROM), ranks()
-    since = since if isinstance(since, int) else None
-    if others is not None:  # their caches and their views of the record need not be the same
-        live, known = others.any(live), others.agreed({"from": -1 if since is None else since})["from"]
-        since = int(known) if known >= 0 else None
+    live, since = _agreed(live, run.record.get(ASKED_FROM))
     if live and not setup.kept:
         return
     used = steps * recipe.batch_size if part and data.repeatable else None
@@ -202,6 +198,14 @@ def remember_teacher(setup: Setup, task: Distillation, teacher: Teacher, data: D
     )
     if setup.kept:
         run.note(teacher_answers=_tell_costs(setup, task, cache))
+
+
+def _agreed(live: bool, since: object) -> tuple[bool, int | None]:
+    """What all processes of a training go by: their caches, and what they see of its record, need not be the same."""
+    known = since if isinstance(since, int) else -1
+    if (others := ranks()) is not None:
+        live, known = others.any(live), int(others.agreed({"from": known})["from"])
+    return live, known if known >= 0 else None
 
 
 def _is_asked(data: Data, part: bool) -> bool:
