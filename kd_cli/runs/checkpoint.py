@@ -40,8 +40,11 @@ class Checkpoint:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.manifest = _read_manifest(path)
-        self._check_files()
+        try:
+            self.manifest = _read_manifest(path)
+            self._check_files()
+        except FileNotFoundError as error:
+            raise DataError(f"{path} was removed while it was read, by the run that it is of; type it again") from error
         self.plain: dict[str, Any] = read_json(path / "state.json") or {}
         self._check_place()
 

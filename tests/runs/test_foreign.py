@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from kd_cli.errors import DataError
+from kd_cli.runs.checkpoint import Checkpoint
 from kd_cli.sweeps.sweep import _only_how
 from tests.conftest import HERE, SMALL, Outcome
 
@@ -55,3 +58,22 @@ def test_the_complete_points_of_any_sweep_are_evaluated(kd: Kd) -> None:
     (row,) = said.json["evaluations"]
     assert row["run"].endswith("swept/mlp/0.01")
     assert "left out, not complete: swept/mlp/1e+30" in said.message
+
+
+def test_a_checkpoint_that_is_removed_while_it_is_read_is_said_to_be(kd: Kd, monkeypatch: pytest.MonkeyPatch) -> None:
+    kd(*TRAIN, "hydra.run.dir=there")
+    path = next(Path("there/checkpoints").iterdir())
+    look = Path.iterdir
+
+    def late(self: Path) -> Iterator[Path]:
+        shutil.rmtree(path, ignore_errors=True)
+        return look(self)
+
+    monkeypatch.setattr(Path, "iterdir", late)
+    with pytest.raises(DataError, match="was removed while it was read"):
+        Checkpoint(path)
+
+
+def test_a_word_that_no_system_takes_for_a_path_is_an_override_or_no_run(kd: Kd) -> None:
+    assert "there is no run" in kd("evaluate", "x" * 300, code=2).message
+    assert "there is no run" in kd("evaluate", "nothing", f"plugins=[{'x' * 300}.py]", code=2).message
