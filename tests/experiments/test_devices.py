@@ -175,6 +175,7 @@ def test_torchrun_itself_starts_them(kd: Any) -> None:
         check_like(Path("one") / part, Path("both") / part)
 
 
+@pytest.mark.slow
 def test_copies_of_another_number_than_typed_all_end_with_one_message() -> None:
     words = ("train-baseline", *QUICK, "devices=3", "hydra.run.dir=none")
     (code, said), (other_code, other_said) = copies({**TORCHRUN, "MASTER_PORT": free_port()}, words)
